@@ -1,0 +1,189 @@
+"""Every store of a study on one screen: what `xarray.open_datatree(study)` shows, and where the words come from.
+
+Dimensions: `stimulus` (test stimuli first, then each subject's own; join by the `nsd_id` coordinate, never by
+position), `trial` (presentations in the order of the scan), `voxel` (of the subject's mask), `token` and `feature` (of
+a target space), `y`, `x`, `rgb` (of a picture).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from stores.spec import ArraySpec, StoreSpec
+
+NSD_ID = ArraySpec("nsd_id", ("stimulus",), "i4", "0-based index of the stimulus in NSD's 73,000", role="coordinate")
+SPLIT = ArraySpec("split", ("stimulus",), "str", "test or train", role="coordinate")
+IMAGE_DIMS = ("stimulus", "y", "x", "rgb")
+
+
+def stimuli(per_partition: int) -> StoreSpec:
+    chunks = {"stimulus": per_partition}
+    image_chunks = {"stimulus": min(per_partition, 8)}
+    return StoreSpec(
+        "Stimuli: the photos that were shown, and their captions",
+        (
+            ArraySpec("image", IMAGE_DIMS, "u1", "photo as shown", "sRGB", image_chunks, "zstd"),
+            ArraySpec("caption", ("stimulus", "caption"), "str", "COCO captions, unused ones empty", chunks=chunks),
+            NSD_ID,
+            SPLIT,
+            ArraySpec("owner", ("stimulus",), "str", "subject that saw it, or shared", role="coordinate"),
+        ),
+        {"stimulus": per_partition},
+    )
+
+
+def betas(trials_per_session: int) -> StoreSpec:
+    axis = [
+        ArraySpec(name, ("voxel",), "i4", f"voxel index along {axis} in the subject's volumes", role="coordinate")
+        for name, axis in zip("ijk", "xyz", strict=True)
+    ]
+    return StoreSpec(
+        "Betas: the response of every voxel to every trial (NSD's GLMsingle estimates)",
+        (
+            ArraySpec(
+                "beta",
+                ("trial", "voxel"),
+                "i2",
+                "GLM response amplitude of a trial",
+                "percent signal change",
+                {"trial": trials_per_session, "voxel": 4096},
+                "zstd",
+                attrs={"scale_factor": 1 / 300, "_FillValue": -32768},
+            ),
+            ArraySpec("nsd_id", ("trial",), "i4", "0-based index of the stimulus shown", role="coordinate"),
+            ArraySpec("session", ("trial",), "i2", "scan session, from 1", role="coordinate"),
+            *axis,
+            ArraySpec("roi", ("roi",), "str", "NSD's region-of-interest file", role="coordinate"),
+            ArraySpec("roi_label", ("roi", "voxel"), "i2", "label in that file; 0 none, -1 not cortex", role="given"),
+            ArraySpec("ncsnr", ("voxel",), "f4", "noise-ceiling signal-to-noise ratio (signal SD / noise SD)", role="given"),
+        ),
+        {"trial": trials_per_session},
+    )
+
+
+def responses(voxels_per_partition: int) -> StoreSpec:
+    chunks = {"voxel": voxels_per_partition}
+    return StoreSpec(
+        "Responses: betas averaged over the repeats of a stimulus",
+        (
+            ArraySpec("response", ("stimulus", "voxel"), "f4", "mean beta over repeats", "percent signal change", chunks),
+            ArraySpec("voxel_mean", ("voxel",), "f4", "mean over training stimuli", "percent signal change", chunks),
+            ArraySpec(
+                "voxel_scale", ("voxel",), "f4", "SD over training stimuli (ddof 1)", "percent signal change", chunks
+            ),
+            ArraySpec("valid", ("voxel",), "u1", "1 = decoded from; 0 = constant or not a number, left out", chunks=chunks),
+            ArraySpec("repeats", ("stimulus",), "i2", "number of trials averaged", role="given"),
+            NSD_ID,
+            SPLIT,
+        ),
+        {"voxel": voxels_per_partition},
+    )
+
+
+def space_dims(shape: Sequence[int]) -> tuple[str, ...]:
+    """Dimensions of a target space: (feature,) or (token, feature)."""
+    return ("token", "feature")[-len(shape) :]
+
+
+def targets(shape: Sequence[int], dtype: str, per_partition: int, columns: int) -> StoreSpec:
+    dims = space_dims(shape)
+    chunks = {"stimulus": per_partition, **column_blocks(shape, columns)}
+    return StoreSpec(
+        "Targets: latents of the stimuli, what ridge predicts",
+        (
+            ArraySpec("latent", ("stimulus", *dims), dtype, "latent of the stimulus", chunks=chunks),
+            NSD_ID,
+            SPLIT,
+        ),
+        {"stimulus": per_partition},
+    )
+
+
+def column_blocks(shape: Sequence[int], columns: int) -> dict[str, int]:
+    """How a target space is cut into blocks of about `columns` latents: along `token` if it has tokens."""
+    if len(shape) == 1:
+        return {"feature": min(columns, shape[0])}
+    return {"token": max(1, min(columns // shape[1], shape[0]))}
+
+
+def decoders() -> StoreSpec:
+    return StoreSpec(
+        "Decoder: the ridge regression of a subject, one hat matrix a target space (predictions = hat_matrix @ latents)",
+        (
+            ArraySpec(
+                "hat_matrix",
+                ("space", "stimulus", "train_stimulus"),
+                "f4",
+                "weight of each training stimulus in each test prediction",
+                chunks={"space": 1, "stimulus": 512, "train_stimulus": 4096},
+            ),
+            ArraySpec("alpha", ("space",), "f8", "ridge penalty (scikit-learn's convention)", role="given"),
+            ArraySpec("space", ("space",), "str", "target space", role="coordinate"),
+            NSD_ID,
+            ArraySpec("train_nsd_id", ("train_stimulus",), "i4", "nsd_id of the training stimulus", role="coordinate"),
+        ),
+        {"space": 1},
+    )
+
+
+STATISTICS: Mapping[str, str] = {
+    "train_mean": "mean of the training targets",
+    "train_std": "SD of the training targets (ddof 0)",
+    "prediction_mean": "mean of the predictions over the test set",
+    "prediction_std": "SD of the predictions over the test set (ddof 0)",
+    "r2": "coefficient of determination on the test set",
+    "pearson_r": "Pearson correlation with the true latents on the test set",
+}
+
+
+def predictions(shape: Sequence[int], columns: int) -> StoreSpec:
+    dims = space_dims(shape)
+    cut = column_blocks(shape, columns)
+    return StoreSpec(
+        "Predictions: latents of the test stimuli as ridge predicts them, raw; the statistics re-standardise them",
+        (
+            ArraySpec("latent", ("stimulus", *dims), "f4", "predicted latent", chunks={"stimulus": 64, **cut}),
+            *(ArraySpec(name, dims, "f4", doc, chunks=cut) for name, doc in STATISTICS.items()),
+            NSD_ID,
+        ),
+        cut,
+    )
+
+
+def images(title: str, per_partition: int, per_chunk: int) -> StoreSpec:
+    return StoreSpec(
+        title,
+        (
+            ArraySpec("image", IMAGE_DIMS, "u1", "picture", "sRGB", {"stimulus": per_chunk}, "zstd"),
+            NSD_ID,
+        ),
+        {"stimulus": per_partition},
+    )
+
+
+def guesses(per_partition: int) -> StoreSpec:
+    return images("Guesses: stage-1 images of the VDVAE", per_partition, per_partition)
+
+
+def reconstructions(per_partition: int) -> StoreSpec:
+    return images("Reconstructions: stage-2 images of Versatile Diffusion", per_partition, 1)
+
+
+def metrics() -> StoreSpec:
+    return StoreSpec(
+        "Metrics: agreement of every reconstruction with the photo that was shown",
+        (
+            ArraySpec(
+                "value",
+                ("subject", "variant", "metric", "stimulus"),
+                "f4",
+                "score of one reconstruction; not a number where the subject did not see the stimulus",
+                chunks={"subject": 1, "variant": 1},
+            ),
+            ArraySpec("subject", ("subject",), "str", "subject", role="coordinate"),
+            ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
+            ArraySpec("metric", ("metric",), "str", "metric and protocol", role="coordinate"),
+            NSD_ID,
+        ),
+        {"subject": 1, "variant": 1},
+    )

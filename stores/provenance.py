@@ -1,0 +1,100 @@
+"""What a store was made from: settings, input files, upstream stores, versions; and the fingerprint of it all."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+FORMAT = 1
+PACKAGES = ("bdflow", "numpy", "scipy", "zarr", "xarray", "dask", "ray", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Everything that decides the content of a store.
+
+    Attributes
+    ----------
+    stage : the stage that fills the store.
+    settings : the settings that shape its content (JSON values); how and where work ran is not among them.
+    inputs : content identity of every file read, by name.
+    upstream : fingerprint of every store read, by path in the study.
+    """
+
+    stage: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    upstream: Mapping[str, str] = field(default_factory=dict)
+
+    def _content(self) -> dict[str, Any]:
+        content = {
+            "format": FORMAT,
+            "stage": self.stage,
+            "settings": dict(self.settings),
+            "inputs": dict(self.inputs),
+            "upstream": dict(self.upstream),
+        }
+        return json.loads(json.dumps(content, sort_keys=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all of the above; package versions are recorded but do not make a store stale."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()[:32]
+
+    def attrs(self) -> dict[str, Any]:
+        """The record kept in the store's attributes."""
+        return {**self._content(), "fingerprint": self.fingerprint, "versions": versions()}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that computed the study."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differences(recorded: Mapping[str, Any], expected: Provenance) -> list[str]:
+    """What changed between a store's record and what is expected now, one line each; empty if nothing."""
+    if recorded.get("fingerprint") == expected.fingerprint:
+        return []
+    now = expected._content()
+    lines: list[str] = []
+    for section in ("format", "stage", "settings", "inputs", "upstream"):
+        for key, old, new in _changes(recorded.get(section), now[section], ""):
+            name = f"{section}{key}"
+            if section == "upstream":
+                lines.append(f"upstream store {key.lstrip('.')} was made differently")
+            elif section == "inputs":
+                lines.append(f"input {key.lstrip('.')} is another file now")
+            else:
+                lines.append(f"{name}: made with {_short(old)}, now {_short(new)}")
+    return lines or ["its record is damaged"]
+
+
+_ABSENT = object()
+
+
+def _changes(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            yield from _changes(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{key}.{name}")
+    elif old != new:
+        yield key, old, new
+
+
+def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "nothing"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,155 @@
+"""Declarations: what every array of a store is called, what it holds, and how it is cut.
+
+One declaration serves the metadata on disk, the checks before every write, and the documentation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+
+from stores.errors import StoreError
+
+Sizes = Mapping[str, int]
+Region = dict[str, slice]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array.
+
+    Attributes
+    ----------
+    name, dims : its name and the names of its dimensions.
+    dtype : a numpy dtype string ("i2", "f4", ...) or "str".
+    doc, units : written as `long_name` and `units`; "1" is dimensionless.
+    chunks : chunk length by dimension; a dimension not named is one chunk long.
+    codec : "raw" (latents: random floats do not compress) or "zstd".
+    role : "data" is filled by partitions; "given" and "coordinate" are written when the store is declared.
+    attrs : further attributes (`scale_factor`, `_FillValue`, `flag_meanings`, ...).
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    doc: str
+    units: str = "1"
+    chunks: Mapping[str, int] = field(default_factory=dict)
+    codec: Literal["raw", "zstd"] = "raw"
+    role: Literal["data", "given", "coordinate"] = "data"
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return tuple(sizes[dim] for dim in self.dims)
+
+    def chunk_shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return tuple(max(1, min(self.chunks.get(dim, sizes[dim]), sizes[dim])) for dim in self.dims)
+
+    def attributes(self) -> dict[str, Any]:
+        return {"long_name": self.doc, "units": self.units, **self.attrs}
+
+    def create(self, group: zarr.Group, sizes: Sizes) -> zarr.Array:
+        """Write the array's metadata; every chunk will carry a crc32c checksum."""
+        codecs: list[Any] = [zarr.codecs.ZstdCodec(level=1)] if self.codec == "zstd" else []
+        return group.create_array(
+            self.name,
+            shape=self.shape(sizes),
+            chunks=self.chunk_shape(sizes),
+            dtype="string" if self.dtype == "str" else self.dtype,
+            dimension_names=self.dims,
+            compressors=[*codecs, zarr.codecs.Crc32cCodec()],
+            attributes=self.attributes(),
+        )
+
+    def check(self, array: zarr.Array, sizes: Sizes) -> Iterator[str]:
+        """Every way in which `array` on disk differs from this declaration."""
+        metadata = array.metadata
+        found = {
+            "dims": tuple(getattr(metadata, "dimension_names", None) or ()),
+            "shape": tuple(array.shape),
+            "chunks": tuple(array.chunks),
+            "dtype": "str" if array.dtype.kind == "T" else array.dtype.str.lstrip("<>|="),
+        }
+        expected = {
+            "dims": self.dims,
+            "shape": self.shape(sizes),
+            "chunks": self.chunk_shape(sizes),
+            "dtype": "str" if self.dtype == "str" else np.dtype(self.dtype).str.lstrip("<>|="),
+        }
+        for what, value in expected.items():
+            if found[what] != value:
+                yield f"{self.name}: {what} {found[what]}, expected {value}"
+        for key, value in self.attributes().items():
+            if array.attrs.get(key) != value:
+                yield f"{self.name}: attribute {key} {array.attrs.get(key)!r}, expected {value!r}"
+        codecs = getattr(metadata, "codecs", ())
+        if not any(type(codec).__name__ == "Crc32cCodec" for codec in codecs):
+            yield f"{self.name}: no crc32c checksum on its chunks"
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """One store: its arrays, and how its filling is cut into partitions.
+
+    `partition` gives the length of a partition along each dimension that is cut; the partitions are the product of
+    these blocks, in row-major order. Without it the store is one partition. Every data array must have all cut
+    dimensions, and a partition must own whole chunks: both are checked when the store is declared.
+    """
+
+    title: str
+    arrays: tuple[ArraySpec, ...]
+    partition: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def data(self) -> tuple[ArraySpec, ...]:
+        return tuple(spec for spec in self.arrays if spec.role == "data")
+
+    def problems(self, sizes: Sizes) -> list[str]:
+        """Every violation of the rules above for these sizes."""
+        found = []
+        for spec in self.arrays:
+            found += [f"{spec.name}: no size for dimension {dim}" for dim in spec.dims if dim not in sizes]
+        if found:
+            return found
+        found += [f"{dim} has size {size}" for dim, size in sizes.items() if size < 1]
+        for spec in self.data:
+            chunk = dict(zip(spec.dims, spec.chunk_shape(sizes), strict=True))
+            for dim, length in self.partition.items():
+                if dim not in spec.dims:
+                    found.append(f"{spec.name}: lacks {dim}, along which the store is cut")
+                elif length < sizes[dim] and length % chunk[dim]:
+                    found.append(f"{spec.name}: a partition of {length} {dim} cuts chunks of {chunk[dim]}")
+        return found
+
+    def grid(self, sizes: Sizes) -> tuple[int, ...]:
+        """Number of partitions along each cut dimension."""
+        return tuple(math.ceil(sizes[dim] / length) for dim, length in self.partition.items())
+
+    def n_partitions(self, sizes: Sizes) -> int:
+        return math.prod(self.grid(sizes))
+
+    def region(self, sizes: Sizes, partition: int) -> Region:
+        """The slices that a partition owns, by dimension (dimensions not cut are absent)."""
+        grid = self.grid(sizes)
+        if not 0 <= partition < math.prod(grid):
+            raise StoreError(f"partition {partition} of {math.prod(grid)}: there is none")
+        position = np.unravel_index(partition, grid) if grid else ()
+        return {
+            dim: slice(int(i) * length, min((int(i) + 1) * length, sizes[dim]))
+            for i, (dim, length) in zip(position, self.partition.items(), strict=True)
+        }
+
+    def chunks_of(self, sizes: Sizes, spec: ArraySpec, partition: int) -> Iterator[tuple[int, ...]]:
+        """Indices of the chunks of one data array that a partition owns."""
+        region = self.region(sizes, partition)
+        ranges = []
+        for dim, chunk in zip(spec.dims, spec.chunk_shape(sizes), strict=True):
+            owned = region.get(dim, slice(0, sizes[dim]))
+            ranges.append(range(owned.start // chunk, math.ceil(owned.stop / chunk)))
+        yield from product(*ranges)

@@ -1,0 +1,327 @@
+"""One declared store: write partitions, seal, read, and find what is damaged."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from stores.errors import CorruptChunk, StoreError
+from stores.spec import ArraySpec, StoreSpec
+
+if TYPE_CHECKING:
+    import xarray
+
+PROGRESS = "written"
+Selection = Mapping[str, slice | np.ndarray]
+
+
+class Store:
+    """A declared store at `path` in the study at `study`; everything about it is read from its own metadata.
+
+    Instances are light and picklable: workers get one and open the arrays they touch.
+    """
+
+    def __init__(self, study: str | Path, path: str) -> None:
+        self.study, self.path = Path(study), path
+
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return type(self), (self.study, self.path)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.study)!r}, {self.path!r})"
+
+    # --- what it is -------------------------------------------------------------------------------------------
+
+    def _group(self, mode: str = "r") -> zarr.Group:
+        backend = LocalStore(self.study)
+        return zarr.open_group(backend, path=self.path, mode=mode, use_consolidated=False)  # type: ignore[arg-type]
+
+    @cached_property
+    def attrs(self) -> dict[str, Any]:
+        return dict(self._group().attrs)
+
+    @cached_property
+    def arrays(self) -> dict[str, zarr.Array]:
+        """Every array by name, open for reading and writing."""
+        backend = LocalStore(self.study)
+        names = [*self.attrs["data"], *self.attrs["given"], PROGRESS]
+        found = {}
+        for name in names:
+            try:
+                found[name] = every_chunk(zarr.open_array(backend, path=f"{self.path}/{name}", mode="r+"))
+            except FileNotFoundError:
+                continue
+        return found
+
+    @cached_property
+    def spec(self) -> StoreSpec:
+        """The declaration, as far as the metadata on disk holds it."""
+        arrays = []
+        for name, array in self.arrays.items():
+            if name == PROGRESS:
+                continue
+            dims = self.dims(name)
+            arrays.append(
+                ArraySpec(
+                    name,
+                    dims,
+                    "str" if array.dtype.kind == "T" else array.dtype.str,
+                    str(array.attrs.get("long_name", "")),
+                    chunks=dict(zip(dims, array.chunks, strict=True)),
+                    role="data" if name in self.attrs["data"] else "given",
+                )
+            )
+        return StoreSpec(self.attrs["title"], tuple(arrays), self.attrs["partition"])
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Length of every dimension."""
+        found: dict[str, int] = {}
+        for name, array in self.arrays.items():
+            found.update(zip(self.dims(name), array.shape, strict=True))
+        return found
+
+    def dims(self, name: str) -> tuple[str, ...]:
+        return tuple(getattr(self.arrays[name].metadata, "dimension_names", None) or ())
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.attrs["provenance"]
+
+    @property
+    def n_partitions(self) -> int:
+        return self.arrays[PROGRESS].shape[0]
+
+    @property
+    def nbytes_stored(self) -> int:
+        """Bytes on disk."""
+        return sum(file.stat().st_size for file in (self.study / self.path).rglob("*") if file.is_file())
+
+    # --- fill -------------------------------------------------------------------------------------------------
+
+    def markers(self) -> np.ndarray:
+        """The progress array; a damaged marker counts as not written."""
+        progress = self.arrays[PROGRESS]
+        try:
+            return np.asarray(progress[:])
+        except (ValueError, RuntimeError):
+            found = np.zeros(progress.shape, progress.dtype)
+            for i in range(len(found)):
+                try:
+                    found[i] = progress[i]
+                except (ValueError, RuntimeError):
+                    continue
+            return found
+
+    def missing(self) -> list[int]:
+        """Partitions that are not written."""
+        return [int(i) for i in np.flatnonzero(self.markers() == 0)]
+
+    def write(self, partition: int, data: Mapping[str, np.ndarray]) -> None:
+        """Write one partition, then mark it. One already written is left as it is.
+
+        Raises StoreError for a wrong array, shape or dtype, before anything is written, and for a full disk.
+        """
+        if self.markers()[partition]:
+            return
+        region = self.spec.region(self.sizes, partition)
+        problems = [f"{name}: not given" for name in self.attrs["data"] if name not in data]
+        problems += [f"{name}: not an array of this store" for name in data if name not in self.attrs["data"]]
+        selections = {}
+        for name in self.attrs["data"]:
+            if name not in data:
+                continue
+            array, value = self.arrays[name], data[name]
+            selections[name] = tuple(region.get(dim, slice(0, self.sizes[dim])) for dim in self.dims(name))
+            shape = tuple(part.stop - part.start for part in selections[name])
+            if value.shape != shape:
+                problems.append(f"{name}: shape {value.shape}, expected {shape}")
+            if value.dtype != array.dtype:
+                problems.append(f"{name}: dtype {value.dtype}, expected {array.dtype}")
+        if problems:
+            raise StoreError(f"{self.path}, partition {partition}: cannot be written:\n  " + "\n  ".join(problems))
+        with no_space(self.study / self.path):
+            for name in self.attrs["data"]:
+                self.arrays[name][selections[name]] = data[name]
+            self.arrays[PROGRESS][partition] = digest([data[name] for name in self.attrs["data"]])
+
+    def forget(self, partition: int) -> None:
+        """Take a partition's mark away, so that it is computed again; the store is no longer sealed."""
+        self._seal(False)
+        self.arrays[PROGRESS][partition] = 0
+
+    # --- seal -------------------------------------------------------------------------------------------------
+
+    @property
+    def sealed(self) -> bool:
+        return bool(self._group().attrs.get("sealed", False))
+
+    def seal(self) -> None:
+        """Declare the store complete. Raises StoreError if a partition is missing."""
+        missing = self.missing()
+        if missing:
+            raise StoreError(f"{self.path}: cannot be sealed, {len(missing)} of {self.n_partitions} partitions missing")
+        self._seal(True)
+
+    def _seal(self, value: bool) -> None:
+        with no_space(self.study / self.path):
+            self._group("r+").attrs["sealed"] = value
+
+    # --- read -------------------------------------------------------------------------------------------------
+
+    def read(self, name: str, selection: Selection | None = None) -> np.ndarray:
+        """Values of an array as stored (no scaling), for slices or sorted index arrays by dimension.
+
+        Raises CorruptChunk, naming the chunk, if one of those it needs does not decode or fails its checksum.
+        """
+        array = self.arrays[name]
+        index = tuple((selection or {}).get(dim, slice(None)) for dim in self.dims(name))
+        try:
+            if all(isinstance(part, slice) for part in index):
+                return np.asarray(array[index])
+            return np.asarray(array.oindex[index])
+        except (ValueError, RuntimeError):
+            for chunk in self._chunks_under(name, index):
+                why = self._chunk_damage(name, chunk)
+                if why:
+                    raise CorruptChunk(self.path, name, chunk, self._owner(name, chunk), why) from None
+            raise
+
+    def dataset(self) -> xarray.Dataset:
+        """The store as a lazy xarray dataset, values as stored."""
+        import xarray
+
+        return xarray.open_zarr(
+            str(self.study), group=self.path, consolidated=False, mask_and_scale=False, zarr_format=3
+        )
+
+    # --- integrity --------------------------------------------------------------------------------------------
+
+    def _chunk_grid(self, name: str) -> list[range]:
+        array = self.arrays[name]
+        return [range(-(-size // chunk)) for size, chunk in zip(array.shape, array.chunks, strict=True)]
+
+    def _chunks_under(self, name: str, index: Sequence[slice | np.ndarray]) -> Iterator[tuple[int, ...]]:
+        array = self.arrays[name]
+        ranges = []
+        for part, size, chunk in zip(index, array.shape, array.chunks, strict=True):
+            positions = np.arange(size)[part]
+            ranges.append(np.unique(positions // chunk).tolist())
+        yield from product(*ranges)
+
+    def _owner(self, name: str, chunk: tuple[int, ...]) -> int | None:
+        if name not in self.attrs["data"]:
+            return None
+        grid, position = self.spec.grid(self.sizes), []
+        for dim, length in self.spec.partition.items():
+            axis = self.dims(name).index(dim)
+            position.append(chunk[axis] * self.arrays[name].chunks[axis] // length)
+        return int(np.ravel_multi_index(position, grid)) if grid else 0
+
+    def _chunk_damage(self, name: str, chunk: tuple[int, ...]) -> str | None:
+        """What is wrong with one chunk, or None."""
+        array = self.arrays[name]
+        key = f"{self.path}/{name}/{array.metadata.encode_chunk_key(chunk)}"
+        if not sync(array.store_path.store.exists(key)):
+            return "no file"
+        selection = tuple(slice(i * c, (i + 1) * c) for i, c in zip(chunk, array.chunks, strict=True))
+        try:
+            array[selection]
+        except (ValueError, RuntimeError) as err:
+            failed = "checksum do not match" in str(err)
+            return "bytes that do not match their checksum" if failed else f"bytes that do not decode ({err})"
+        return None
+
+    def given_damage(self, name: str) -> list[CorruptChunk]:
+        """Damaged chunks of an array written at declaration."""
+        found = [
+            CorruptChunk(self.path, name, chunk, None, why)
+            for chunk in product(*self._chunk_grid(name))
+            if (why := self._chunk_damage(name, chunk))
+        ]
+        if not found and digest([np.asarray(self.arrays[name][...])]) != self.attrs["given"][name]:
+            first = tuple(0 for _ in self._chunk_grid(name))
+            found.append(CorruptChunk(self.path, name, first, None, "other values than were written"))
+        return found
+
+    def missing_chunks(self) -> list[CorruptChunk]:
+        """Chunks of written partitions whose file is gone; cheap, nothing is decoded."""
+        written = self.markers() != 0
+        found = []
+        for name in self.attrs["data"]:
+            array = self.arrays[name]
+            for chunk in product(*self._chunk_grid(name)):
+                owner = self._owner(name, chunk)
+                key = f"{self.path}/{name}/{array.metadata.encode_chunk_key(chunk)}"
+                if owner is not None and written[owner] and not sync(array.store_path.store.exists(key)):
+                    found.append(CorruptChunk(self.path, name, chunk, owner, "no file"))
+        return found
+
+    def damage(self) -> Iterator[CorruptChunk]:
+        """Read everything that was written; yield every chunk that is not what was written."""
+        for name in self.attrs["given"]:
+            yield from self.given_damage(name)
+        for partition, marker in enumerate(self.markers()):
+            if marker:
+                yield from self._partition_damage(partition, int(marker))
+
+    def _partition_damage(self, partition: int, marker: int) -> Iterator[CorruptChunk]:
+        region = self.spec.region(self.sizes, partition)
+        found = False
+        for spec in self.spec.data:
+            for chunk in self.spec.chunks_of(self.sizes, spec, partition):
+                why = self._chunk_damage(spec.name, chunk)
+                if why:
+                    found = True
+                    yield CorruptChunk(self.path, spec.name, chunk, partition, why)
+        if not found:
+            values = [self.read(spec.name, region) for spec in self.spec.data]
+            if digest(values) != marker:
+                spec = self.spec.data[0]
+                chunk = next(self.spec.chunks_of(self.sizes, spec, partition))
+                yield CorruptChunk(self.path, spec.name, chunk, partition, "other values than were written")
+
+
+def digest(values: Sequence[np.ndarray]) -> int:
+    """1 + crc32c over arrays of one partition, in the order of their declaration."""
+    crc = 0
+    for value in values:
+        if value.dtype.kind in "TUO":
+            text = "\x00".join(str(item) for item in value.ravel())
+            data = np.frombuffer(text.encode(), "u1")
+        else:
+            data = np.ascontiguousarray(value).reshape(-1).view("u1")
+        crc = google_crc32c.extend(crc, data)
+    return 1 + crc
+
+
+def every_chunk(array: zarr.Array) -> zarr.Array:
+    """The array, set to write chunks of fill values too, so that a chunk without a file is always a damaged one."""
+    return array.with_config({"write_empty_chunks": True})
+
+
+@contextmanager
+def no_space(path: Path) -> Iterator[None]:
+    """Say it clearly when the disk is full; what was being written has left no trace."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(
+            f"{path}: found no space left on the device while writing; expected room for the partition.\n"
+            "What is written stays valid; the partition that did not fit is not marked.\n"
+            "What to do: free some space (`bdflow status CONFIG` shows the size of every store), then run the same "
+            "command again: it goes on where it stopped."
+        ) from err
