@@ -1,0 +1,17 @@
+"""Where work runs: one small `Executor`, serial, on Dask or on Ray; progress; one process at a time."""
+
+from cluster.errors import ClusterError, WorkerLost
+from cluster.executor import Completed, Executor, Resources, open_executor
+from cluster.lock import exclusive
+from cluster.progress import Progress
+
+__all__ = [
+    "ClusterError",
+    "Completed",
+    "Executor",
+    "Progress",
+    "Resources",
+    "WorkerLost",
+    "exclusive",
+    "open_executor",
+]

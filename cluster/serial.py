@@ -1,0 +1,55 @@
+"""Work in this very process, one task after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from types import TracebackType
+
+from cluster.executor import DEFAULT, Completed, OnDone, R, Resources, T
+from cluster.limits import refuse_excess
+from cluster.threads import limit, limited
+from cluster.worker import this_process
+
+
+class SerialExecutor:
+    """The driver is the worker, whatever `resources.workers` says; tasks are done in their order."""
+
+    name = "serial"
+
+    def __init__(self, *, total: Resources | None = None) -> None:
+        self._total = total
+
+    def run(
+        self,
+        make_worker: Callable[[], Callable[[T], R]],
+        tasks: Sequence[T],
+        *,
+        resources: Resources = DEFAULT,
+        on_done: OnDone | None = None,
+    ) -> None:
+        """See `Executor.run`. `threads` holds during the run; what the work raises is raised as it is."""
+        refuse_excess(resources, self._total)
+        if not len(tasks):
+            return
+        me = this_process()
+        with limited(resources.threads):
+            work = make_worker()
+            limit(resources.threads)
+            for index in range(len(tasks)):
+                start = perf_counter()
+                result = work(tasks[index])
+                seconds = perf_counter() - start
+                if on_done is not None:
+                    on_done(Completed(index, result, seconds, me, 1))
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+    def __enter__(self) -> SerialExecutor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
