@@ -47,8 +47,8 @@ class BetaSession(ABC):
     def iter_volumes(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (trial, volume (x, y, z)), trials ascending from 0.
 
-        A volume is valid until the next is asked for. The file's own checksums are verified when the iterator is
-        exhausted. Raises InputError where the file is damaged, naming the trial.
+        A volume is valid until the next is asked for. The file's own checksums are verified when the iterator
+        is exhausted. Raises InputError where the file is damaged, naming the trial.
         """
 
     def read_masked(self, mask: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

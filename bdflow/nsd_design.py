@@ -1,6 +1,6 @@
 """NSD's experimental design, and the split of its stimuli into test and train.
 
-Sources: the NSD data manual on ``nsd_expdesign.mat``; the shared stimuli as test set, Ozcelik & VanRullen 2023.
+Sources: the NSD data manual on ``nsd_expdesign.mat``; the paper's split, Ozcelik & VanRullen 2023.
 """
 
 import re

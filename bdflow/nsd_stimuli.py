@@ -50,9 +50,7 @@ class Stimuli:
         self.shape = (int(brick.shape[1]), int(brick.shape[2]), 3)
 
     def read(self, nsd_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Images (n, y, x, 3) uint8 in the order of `nsd_ids` (0-based, repeats allowed). Raises
-        InputError.
-        """
+        """Images (n, y, x, 3) uint8 in the order of `nsd_ids` (0-based, also repeated). Raises InputError."""
         ids = _check_ids(nsd_ids, self.count, self.path)
         images = np.empty((ids.size, *self.shape), np.uint8)
         unique = np.unique(ids)
