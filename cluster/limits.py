@@ -100,7 +100,9 @@ def refuse_gpus(resources: Resources, places: int, devices: float) -> None:
 def excess(asked: str, found: str, action: str) -> ClusterError:
     """The error of asking for more than there is."""
     return ClusterError(
-        f"Asked for {asked}; found {found}. Workers without a place would wait for ever, so none was started.\nWhat to do: {action}."
+        f"Asked for {asked}; found {found}.\n"
+        "Workers without a place would wait for ever: none was started.\n"
+        f"What to do: {action}."
     )
 
 

@@ -41,7 +41,8 @@ def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
         except BlockingIOError as error:
             raise ClusterError(
                 f"{path} is in use by {_holder(descriptor)}; expected nobody, since two at once would "
-                "write over each other.\nWhat to do: wait for it to end, or stop it, and run the same command again."
+                "write over each other.\n"
+                "What to do: wait for it to end, or stop it, and run the same command again."
             ) from error
         except OSError as error:
             raise ClusterError(

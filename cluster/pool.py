@@ -1,8 +1,8 @@
 """The driver's side, the same for Dask and Ray: who works on what, what is lost, what is tried again.
 
 A backend offers seats (processes) and says what happened to them; `drive` keeps them fed. A seat works on
-what it was sent in order, so when it dies it is the oldest task it had that is blamed; those queued behind it go
-elsewhere without an attempt counted.
+what it was sent in order, so when it dies it is the oldest task it had that is blamed; the one queued behind
+it goes elsewhere without an attempt counted.
 """
 
 from __future__ import annotations
