@@ -25,7 +25,5 @@ class InputError(ValueError):
         return _rebuild, (type(self), self.where, self.found, self.expected, self.meaning, self.action)
 
 
-def _rebuild(
-    kind: type[InputError], where: str, found: str, expected: str, meaning: str, action: str
-) -> InputError:
+def _rebuild(kind: type[InputError], where: str, found: str, expected: str, meaning: str, action: str) -> InputError:
     return kind(where, found=found, expected=expected, meaning=meaning, action=action)

@@ -3,7 +3,7 @@
 from stores.errors import CorruptChunk, NotReady, StoreError
 from stores.provenance import Provenance
 from stores.spec import ArraySpec, StoreSpec
-from stores.store import Store
+from stores.store import Store, text
 from stores.study import State, Study
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "StoreError",
     "StoreSpec",
     "Study",
+    "text",
 ]

@@ -55,7 +55,13 @@ def betas(trials_per_session: int) -> StoreSpec:
             *axis,
             ArraySpec("roi", ("roi",), "str", "NSD's region-of-interest file", role="coordinate"),
             ArraySpec("roi_label", ("roi", "voxel"), "i2", "label in that file; 0 none, -1 not cortex", role="given"),
-            ArraySpec("ncsnr", ("voxel",), "f4", "noise-ceiling signal-to-noise ratio (signal SD / noise SD)", role="given"),
+            ArraySpec(
+                "ncsnr",
+                ("voxel",),
+                "f4",
+                "noise-ceiling signal-to-noise ratio (signal SD / noise SD)",
+                role="given",
+            ),
         ),
         {"trial": trials_per_session},
     )
@@ -66,12 +72,30 @@ def responses(voxels_per_partition: int) -> StoreSpec:
     return StoreSpec(
         "Responses: betas averaged over the repeats of a stimulus",
         (
-            ArraySpec("response", ("stimulus", "voxel"), "f4", "mean beta over repeats", "percent signal change", chunks),
+            ArraySpec(
+                "response",
+                ("stimulus", "voxel"),
+                "f4",
+                "mean beta over repeats",
+                "percent signal change",
+                chunks,
+            ),
             ArraySpec("voxel_mean", ("voxel",), "f4", "mean over training stimuli", "percent signal change", chunks),
             ArraySpec(
-                "voxel_scale", ("voxel",), "f4", "SD over training stimuli (ddof 1)", "percent signal change", chunks
+                "voxel_scale",
+                ("voxel",),
+                "f4",
+                "SD over training stimuli (ddof 1)",
+                "percent signal change",
+                chunks,
             ),
-            ArraySpec("valid", ("voxel",), "u1", "1 = decoded from; 0 = constant or not a number, left out", chunks=chunks),
+            ArraySpec(
+                "valid",
+                ("voxel",),
+                "u1",
+                "1 = decoded from; 0 = constant or not a number, left out",
+                chunks=chunks,
+            ),
             ArraySpec("repeats", ("stimulus",), "i2", "number of trials averaged", role="given"),
             NSD_ID,
             SPLIT,
@@ -108,7 +132,7 @@ def column_blocks(shape: Sequence[int], columns: int) -> dict[str, int]:
 
 def decoders() -> StoreSpec:
     return StoreSpec(
-        "Decoder: the ridge regression of a subject, one hat matrix a target space (predictions = hat_matrix @ latents)",
+        "Decoder: ridge of a subject, one hat matrix a target space; predictions = hat_matrix @ latents + mean",
         (
             ArraySpec(
                 "hat_matrix",
@@ -120,7 +144,13 @@ def decoders() -> StoreSpec:
             ArraySpec("alpha", ("space",), "f8", "ridge penalty (scikit-learn's convention)", role="given"),
             ArraySpec("space", ("space",), "str", "target space", role="coordinate"),
             NSD_ID,
-            ArraySpec("train_nsd_id", ("train_stimulus",), "i4", "nsd_id of the training stimulus", role="coordinate"),
+            ArraySpec(
+                "train_nsd_id",
+                ("train_stimulus",),
+                "i4",
+                "nsd_id of the training stimulus",
+                role="coordinate",
+            ),
         ),
         {"space": 1},
     )
@@ -169,21 +199,26 @@ def reconstructions(per_partition: int) -> StoreSpec:
     return images("Reconstructions: stage-2 images of Versatile Diffusion", per_partition, 1)
 
 
-def metrics() -> StoreSpec:
+def metrics(per_partition: int) -> StoreSpec:
     return StoreSpec(
-        "Metrics: agreement of every reconstruction with the photo that was shown",
+        "Metrics: agreement of every reconstruction of a subject with the photo that was shown",
         (
             ArraySpec(
                 "value",
-                ("subject", "variant", "metric", "stimulus"),
+                ("variant", "metric", "stimulus"),
                 "f4",
-                "score of one reconstruction; not a number where the subject did not see the stimulus",
-                chunks={"subject": 1, "variant": 1},
+                "score of one reconstruction",
+                chunks={"variant": 1, "stimulus": per_partition},
             ),
-            ArraySpec("subject", ("subject",), "str", "subject", role="coordinate"),
             ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
-            ArraySpec("metric", ("metric",), "str", "metric and protocol", role="coordinate"),
+            ArraySpec(
+                "metric",
+                ("metric",),
+                "str",
+                "metric, and its protocol where there are several",
+                role="coordinate",
+            ),
             NSD_ID,
         ),
-        {"subject": 1, "variant": 1},
+        {"variant": 1, "stimulus": per_partition},
     )

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from stores.errors import StoreError
 
@@ -56,14 +57,14 @@ class ArraySpec:
 
     def create(self, group: zarr.Group, sizes: Sizes) -> zarr.Array:
         """Write the array's metadata; every chunk will carry a crc32c checksum."""
-        codecs: list[Any] = [zarr.codecs.ZstdCodec(level=1)] if self.codec == "zstd" else []
+        codecs: list[Any] = [ZstdCodec(level=1)] if self.codec == "zstd" else []
         return group.create_array(
             self.name,
             shape=self.shape(sizes),
             chunks=self.chunk_shape(sizes),
             dtype="string" if self.dtype == "str" else self.dtype,
             dimension_names=self.dims,
-            compressors=[*codecs, zarr.codecs.Crc32cCodec()],
+            compressors=[*codecs, Crc32cCodec()],
             attributes=self.attributes(),
         )
 
@@ -89,7 +90,7 @@ class ArraySpec:
             if array.attrs.get(key) != value:
                 yield f"{self.name}: attribute {key} {array.attrs.get(key)!r}, expected {value!r}"
         codecs = getattr(metadata, "codecs", ())
-        if not any(type(codec).__name__ == "Crc32cCodec" for codec in codecs):
+        if not any(isinstance(codec, Crc32cCodec) for codec in codecs):
             yield f"{self.name}: no crc32c checksum on its chunks"
 
 

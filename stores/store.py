@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import product
@@ -198,6 +198,23 @@ class Store:
                     raise CorruptChunk(self.path, name, chunk, self._owner(name, chunk), why) from None
             raise
 
+    def rows(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Positions of `values` along a coordinate without repeats, such as `nsd_id`: how stores are joined.
+
+        Raises StoreError naming the first value that is not there.
+        """
+        known = self.read(name)
+        order = np.argsort(known, kind="stable")
+        at = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)
+        found = order[at]
+        absent = np.flatnonzero(known[found] != values)
+        if absent.size:
+            raise StoreError(
+                f"{self.path}: found no {name} {values[absent[0]]} ({absent.size} of {len(values)} are absent).\n"
+                "What to do: `bdflow status CONFIG` shows which store is not of this configuration."
+            )
+        return found
+
     def dataset(self) -> xarray.Dataset:
         """The store as a lazy xarray dataset, values as stored."""
         import xarray
@@ -304,6 +321,11 @@ def digest(values: Sequence[np.ndarray]) -> int:
             data = np.ascontiguousarray(value).reshape(-1).view("u1")
         crc = google_crc32c.extend(crc, data)
     return 1 + crc
+
+
+def text(values: Iterable[str]) -> np.ndarray:
+    """Strings as the variable-length array that stores hold."""
+    return np.array([str(value) for value in values], dtype=np.dtypes.StringDType())
 
 
 def every_chunk(array: zarr.Array) -> zarr.Array:

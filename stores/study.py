@@ -192,7 +192,12 @@ class Study:
         return Store(self.path, path)
 
     def _take_up(
-        self, path: str, spec: StoreSpec, sizes: Sizes, given: Mapping[str, np.ndarray], provenance: Provenance
+        self,
+        path: str,
+        spec: StoreSpec,
+        sizes: Sizes,
+        given: Mapping[str, np.ndarray],
+        provenance: Provenance,
     ) -> Store:
         self.sweep(path)
         store = Store(self.path, path)
@@ -200,8 +205,9 @@ class Study:
         if why:
             raise StoreError(
                 f"{path}: found a store made from something else:\n  " + "\n  ".join(why) + "\n"
-                "Old and new results are never mixed.\nWhat to do: `bdflow run CONFIG --remake` replaces what is stale, "
-                "or choose another `study` in the configuration to keep both."
+                "Old and new results are never mixed.\n"
+                "What to do: `bdflow run CONFIG --remake` replaces what is stale, or choose "
+                "another `study` in the configuration to keep both."
             )
         problems = [
             line

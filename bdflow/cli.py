@@ -1,0 +1,230 @@
+"""The command `bdflow`. Heavy imports happen inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from bdflow.pipeline import Pipeline, Row
+
+app = typer.Typer(
+    name="bdflow",
+    help="Reconstruct seen images from fMRI (Brain-Diffuser), every intermediate array in chunked Zarr stores.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bundle_app = typer.Typer(help="Directories of model weights.", no_args_is_help=True)
+app.add_typer(bundle_app, name="bundle")
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped recipe.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as reconstruct.steps=20; repeatable."),
+]
+SubjectsOption = Annotated[
+    str, typer.Option(metavar="S,S", help="Fill only these subjects' stores, such as subj01,subj02.")
+]
+RemakeOption = Annotated[bool, typer.Option("--remake", help="Replace stores that were made from something else.")]
+
+
+def _pipeline(config: str, overrides: list[str] | None, subjects: str = "") -> Pipeline:
+    from bdflow.config import load
+    from bdflow.pipeline import Pipeline
+
+    chosen = [name.strip() for name in subjects.split(",") if name.strip()]
+    return Pipeline(load(config, overrides or ()), chosen, say=_say)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _command() -> str:
+    return " ".join(["bdflow", *sys.argv[1:]])
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    until: Annotated[str, typer.Option(metavar="STAGE", help="Stop after this stage.")] = "",
+    only: Annotated[str, typer.Option(metavar="STAGE", help="Run this stage alone.")] = "",
+    subjects: SubjectsOption = "",
+    remake: RemakeOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Run the pipeline: ingest, features, regress, reconstruct, evaluate, report. Resumes where it was stopped."""
+    from bdflow.errors import InputError
+    from bdflow.pipeline import NAMES, stages_until
+
+    for option, value in (("--until", until), ("--only", only)):
+        if value and value not in NAMES:
+            raise InputError(
+                option,
+                found=repr(value),
+                expected="a stage: " + ", ".join(NAMES),
+                action="choose one of these",
+            )
+    if until and only:
+        raise InputError("--until, --only", found="both", expected="one of them", action="drop one")
+    stages: Sequence[str] = (only,) if only else tuple(stages_until(until or NAMES[-1]))
+    _pipeline(config, overrides, subjects).run(stages, remake=remake, command=_command())
+
+
+def _stage_command(stage: str, text: str) -> None:
+    def command(
+        config: ConfigArgument,
+        subjects: SubjectsOption = "",
+        remake: RemakeOption = False,
+        overrides: SetOption = None,
+    ) -> None:
+        _pipeline(config, overrides, subjects).run((stage,), remake=remake, command=_command())
+
+    command.__doc__ = text
+    app.command(name=stage)(command)
+
+
+_stage_command("ingest", "NSD's files into stores: betas, responses, stimuli.")
+_stage_command("features", "Latents of every stimulus in the three target spaces.")
+_stage_command("regress", "Ridge from responses to latents; predictions of the test stimuli.")
+_stage_command("reconstruct", "Predicted latents into pictures: guesses, then reconstructions.")
+_stage_command("evaluate", "Score every reconstruction against the photo that was shown.")
+_stage_command("report", "Write the report from what the stores hold.")
+
+
+@app.command()
+def status(config: ConfigArgument, overrides: SetOption = None) -> None:
+    """Every store: shape, size on disk, partitions done, sealed or stale and why."""
+    from rich.console import Console
+
+    pipeline = _pipeline(config, overrides)
+    Console().print(_status_table(pipeline.study.path, pipeline.status()))
+
+
+def _status_table(study: Path, rows: list[Row]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    colours = {"sealed": "green", "partial": "yellow", "stale": "red", "absent": "dim"}
+    table = Table(title=f"{study}", title_justify="left", box=None, pad_edge=False)
+    for name in ("store", "shape", "on disk", "partitions", "state"):
+        table.add_column(name, justify="right" if name in ("on disk", "partitions") else "left")
+    for row in rows:
+        state = row.state
+        done = "" if state.kind == "absent" else f"{state.done}/{state.total}"
+        size = "" if state.kind == "absent" else human(row.nbytes)
+        why = escape(": " + "; ".join(state.why) if state.why else "")
+        colour = colours[state.kind]
+        table.add_row(row.path, row.shape, size, done, f"[{colour}]{state.kind}[/]{why}")
+    return table
+
+
+def human(nbytes: float) -> str:
+    """Bytes in the largest fitting unit of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} TiB"
+
+
+@app.command()
+def verify(
+    config: ConfigArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute what is damaged again.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Read every chunk of the study against its checksum; name, and with --repair redo, what is damaged."""
+    pipeline = _pipeline(config, overrides)
+    found = pipeline.verify(repair=repair, command=_command())
+    if not found:
+        typer.echo(f"{pipeline.study.path}: every chunk is as it was written.")
+    elif repair:
+        typer.echo(f"{len(found)} damaged chunks computed again.")
+    else:
+        for damage in found:
+            typer.echo(str(damage).splitlines()[0])
+        typer.echo(f"{len(found)} damaged chunks. `bdflow verify {config} --repair` computes them again.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def simulate(
+    root: Annotated[Path, typer.Argument(help="Directory to write; NSD's own files and folders.")],
+    subjects: Annotated[str, typer.Option(metavar="S,S")] = "subj01,subj02,subj05,subj07",
+    shared: Annotated[int, typer.Option(help="Stimuli shown to every subject: the test set.")] = 0,
+    own: Annotated[int, typer.Option(help="Stimuli shown to each subject alone: the training set.")] = 0,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Write a small dataset in exactly NSD's files, with a planted truth beside it."""
+    from bdflow.simulate import SimulateOptions
+    from bdflow.simulate import simulate as write
+
+    chosen: dict[str, Any] = {"subjects": tuple(name.strip() for name in subjects.split(",")), "seed": seed}
+    chosen |= {name: value for name, value in (("n_shared", shared), ("n_own", own)) if value}
+    write(root, SimulateOptions(**chosen))
+    typer.echo(f"{root}: a simulated dataset in NSD's files; what was planted is in truth.json and truth.npz")
+
+
+@app.command()
+def demo(
+    root: Annotated[Path, typer.Option(help="Directory to write below.")] = Path("demo"),
+    remake: RemakeOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Simulated brains of four subjects, the whole pipeline, and a report: in a few minutes, without NSD."""
+    from bdflow.pipeline import NAMES
+
+    paths = [f"study={root / 'study.zarr'}", f"nsd.root={root / 'nsd'}", f"report.path={root / 'report'}"]
+    pipeline = _pipeline("demo", [*paths, *(overrides or ())])
+    from bdflow.simulate import SimulateOptions
+    from bdflow.simulate import simulate as write
+
+    _say("simulating four subjects in NSD's files ...")
+    write(pipeline.config.nsd.root, SimulateOptions())
+    pipeline.run(NAMES, remake=remake, command=_command())
+    typer.echo(f"data    {pipeline.config.nsd.root}   (NSD's files; truth.json tells what was planted)")
+    typer.echo(
+        f'study   {pipeline.study.path}   (xarray.open_datatree("{pipeline.study.path}", engine="zarr", chunks={{}}))'
+    )
+    typer.echo(f"report  {pipeline.config.report.path / 'index.html'}   (open it in a browser)")
+
+
+@app.command()
+def recipes() -> None:
+    """The configurations that ship with bdflow, and where they are."""
+    from bdflow.config import recipes as shipped
+
+    for name, path in sorted(shipped().items()):
+        typer.echo(f"{name:20} {path}")
+
+
+def main() -> None:
+    """Entry point: errors users can act on are printed without a traceback, with exit code 1."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on where it stopped", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if not _expected(error):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _expected(error: Exception) -> bool:
+    kinds: list[type[Exception]] = []
+    for module, name in (
+        ("bdflow.errors", "InputError"),
+        ("stores.errors", "StoreError"),
+        ("cluster.errors", "ClusterError"),
+    ):
+        if module in sys.modules:
+            kinds.append(getattr(sys.modules[module], name))
+    return isinstance(error, tuple(kinds))

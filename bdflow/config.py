@@ -1,0 +1,262 @@
+"""The configuration of a study: strict YAML, every setting of the paper, any overridable on the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bdflow.errors import InputError
+
+Variant = Literal["full", "only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision"]
+SPACES: tuple[str, ...] = ("vdvae", "clip_vision", "clip_text")
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class NSDSettings(Section):
+    """Where NSD's files are and which of them are used."""
+
+    root: Path
+    sessions: Count = 37
+    preparation: str = "betas_fithrf_GLMdenoise_RR"
+    space: str = "func1pt8mm"
+    betas_format: Literal["auto", "nii.gz", "hdf5"] = "auto"
+    mask: str = "nsdgeneral"
+    test: str = "shared"
+    bad_voxels: Literal["drop", "refuse"] = "drop"
+
+
+class NetworkSettings(Section):
+    """Which frozen networks, where they run and in which precision."""
+
+    bundle: str = "tiny"
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class FeatureSettings(Section):
+    """How the three target spaces are extracted."""
+
+    vdvae_latent: Literal["sample", "mean"] = "sample"
+    dtype: Literal["float16", "float32"] = "float16"
+    batch_size: Count = 32
+
+
+class AlphaSettings(Section):
+    """Ridge penalty of each target space, in scikit-learn's convention (||y - Xw||^2 + alpha ||w||^2)."""
+
+    vdvae: Annotated[float, Field(gt=0)] = 50_000
+    clip_vision: Annotated[float, Field(gt=0)] = 60_000
+    clip_text: Annotated[float, Field(gt=0)] = 100_000
+
+
+class RegressSettings(Section):
+    alpha: AlphaSettings = AlphaSettings()
+
+
+class ReconstructSettings(Section):
+    """How predictions become pictures (paper, section Methods: second stage)."""
+
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("full",)
+    standardise: Literal["test_set", "none"] = "test_set"
+    steps: Count = 50
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.75
+    guidance_scale: Annotated[float, Field(ge=0)] = 7.5
+    mixing: Annotated[float, Field(ge=0, le=1)] = 0.4
+    noise_index: Literal["authors", "diffusers"] = "authors"
+    latent: Literal["sample", "mean"] = "sample"
+    batch_size: Count = 8
+
+
+class EvaluateSettings(Section):
+    ssim: Literal["paper", "2d"] = "paper"
+
+
+class ReportSettings(Section):
+    path: Path
+    thumbnail: Annotated[int, Field(ge=32, le=512)] = 160
+
+
+class ChunkSettings(Section):
+    """How arrays are cut; they shape files and parallelism, never values."""
+
+    stimuli: Count = 64
+    voxels: Count = 1024
+    columns: Count = 4096
+    images: Count = 16
+
+
+class StageExecution(Section):
+    """Where one stage runs: which executor, how many workers, threads and GPUs each."""
+
+    executor: Literal["serial", "dask", "ray"] = "serial"
+    workers: Count = 1
+    threads: Count = 1
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ExecutionSettings(Section):
+    """Where work runs. Nothing here changes a result."""
+
+    ingest: StageExecution = StageExecution()
+    features: StageExecution = StageExecution()
+    regress: StageExecution = StageExecution()
+    reconstruct: StageExecution = StageExecution()
+    evaluate: StageExecution = StageExecution()
+    dask_address: str | None = None
+    ray_address: str | None = None
+
+
+class Config(Section):
+    """One study. Paths are relative to the directory the command is given in."""
+
+    study: Path
+    seed: int = 0
+    subjects: Annotated[tuple[str, ...], Field(min_length=1)] = ("subj01", "subj02", "subj05", "subj07")
+    nsd: NSDSettings
+    networks: NetworkSettings = NetworkSettings()
+    features: FeatureSettings = FeatureSettings()
+    regress: RegressSettings = RegressSettings()
+    reconstruct: ReconstructSettings = ReconstructSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings
+    chunks: ChunkSettings = ChunkSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+
+    def science(self) -> dict[str, Any]:
+        """Every setting but where work runs and where the report goes, as JSON values: the study's record."""
+        kept = self.model_dump(mode="json", exclude={"execution": True, "report": True, "study": True})
+        del kept["networks"]["device"], kept["features"]["batch_size"], kept["reconstruct"]["batch_size"]
+        return kept
+
+
+def recipes() -> dict[str, Path]:
+    """The configurations that ship with bdflow, by name."""
+    package = Path(__file__).parent
+    installed, checkout = package / "configs", package.parent / "configs"
+    folder = installed if installed.is_dir() else checkout
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file (or a shipped recipe by its name) and apply `key.subkey=value` overrides.
+
+    Raises
+    ------
+    InputError : no such file, not YAML, an unknown key (the nearest valid one is named) or a value out of range.
+    """
+    file = Path(path)
+    if not file.is_file():
+        shipped = recipes()
+        if str(path) not in shipped:
+            raise InputError(
+                path,
+                found="no such file",
+                expected="a configuration, or the name of a shipped one: " + ", ".join(sorted(shipped)),
+                action="correct the path, or start from a copy of a shipped configuration",
+            )
+        file = shipped[str(path)]
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise InputError(
+            file, found=f"text that is not YAML ({err})", expected="a YAML mapping", action="mend the file"
+        ) from err
+    if not isinstance(content, dict):
+        raise InputError(
+            file,
+            found=type(content).__name__,
+            expected="a mapping of settings",
+            action="start from a copy of a shipped configuration",
+        )
+    for override in overrides:
+        _override(content, override)
+    return parse(content, file)
+
+
+def parse(content: dict[str, Any], where: object = "configuration") -> Config:
+    """Check a configuration given as a dictionary. Raises InputError naming every wrong key at once."""
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as err:
+        lines = [_explain(error) for error in err.errors()]
+        raise InputError(
+            where,
+            found="; ".join(line for line, _ in lines),
+            expected="the settings of configs/brain_diffuser.yaml",
+            action="; ".join(dict.fromkeys(hint for _, hint in lines)),
+        ) from None
+    if len(set(config.subjects)) < len(config.subjects):
+        raise InputError(
+            where,
+            found=f"subjects {list(config.subjects)}",
+            expected="each subject once",
+            action="drop the repeated one",
+        )
+    return config
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise InputError(
+            f"--set {override}",
+            found="no `=`",
+            expected="KEY=VALUE, such as reconstruct.steps=20",
+            action="give the key, an equals sign and the value",
+        )
+    *parents, last = key.strip().split(".")
+    place = content
+    for name in parents:
+        child = place.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise InputError(
+                f"--set {override}",
+                found=f"`{name}`, which is a value",
+                expected="a section",
+                action="correct the key",
+            )
+        place = child
+    place[last] = yaml.safe_load(text)
+
+
+def _explain(error: Any) -> tuple[str, str]:
+    """One validation error as (what was found, what to do)."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        section = _section(Config, location[:-1])
+        names = sorted(section.model_fields) if section else []
+        near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
+        if not near:
+            near = [name for name in _all_keys(Config) if name.split(".")[-1] == location[-1]][:1]
+        near = [".".join([*location[:-1], near[0]])] if near and "." not in near[0] else near
+        hint = f"did you mean `{near[0]}`?" if near else f"valid keys there are {', '.join(names)}"
+        return f"unknown key `{key}`", hint
+    if error["type"] == "missing":
+        return f"no `{key}`", f"add `{key}`"
+    return f"`{key}` = {error['input']!r} ({error['msg'].lower()})", f"correct `{key}`"
+
+
+def _section(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    for name in path:
+        field = model.model_fields.get(name)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        model = field.annotation
+    return model
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _all_keys(field.annotation, f"{prefix}{name}.")

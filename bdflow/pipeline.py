@@ -1,0 +1,238 @@
+"""The one place where stages, stores and executors are wired: run, status, verify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from bdflow import evaluate, features, ingest, reconstruct, regress
+from bdflow.config import Config
+from bdflow.errors import InputError
+from bdflow.stage import Context, Work
+from cluster import Completed, Executor, Resources, exclusive, open_executor
+from cluster.progress import Progress
+from stores import CorruptChunk, NotReady, Provenance, State, Study
+from stores.journal import Journal
+
+STAGES: dict[str, Any] = {stage.NAME: stage for stage in (ingest, features, regress, reconstruct, evaluate)}
+NAMES = (*STAGES, "report")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One store in the status table."""
+
+    path: str
+    state: State
+    shape: str
+    nbytes: int
+
+
+class Pipeline:
+    """One configuration, bound to its study.
+
+    Parameters
+    ----------
+    config : the configuration.
+    subjects : those whose stores are filled; all of the configuration's by default. Stores that serve all subjects
+        (stimuli, targets) are always whole.
+    say : called with a line of text when something is worth knowing.
+    """
+
+    def __init__(self, config: Config, subjects: Sequence[str] = (), say: Say = print) -> None:
+        unknown = [subject for subject in subjects if subject not in config.subjects]
+        if unknown:
+            raise InputError(
+                "--subjects",
+                found=", ".join(unknown),
+                expected="subjects of the configuration: " + ", ".join(config.subjects),
+                action="add them to `subjects` in the configuration, or choose among these",
+            )
+        self.config, self.say = config, say
+        self.study = Study(config.study)
+        self.subjects = tuple(s for s in config.subjects if not subjects or s in subjects)
+
+    def expected(self) -> dict[str, Provenance]:
+        """What every store of this configuration should be made from, by path."""
+        known: dict[str, Provenance] = {}
+        for stage in STAGES.values():
+            known |= stage.provenances(self.config, known)
+        return known
+
+    def context(self) -> Context:
+        return Context(self.config, self.study, self.expected(), self.subjects)
+
+    # --- run --------------------------------------------------------------------------------------------------
+
+    def run(self, stages: Sequence[str] = NAMES, *, remake: bool = False, command: str = "") -> None:
+        """Fill what is missing, stage by stage; with `remake`, replace what was made from something else.
+
+        Raises
+        ------
+        NotReady : a store was made from something else (and `remake` is off), or a stage left out is not done.
+        InputError, StoreError, ClusterError : as each says; what is written stays valid.
+        """
+        context = self.context()
+        self.study.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(self.study.path))
+            self._clear_stale(context, stages, remake)
+            self.study.create("bdflow study", {"configuration": self.config.science()})
+            filler = _Filler(context, Journal(self.study.path, command), self.say, stack)
+            for name in stages:
+                if name in STAGES:
+                    filler.fill(name)
+            self.study.consolidate()
+        if "report" in stages:
+            self.report(context)
+
+    def report(self, context: Context | None = None) -> None:
+        """Write the report from what the stores hold."""
+        from bdflow import report
+
+        page = report.write(context or self.context())
+        self.say(f"report: {page}")
+
+    def _clear_stale(self, context: Context, stages: Sequence[str], remake: bool) -> None:
+        stale = {}
+        for path, provenance in context.expected.items():
+            if provenance.stage in stages:
+                state = self.study.state(path, provenance)
+                if state.kind == "stale":
+                    stale[path] = state.why
+        if not stale:
+            return
+        if remake:
+            for path in stale:
+                self.say(f"{path}: removed, to be made again ({stale[path][0]})")
+                self.study.remove(path)
+            return
+        lines = [f"  {path}: {'; '.join(why)}" for path, why in stale.items()]
+        raise NotReady(
+            f"{self.study.path}: found {len(stale)} stores that were made from something else:\n"
+            + "\n".join(lines)
+            + "\nOld and new results are never mixed.\nWhat to do: add --remake to replace these stores, or choose "
+            "another `study` to keep both."
+        )
+
+    # --- look -------------------------------------------------------------------------------------------------
+
+    def status(self) -> list[Row]:
+        """Every store of this configuration, and those in the study that are not of it."""
+        expected = self.expected()
+        present = self.study.paths() if self.study.exists else []
+        rows = []
+        for path in [*expected, *(path for path in present if path not in expected)]:
+            if path not in present:
+                rows.append(Row(path, State("absent"), "", 0))
+                continue
+            store = self.study.store(path)
+            main = store.spec.data[0]
+            shape = " x ".join(f"{store.sizes[dim]} {dim}" for dim in main.dims)
+            if path in expected:
+                state = self.study.state(path, expected[path])
+            else:
+                total = store.n_partitions
+                state = State("stale", total - len(store.missing()), total, ["not of this configuration"])
+            rows.append(Row(path, state, shape, store.nbytes_stored))
+        return rows
+
+    def verify(self, *, repair: bool = False, command: str = "") -> list[CorruptChunk]:
+        """Read every chunk of the study; return what is damaged, after computing it again with `repair`."""
+        context = self.context()
+        if not self.study.exists:
+            self.study.root()
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(self.study.path))
+            found = [damage for path in self.study.paths() for damage in self.study.store(path).damage()]
+            if repair and found:
+                foreign = [damage for damage in found if damage.store not in context.expected]
+                if foreign:
+                    raise foreign[0]
+                filler = _Filler(context, Journal(self.study.path, command), self.say, stack)
+                filler.repair(found)
+                self.study.create("bdflow study", {"configuration": self.config.science()})
+                self.study.consolidate()
+        return found
+
+
+class _Filler:
+    """Carries works to executors, seals their stores, and mends what is found damaged on the way."""
+
+    def __init__(self, context: Context, journal: Journal, say: Say, stack: ExitStack) -> None:
+        self.context, self.journal, self.say, self.stack = context, journal, say, stack
+        self.executors: dict[str, Executor] = {}
+        self.mended: set[tuple[str, str, tuple[int, ...]]] = set()
+
+    def fill(self, name: str) -> None:
+        """Do all works of one stage. A damaged chunk it reads is computed again, once."""
+        while True:
+            try:
+                for work in STAGES[name].works(self.context):
+                    self._do(name, work)
+                return
+            except CorruptChunk as damage:
+                key = (damage.store, damage.array, damage.chunk)
+                if key in self.mended or damage.store not in self.context.expected:
+                    raise
+                self.repair([damage])
+
+    def repair(self, damages: Sequence[CorruptChunk]) -> None:
+        """Forget damaged partitions and fill them again, in the order of the stages."""
+        owners = set()
+        for damage in damages:
+            self.mended.add((damage.store, damage.array, damage.chunk))
+            self.say(str(damage).splitlines()[0] + " Computing it again.")
+            store = self.context.study.store(damage.store)
+            if damage.partition is not None:
+                store.forget(damage.partition)
+            owners.add(self.context.expected[damage.store].stage)
+        for name in STAGES:
+            if name in owners:
+                self.fill(name)
+
+    def _do(self, stage: str, work: Work) -> None:
+        if work.tasks:
+            settings = getattr(self.context.config.execution, stage)
+            resources = Resources(workers=settings.workers, threads=settings.threads, gpus=settings.gpus)
+            done: list[Completed] = []
+            start = time.perf_counter()
+            with Progress(work.label, len(work.tasks), unit=work.unit) as progress:
+
+                def on_done(completed: Completed) -> None:
+                    done.append(completed)
+                    progress.advance(completed)
+
+                self._executor(settings.executor).run(
+                    work.make_worker, work.tasks, resources=resources, on_done=on_done
+                )
+            attrs = {"stage": stage, "unit": work.unit, "wall_seconds": time.perf_counter() - start}
+            self.journal.record(
+                work.label,
+                {**attrs, **settings.model_dump()},
+                [d.seconds for d in done],
+                [d.attempts for d in done],
+                [d.worker for d in done],
+            )
+        for store in work.stores:
+            if not store.sealed:
+                store.seal()
+
+    def _executor(self, kind: str) -> Executor:
+        if kind not in self.executors:
+            execution = self.context.config.execution
+            address = {"dask": execution.dask_address, "ray": execution.ray_address}.get(kind)
+            self.executors[kind] = self.stack.enter_context(open_executor(kind, address=address))  # type: ignore[arg-type]
+        return self.executors[kind]
+
+
+def stages_until(last: str) -> Iterator[str]:
+    """The stages up to and including `last`."""
+    for name in NAMES:
+        yield name
+        if name == last:
+            return

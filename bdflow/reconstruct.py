@@ -1,0 +1,181 @@
+"""Stage 4: predicted latents into pictures. The VDVAE's guess, then the reconstruction painted from it.
+
+One pass decodes the guesses of every subject; a second paints every variant from the same guesses and predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bdflow import ridge
+from bdflow.config import Config, Variant
+from bdflow.models.bundle import open_bundle
+from bdflow.stage import Context, Expected, Work
+from stores import Provenance, Store, StoreError, catalog
+
+NAME = "reconstruct"
+USES: dict[str, tuple[str, ...]] = {
+    "full": ("vdvae", "clip_vision", "clip_text"),
+    "only_vdvae": ("vdvae",),
+    "no_vdvae": ("clip_vision", "clip_text"),
+    "no_clip_text": ("vdvae", "clip_vision"),
+    "no_clip_vision": ("vdvae", "clip_text"),
+}
+
+
+def provenances(config: Config, known: Expected) -> dict[str, Provenance]:
+    found = {}
+    inputs = {"bundle": open_bundle(config.networks.bundle).fingerprint}
+    shared = {
+        "network_dtype": config.networks.dtype,
+        "seed": config.seed,
+        "standardise": config.reconstruct.standardise,
+        "chunk": config.chunks.images,
+    }
+    painting = config.reconstruct.model_dump(exclude={"variants", "standardise", "batch_size"})
+    for subject in config.subjects:
+        predictions = {
+            space: {f"predictions/{subject}/{space}": known[f"predictions/{subject}/{space}"].fingerprint}
+            for space in USES["full"]
+        }
+        guess = found[f"guesses/{subject}"] = Provenance(NAME, shared, inputs, predictions["vdvae"])
+        for variant in config.reconstruct.variants:
+            upstream = {f"guesses/{subject}": guess.fingerprint} if "vdvae" in USES[variant] else {}
+            for space in USES[variant]:
+                if space != "vdvae":
+                    upstream |= predictions[space]
+            settings = {**shared, "variant": variant, **({} if variant == "only_vdvae" else painting)}
+            found[f"reconstructions/{subject}/{variant}"] = Provenance(NAME, settings, inputs, upstream)
+    return found
+
+
+def works(context: Context) -> Iterator[Work]:
+    config, bundle = context.config, open_bundle(context.config.networks.bundle)
+    per_partition = config.chunks.images
+    predictions = {
+        subject: {space: context.ready(f"predictions/{subject}/{space}") for space in USES["full"]}
+        for subject in context.subjects
+    }
+
+    def declare(path: str, spec: Any, subject: str, pixels: int) -> Store:
+        ids = predictions[subject]["vdvae"].read("nsd_id")
+        sizes = {"stimulus": len(ids), "y": pixels, "x": pixels, "rgb": 3}
+        return context.declare(path, spec, sizes, {"nsd_id": ids})
+
+    guesses = {
+        subject: declare(f"guesses/{subject}", catalog.guesses(per_partition), subject, bundle.guess_size)
+        for subject in context.subjects
+    }
+    yield Work(
+        "guesses",
+        "batches",
+        list(guesses.values()),
+        [(subject, partition) for subject, store in guesses.items() for partition in store.missing()],
+        partial(Guesser, config, predictions, guesses),
+    )
+
+    guesses = {subject: context.ready(f"guesses/{subject}") for subject in context.subjects}
+    stores = {
+        (subject, variant): declare(
+            f"reconstructions/{subject}/{variant}",
+            catalog.reconstructions(per_partition),
+            subject,
+            bundle.image_size,
+        )
+        for subject in context.subjects
+        for variant in config.reconstruct.variants
+    }
+    yield Work(
+        "reconstructions",
+        "batches",
+        list(stores.values()),
+        [(*key, partition) for key, store in stores.items() for partition in store.missing()],
+        partial(Reconstructor, config, predictions, guesses, stores),
+    )
+
+
+def standardised(store: Store, rows: slice, rule: str) -> np.ndarray:
+    """Predicted latents of some stimuli, brought to the training targets' statistics by `rule`; float32."""
+    names = ("train_mean", "train_std", "prediction_mean", "prediction_std")
+    statistics = {name: store.read(name) for name in names}
+    latent = store.read("latent", {"stimulus": rows})
+    values = ridge.restandardise(latent, rule, **statistics).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise StoreError(
+            f"{store.path}: found predictions that are not finite; expected numbers.\n"
+            "What to do: look at `r2` and `train_std` of this store, and at the targets it was made from."
+        )
+    return values
+
+
+class Guesser:
+    """Loads the VDVAE decoder; a task is one block of one subject's test stimuli."""
+
+    def __init__(self, config: Config, predictions: dict[str, dict[str, Store]], stores: dict[str, Store]) -> None:
+        self.painter = _painter(config)
+        self.config, self.predictions, self.stores = config, predictions, stores
+
+    def __call__(self, task: tuple[str, int]) -> None:
+        subject, partition = task
+        store = self.stores[subject]
+        rows = store.spec.region(store.sizes, partition)["stimulus"]
+        ids = store.read("nsd_id", {"stimulus": rows})
+        latents = standardised(self.predictions[subject]["vdvae"], rows, self.config.reconstruct.standardise)
+        batch = self.config.reconstruct.batch_size
+        images = [
+            self.painter.guess(latents[i : i + batch], subject, ids[i : i + batch]) for i in range(0, len(ids), batch)
+        ]
+        store.write(partition, {"image": np.concatenate(images)})
+
+
+class Reconstructor:
+    """Loads the diffusion model; a task is one block of one subject's test stimuli in one variant."""
+
+    def __init__(
+        self,
+        config: Config,
+        predictions: dict[str, dict[str, Store]],
+        guesses: dict[str, Store],
+        stores: Mapping[tuple[str, Variant], Store],
+    ) -> None:
+        self.painter = _painter(config)
+        self.config, self.predictions, self.guesses, self.stores = config, predictions, guesses, stores
+
+    def __call__(self, task: tuple[str, Variant, int]) -> None:
+        subject, variant, partition = task
+        store = self.stores[subject, variant]
+        rows = store.spec.region(store.sizes, partition)["stimulus"]
+        ids = store.read("nsd_id", {"stimulus": rows})
+        parts: dict[str, np.ndarray] = {}
+        for space in USES[variant]:
+            if space == "vdvae":
+                parts[space] = self.guesses[subject].read("image", {"stimulus": rows})
+            else:
+                parts[space] = standardised(self.predictions[subject][space], rows, self.config.reconstruct.standardise)
+        batch, images = self.config.reconstruct.batch_size, []
+        for i in range(0, len(ids), batch):
+            here = {space: values[i : i + batch] for space, values in parts.items()}
+            guess, vision, text = (here.get(space) for space in USES["full"])
+            if variant == "only_vdvae":
+                images.append(self.painter.enlarge(guess))
+            else:
+                images.append(self.painter.paint(guess, vision, text, subject, ids[i : i + batch]))
+        store.write(partition, {"image": np.concatenate(images)})
+
+
+def _painter(config: Config) -> Any:
+    from bdflow.models.latents import Painter
+    from bdflow.models.versatile import PaintOptions
+
+    options = config.reconstruct.model_dump(exclude={"variants", "standardise", "batch_size"})
+    return Painter(
+        config.networks.bundle,
+        device=config.networks.device,
+        dtype=config.networks.dtype,
+        seed=config.seed,
+        options=PaintOptions(**options),
+    )

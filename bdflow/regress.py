@@ -1,0 +1,174 @@
+"""Stage 3: ridge from responses to latents, all subjects in one pass over each target space.
+
+First the hat matrices of each subject (one Gram matrix, a Cholesky factor for each space's alpha). Then blocks of
+columns: each task reads one block of a target space once, and predicts it for every subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from bdflow import ridge
+from bdflow.config import SPACES, Config
+from bdflow.stage import Context, Expected, Work, missing_in_any
+from stores import Provenance, Store, catalog, text
+
+NAME = "regress"
+
+
+def provenances(config: Config, known: Expected) -> dict[str, Provenance]:
+    found = {}
+    for subject in config.subjects:
+        decoder = f"decoders/{subject}"
+        responses = f"responses/{subject}"
+        found[decoder] = Provenance(
+            NAME,
+            {"alpha": config.regress.alpha.model_dump()},
+            upstream={responses: known[responses].fingerprint},
+        )
+        for space in SPACES:
+            upstream = {
+                decoder: found[decoder].fingerprint,
+                f"targets/{space}": known[f"targets/{space}"].fingerprint,
+            }
+            found[f"predictions/{subject}/{space}"] = Provenance(
+                NAME, {"chunk": config.chunks.columns}, upstream=upstream
+            )
+    return found
+
+
+def works(context: Context) -> Iterator[Work]:
+    alphas = context.config.regress.alpha.model_dump()
+    pairs = {}
+    for subject in context.subjects:
+        responses = context.ready(f"responses/{subject}")
+        pairs[subject] = (responses, _declare_decoder(context, subject, responses, alphas))
+    yield Work(
+        "hat matrices",
+        "subjects",
+        [decoder for _, decoder in pairs.values()],
+        [subject for subject, (_, decoder) in pairs.items() if decoder.missing()],
+        partial(Factoriser, pairs, alphas),
+    )
+
+    decoders = {subject: context.ready(f"decoders/{subject}") for subject in context.subjects}
+    stores: dict[str, dict[str, Store]] = {space: {} for space in SPACES}
+    targets, tasks = {}, []
+    for space in SPACES:
+        targets[space] = context.ready(f"targets/{space}")
+        for subject in context.subjects:
+            stores[space][subject] = _declare_predictions(context, subject, space, decoders[subject], targets[space])
+        tasks += [(space, partition) for partition in missing_in_any(list(stores[space].values()))]
+    yield Work(
+        "predictions",
+        "blocks of latents",
+        [store for by_subject in stores.values() for store in by_subject.values()],
+        tasks,
+        partial(Predictor, decoders, targets, stores),
+    )
+
+
+def _declare_decoder(context: Context, subject: str, responses: Store, alphas: dict[str, float]) -> Store:
+    ids, test = responses.read("nsd_id"), responses.read("split") == "test"
+    return context.declare(
+        f"decoders/{subject}",
+        catalog.decoders(),
+        {"space": len(SPACES), "stimulus": int(test.sum()), "train_stimulus": int((~test).sum())},
+        {
+            "alpha": np.array([alphas[space] for space in SPACES]),
+            "space": text(SPACES),
+            "nsd_id": ids[test],
+            "train_nsd_id": ids[~test],
+        },
+    )
+
+
+def _declare_predictions(context: Context, subject: str, space: str, decoder: Store, targets: Store) -> Store:
+    shape = targets.arrays["latent"].shape[1:]
+    sizes = {
+        "stimulus": decoder.sizes["stimulus"],
+        **dict(zip(catalog.space_dims(shape), shape, strict=True)),
+    }
+    return context.declare(
+        f"predictions/{subject}/{space}",
+        catalog.predictions(shape, context.config.chunks.columns),
+        sizes,
+        {"nsd_id": decoder.read("nsd_id")},
+    )
+
+
+class Factoriser:
+    """Computes the hat matrices of one subject a task."""
+
+    def __init__(self, pairs: dict[str, tuple[Store, Store]], alphas: dict[str, float]) -> None:
+        self.pairs, self.alphas = pairs, alphas
+
+    def __call__(self, subject: str) -> None:
+        responses, decoder = self.pairs[subject]
+        valid = np.flatnonzero(responses.read("valid"))
+        test = responses.read("split") == "test"
+        response = responses.read("response")[:, valid]
+        train, other, _, _ = ridge.z_score(response[~test], response[test])
+        missing = decoder.missing()
+        alphas = [self.alphas[SPACES[partition]] for partition in missing]
+        for partition, hat_matrix in zip(missing, ridge.hat_matrices(train, other, alphas), strict=True):
+            decoder.write(partition, {"hat_matrix": hat_matrix[None].astype(np.float32)})
+
+
+class Predictor:
+    """Predicts one block of latents for every subject a task; holds the hat matrices of one space at a time."""
+
+    def __init__(
+        self, decoders: dict[str, Store], targets: dict[str, Store], stores: dict[str, dict[str, Store]]
+    ) -> None:
+        self.decoders, self.targets, self.stores = decoders, targets, stores
+        self.space = ""
+        self.hat_matrix: dict[str, np.ndarray] = {}
+        self.rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _load(self, space: str) -> None:
+        self.space, self.hat_matrix, self.rows = space, {}, {}
+        for subject, decoder in self.decoders.items():
+            names = decoder.read("space").tolist()
+            at = names.index(space)
+            self.hat_matrix[subject] = decoder.read("hat_matrix", {"space": slice(at, at + 1)})[0]
+            train, test = (
+                self.targets[space].rows("nsd_id", decoder.read(name)) for name in ("train_nsd_id", "nsd_id")
+            )
+            self.rows[subject] = (train, test)
+
+    def __call__(self, task: tuple[str, int]) -> None:
+        space, partition = task
+        if space != self.space:
+            self._load(space)
+        stores = self.stores[space]
+        first = next(iter(stores.values()))
+        region = first.spec.region(first.sizes, partition)
+        block = self.targets[space].read("latent", region)
+        shape = block.shape[1:]
+        block = block.reshape(len(block), -1).astype(np.float32)
+        for subject, store in stores.items():
+            train_rows, test_rows = self.rows[subject]
+            train, true = block[train_rows], block[test_rows]
+            predicted = ridge.predict(self.hat_matrix[subject], train)
+            train_mean, train_std = ridge.column_statistics(train)
+            prediction_mean, prediction_std = ridge.column_statistics(predicted)
+            r2, pearson_r = ridge.scores(predicted, true)
+            statistics = {
+                "train_mean": train_mean,
+                "train_std": train_std,
+                "prediction_mean": prediction_mean,
+                "prediction_std": prediction_std,
+                "r2": r2,
+                "pearson_r": pearson_r,
+            }
+            store.write(
+                partition,
+                {
+                    "latent": predicted.reshape(len(predicted), *shape),
+                    **{name: value.reshape(shape) for name, value in statistics.items()},
+                },
+            )

@@ -1,0 +1,76 @@
+"""The journal of a study: what each run did, task by task, with times; no result depends on it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from stores.spec import ArraySpec
+from stores.store import no_space, text
+
+ROOT = "runs"
+COLUMNS = (
+    ArraySpec("seconds", ("task",), "f8", "time the worker took", "s"),
+    ArraySpec("attempts", ("task",), "i2", "workers that tried"),
+    ArraySpec("worker", ("task",), "str", "host and process"),
+)
+
+
+class Journal:
+    """One run of one study; each piece of work becomes a group `runs/<run>/<n>-<work>`."""
+
+    def __init__(self, study: Path, command: str) -> None:
+        self.study = study
+        self.started = datetime.datetime.now(datetime.UTC)
+        self.name = f"{self.started:%Y%m%dT%H%M%S}-{os.getpid()}"
+        self.attrs: dict[str, Any] = {
+            "command": command,
+            "host": socket.gethostname(),
+            "started": self.started.isoformat(),
+        }
+        self.count = 0
+
+    def record(
+        self,
+        work: str,
+        attrs: Mapping[str, Any],
+        seconds: Sequence[float],
+        attempts: Sequence[int],
+        workers: Sequence[str],
+    ) -> None:
+        """Write down finished tasks."""
+        with no_space(self.study):
+            root = zarr.open_group(LocalStore(self.study), mode="r+", use_consolidated=False)
+            run = root.require_group(ROOT).require_group(self.name)
+            run.attrs.put(self.attrs)
+            self.count += 1
+            group = run.require_group(f"{self.count:02d}-{work.replace(' ', '-')}")
+            values = (np.array(seconds, "f8"), np.array(attempts, "i2"), text(workers))
+            for spec, value in zip(COLUMNS, values, strict=True):
+                spec.create(group, {"task": len(seconds)})[...] = value
+            group.attrs.put({"work": work, **attrs})
+
+
+def entries(study: Path) -> list[dict[str, Any]]:
+    """Every piece of work of every run, oldest first: its attributes, `run`, and the columns as arrays."""
+    found = []
+    root = zarr.open_group(LocalStore(study), mode="r", use_consolidated=False)
+    if ROOT not in root:
+        return []
+    runs = root[ROOT]
+    assert isinstance(runs, zarr.Group)
+    for name, run in sorted(runs.groups()):
+        for _, group in sorted(run.groups()):
+            arrays = dict(group.arrays())
+            columns = {spec.name: np.asarray(arrays[spec.name][...]) for spec in COLUMNS if spec.name in arrays}
+            if len(columns) == len(COLUMNS) and "work" in group.attrs:
+                found.append({"run": name, **dict(group.attrs), **columns})
+    return found
