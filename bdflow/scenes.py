@@ -22,7 +22,7 @@ _FLOATING = {"balloon"}
 _LOCALISER_SHARE = 0.6
 _NUMBERS = {1: "a", 2: "two", 3: "three"}
 _SURROUNDINGS = {
-    "sky": ("under a blue sky", "before the sky", "on a hill under the clouds"),
+    "sky": ("under a blue sky", "under a bright sky", "on a hill under the clouds"),
     "field": ("in a green field", "on a meadow", "on the grass"),
     "sea": ("by the sea", "at the beach", "on the sand near the water"),
     "room": ("in a room", "inside a house", "on a wooden floor"),
@@ -46,7 +46,7 @@ class Scene:
     image : (size, size, 3) uint8, RGB.
     captions : five sentences.
     attributes : kind, background, number, colour, position, size; x and y, the centre of all things as
-        fractions of the picture from its upper left corner; and what is particular to a kind (text, pose, ...).
+        fractions of the picture from its upper left corner; what is particular to a kind (text, pose, ...).
     """
 
     image: np.ndarray
@@ -76,9 +76,7 @@ def scene(nsd_id: int, seed: int = 0, size: int = 425) -> Scene:
     width = unit * _WIDTHS.get(kind, 1.0)
     step = min(1.08 * width, 0.96 / number)
     margin = 0.02 + number * step / 2
-    middle = {"left": margin, "centre": 0.5, "right": 1 - margin}[position] + float(
-        rng.uniform(-0.015, 0.015)
-    )
+    middle = {"left": margin, "centre": 0.5, "right": 1 - margin}[position] + float(rng.uniform(-0.015, 0.015))
     foot = float(rng.uniform(highest, lowest))
     floating = kind in _FLOATING
     if floating:
@@ -116,7 +114,7 @@ def captions(attributes: dict[str, str | int | float], rng: np.random.Generator)
     is_are = "is" if number == 1 else "are"
     where = {
         "left": ("on the left", "on the left side", "to the left"),
-        "centre": ("in the middle", "in the centre", "at the centre"),
+        "centre": ("in the middle", "in the center", "near the center"),
         "right": ("on the right", "on the right side", "to the right"),
     }[str(attributes["position"])]
     background = str(attributes["background"])
@@ -149,11 +147,11 @@ def _things(attributes: dict[str, str | int | float], rng: np.random.Generator) 
     size = str(attributes["size"])
     sized = "" if size == "medium" or rng.random() < 0.5 else f"{size} "
     if kind in ("face", "body"):
-        noun = ("face", "faces") if kind == "face" else ("person", "people")
+        people = (("face", "faces") if kind == "face" else ("person", "people"))[many]
         mood = "smiling " if attributes.get("mood") == "smiling" and rng.random() < 0.5 else ""
         dress = f"{colour} shirts" if many else f"{_article(colour)} {colour} shirt"
         joined = "with" if kind == "face" else "in"
-        return f"{_counted(number, sized + mood + noun[many])} {joined} {dress}"
+        return f"{_counted(number, sized + mood + people)} {joined} {dress}"
     if kind == "words":
         noun = str(attributes["carrier"])
         written = f"with the word {str(attributes['text']).lower()}"

@@ -26,7 +26,7 @@ HAIR: dict[str, RGB] = {
     "blond": (222, 184, 96),
     "grey": (168, 166, 164),
 }
-TEXTS = ("STOP", "CAFE", "HOTEL", "OPEN", "BOOKS", "PARK", "TAXI", "SALE", "MUSIC", "BREAD")
+TEXTS = ("STOP", "HOME", "OPEN", "EXIT", "LOVE", "HELLO", "PARK", "CITY", "FOOD", "BREAD")
 
 
 def shade(colour: RGB, by: float) -> RGB:
