@@ -190,7 +190,7 @@ def _declare_stimuli(context: Context, data: Dataset) -> Store:
     return context.declare(
         "stimuli",
         catalog.stimuli(context.config.chunks.stimuli),
-        {"stimulus": len(ids), "y": height, "x": width, "rgb": 3, "caption": captions.per_stimulus},
+        {"stimulus": len(ids), "y": height, "x": width, "rgb": 3, "caption_number": captions.per_stimulus},
         {"nsd_id": ids, "split": text(split), "owner": text(owner)},
     )
 
@@ -263,7 +263,7 @@ class StimulusReader:
         ids = store.read("nsd_id", store.spec.region(store.sizes, partition))
         with self.data.nsd.stimuli() as stimuli:
             images = stimuli.read(ids)
-        texts = np.full((len(ids), store.sizes["caption"]), "", dtype=np.dtypes.StringDType())
+        texts = np.full((len(ids), store.sizes["caption_number"]), "", dtype=np.dtypes.StringDType())
         for row, found in zip(texts, self.captions.read(ids), strict=True):
             row[: len(found)] = found
         store.write(partition, {"image": images, "caption": texts})

@@ -23,7 +23,9 @@ def stimuli(per_partition: int) -> StoreSpec:
         "Stimuli: the photos that were shown, and their captions",
         (
             ArraySpec("image", IMAGE_DIMS, "u1", "photo as shown", "sRGB", image_chunks, "zstd"),
-            ArraySpec("caption", ("stimulus", "caption"), "str", "COCO captions, unused ones empty", chunks=chunks),
+            ArraySpec(
+                "caption", ("stimulus", "caption_number"), "str", "COCO captions, unused ones empty", chunks=chunks
+            ),
             NSD_ID,
             SPLIT,
             ArraySpec("owner", ("stimulus",), "str", "subject that saw it, or shared", role="coordinate"),

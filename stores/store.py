@@ -153,7 +153,8 @@ class Store:
             raise StoreError(f"{self.path}, partition {partition}: cannot be written:\n  " + "\n  ".join(problems))
         with no_space(self.study / self.path):
             for name in self.attrs["data"]:
-                self.arrays[name][selections[name]] = data[name]
+                # zarr's codec for text reads the buffer as it lies, whatever its strides
+                self.arrays[name][selections[name]] = np.ascontiguousarray(data[name])
             self.arrays[PROGRESS][partition] = digest([data[name] for name in self.attrs["data"]])
 
     def forget(self, partition: int) -> None:

@@ -261,6 +261,6 @@ def _write_given(group: zarr.Group, spec: ArraySpec, value: np.ndarray, path: st
     value = np.asarray(value)
     if value.shape != array.shape:
         raise StoreError(f"{path}/{spec.name}: given shape {value.shape}, declared {array.shape}")
-    value = value.astype(array.dtype)
+    value = np.ascontiguousarray(value.astype(array.dtype))
     every_chunk(array)[...] = value
     return digest([value])
