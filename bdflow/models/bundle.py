@@ -1,0 +1,400 @@
+"""Bundles: directories of model weights, opened without loading anything.
+
+A bundle is a directory with a `manifest.json` (see `bdflow.models.manifest`). `tiny` ships inside the
+package. Its networks are built on the meta device and filled from memory-mapped files, straight into the
+wanted dtype and device.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bdflow.errors import InputError
+from bdflow.models.config import VDVAEConfig
+from bdflow.models.manifest import FileEntry, Manifest, NetworkEntry, read_json, read_manifest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bdflow.models.checkpoint import Checkpoint
+    from bdflow.models.clip import ClipText, ClipVision
+    from bdflow.models.vdvae import VDVAE
+    from bdflow.models.versatile import VersatileDiffusion
+
+TINY = Path(__file__).parent / "tiny"
+EDGE_BYTES = 64 * 2**10
+SCHEDULER_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+
+Part = tuple["Checkpoint", dict[str, str], Callable[[str], bool]]
+
+
+def open_bundle(name_or_path: str | Path) -> "Bundle":
+    """Open `tiny`, or the bundle in a directory. Reads its manifest only.
+
+    Raises InputError when there is none or it is not a manifest; the weights are looked at when a network is
+    loaded (or all at once by `check_bundle`).
+    """
+    root = TINY if str(name_or_path) == "tiny" else Path(name_or_path).expanduser()
+    return Bundle(read_manifest(root))
+
+
+class Bundle:
+    """The networks of one bundle, and what is known of them without loading: spaces, layers, sizes,
+    identity.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.name, self.path = manifest.name, manifest.path.parent
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content identity (16 hex digits): the manifest, and size, first and last 64 KiB of every file it
+        names.
+        """
+        digest = hashlib.blake2b(self.manifest.path.read_bytes(), digest_size=8)
+        for _, entry in sorted(self.manifest.networks.items()):
+            for role, file in sorted(entry.files.items()):
+                _require(file.path)
+                size = file.path.stat().st_size
+                with file.path.open("rb") as stream:
+                    head = stream.read(EDGE_BYTES)
+                    stream.seek(max(0, size - EDGE_BYTES))
+                    tail = stream.read(EDGE_BYTES)
+                digest.update(f"{entry.name}/{role}/{size}".encode() + head + tail)
+        return digest.hexdigest()
+
+    @cached_property
+    def vdvae_config(self) -> VDVAEConfig:
+        """The VDVAE's shape; InputError for settings it does not have."""
+        config = self.manifest.network("vdvae").config()
+        known = {field.name for field in fields(VDVAEConfig)}
+        if not known.issuperset(config):
+            raise InputError(
+                f"{self.manifest.path}: vdvae config",
+                found=f"unknown settings {sorted(set(config) - known)}",
+                expected=f"settings among {sorted(known)}",
+                action="correct the manifest.",
+            )
+        return VDVAEConfig(**config)
+
+    @cached_property
+    def spaces(self) -> dict[str, tuple[int, ...]]:
+        """Target space -> shape of one item's latent: vdvae (D,), clip_vision (T, F), clip_text (T, F)."""
+        vision, text = self._clip_config("clip_vision"), self._clip_config("clip_text")
+        tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
+        return {
+            "vdvae": (sum(c * h * w for c, h, w in self.layers),),
+            "clip_vision": (tokens, vision["projection_dim"]),
+            "clip_text": (text["max_position_embeddings"], text["projection_dim"]),
+        }
+
+    @cached_property
+    def layers(self) -> tuple[tuple[int, int, int], ...]:
+        """(c, h, w) of each regressed VDVAE block, in the order of the flattened vdvae space."""
+        return self.vdvae_config.latent_shapes
+
+    @cached_property
+    def guess_size(self) -> int:
+        """Edge of the VDVAE's image in pixels (64 for the real one)."""
+        return self.vdvae_config.image_size
+
+    @cached_property
+    def image_size(self) -> int:
+        """Edge of a reconstruction in pixels (512 for the real one)."""
+        vae = self.manifest.network("vae").config()
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        return int(self.manifest.network("unet").config()["sample_size"]) * factor
+
+    def vdvae(self, device: str = "cpu", dtype: str = "float32") -> "VDVAE":
+        """The VDVAE. `dtype` here and below: float32, float16 or bfloat16. Raises InputError for unusable
+        files.
+        """
+        module = self.build("vdvae")
+        self._fill(module, "vdvae", device, dtype)
+        return module  # type: ignore[return-value]
+
+    def clip_vision(self, device: str = "cpu", dtype: str = "float32") -> "ClipVision":
+        """CLIP's vision tower with its image processing."""
+        from bdflow.models.clip import ClipProcessing, ClipVision
+
+        processor = self.manifest.network("clip_vision").files["processor"].path
+        processing = ClipProcessing.from_config(read_json(processor), processor)
+        module = self.build("clip_vision")
+        self._fill(module, "clip_vision", device, dtype)
+        return ClipVision(module, processing)
+
+    def clip_text(self, device: str = "cpu", dtype: str = "float32") -> "ClipText":
+        """CLIP's text tower with its tokenizer."""
+        from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+        from bdflow.models.clip import ClipText
+
+        folder = self.manifest.network("clip_text").files["vocab"].path.parent
+        _require(folder / "vocab.json")
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        module = self.build("clip_text")
+        self._fill(module, "clip_text", device, dtype)
+        return ClipText(module, tokenizer)
+
+    def versatile(self, device: str = "cpu", dtype: str = "float32") -> "VersatileDiffusion":
+        """Versatile Diffusion with both unconditional embeddings (each CLIP tower is loaded for one pass,
+        and freed).
+        """
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        from bdflow.models.versatile import VersatileDiffusion
+
+        vision = self.clip_vision(device, dtype).unconditional()
+        text = self.clip_text(device, dtype).unconditional()
+        config = self.manifest.network("scheduler").config()
+        table = DDIMScheduler(**{key: config[key] for key in SCHEDULER_KEYS}).alphas_cumprod
+        unet, vae = self.build("unet"), self.build("vae")
+        self._fill(unet, "unet", device, dtype)
+        self._fill(vae, "vae", device, dtype)
+        return VersatileDiffusion(unet, vae, table, vision, text)  # type: ignore[arg-type]
+
+    def build(self, network: str) -> "nn.Module":
+        """The network's module on the meta device: names and shapes, no weights."""
+        import torch
+
+        entry = self.manifest.network(network)
+        with torch.device("meta"):
+            return _build(self, entry)
+
+    def parts(self, network: str, module: "nn.Module") -> list[Part]:
+        """(checkpoint, our name -> its name, its names to ignore) of each weights file of a network."""
+        return parts_of(self.manifest.network(network), module)
+
+    def _fill(self, module: "nn.Module", network: str, device: str, dtype: str) -> None:
+        import torch
+
+        from bdflow.models.checkpoint import DTYPES, load_into
+
+        if dtype not in DTYPES:
+            raise InputError(
+                "dtype", found=repr(dtype), expected=f"one of {sorted(DTYPES)}", action="choose one of them."
+            )
+        load_into(module, self.parts(network, module), device=device, dtype=dtype)
+        for name, buffer in list(module.named_buffers()):
+            if name.endswith("position_ids"):
+                owner, _, leaf = name.rpartition(".")
+                ids = torch.arange(buffer.shape[-1], device=device)[None]
+                module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
+
+    def _clip_config(self, network: str) -> dict[str, Any]:
+        return _tower_config(self.manifest.network(network))
+
+
+def _tower_config(entry: NetworkEntry) -> dict[str, Any]:
+    """The configuration of one CLIP tower, from its own file or from that of a whole CLIP model."""
+    config = entry.config()
+    inner = config.get("vision_config" if entry.name == "clip_vision" else "text_config")
+    if inner is not None:
+        config = {**inner, "projection_dim": config["projection_dim"]}
+    return {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype", "dtype")}
+
+
+def _build(bundle: Bundle, entry: NetworkEntry) -> "nn.Module":
+    if entry.name == "vdvae":
+        from bdflow.models.vdvae import VDVAE
+
+        return VDVAE(bundle.vdvae_config)
+    if entry.name == "clip_vision":
+        from transformers.models.clip.configuration_clip import CLIPVisionConfig
+        from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
+
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**_tower_config(entry)))
+    if entry.name == "clip_text":
+        from transformers.models.clip.configuration_clip import CLIPTextConfig
+        from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+
+        return CLIPTextModelWithProjection(CLIPTextConfig(**_tower_config(entry)))
+    if entry.name == "unet":
+        from bdflow.models.versatile import build_dual_unet
+
+        return build_dual_unet(entry.config())
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return AutoencoderKL.from_config({k: v for k, v in entry.config().items() if not k.startswith("_")})
+
+
+def parts_of(entry: NetworkEntry, module: "nn.Module") -> list[Part]:
+    """How a network's files map onto its module; see `Bundle.parts`."""
+    from bdflow.models import keys
+    from bdflow.models.checkpoint import open_checkpoint
+
+    names = list(module.state_dict())
+    if entry.name == "unet":
+        config = entry.config()
+        levels, depth = len(config["block_out_channels"]), config["layers_per_block"]
+        if entry.layout == "original":
+            sources = keys.original_unet_sources(names, levels, depth, keys.UNET_PREFIX)
+            rest = _bound(keys.unused_in_original_unet, keys.UNET_PREFIX)
+            return [(open_checkpoint(entry.files["weights"].path), sources, rest)]
+        image: dict[str, str] = {}
+        text: dict[str, str] = {}
+        for name in names:
+            side, theirs = keys.diffusers_unet(name)
+            (image if side == "image" else text)[name] = theirs
+        return [
+            (open_checkpoint(entry.files["image_weights"].path), image, _nothing),
+            (open_checkpoint(entry.files["text_weights"].path), text, keys.unused_in_text_unet),
+        ]
+    checkpoint = open_checkpoint(entry.files["weights"].path)
+    if entry.name == "vae":
+        if entry.layout == "original":
+            levels = len(entry.config()["block_out_channels"])
+            return [(checkpoint, {n: keys.original_vae(n, levels) for n in names}, _is_loss)]
+        old = any(name.endswith(".query.weight") for name in checkpoint.tensors)
+        return [(checkpoint, {n: keys.old_diffusers_vae(n) if old else n for n in names}, _nothing)]
+    if entry.name in ("clip_vision", "clip_text"):
+        other = ("text_model.", "text_projection.") if entry.name == "clip_vision" else ("vision_model.", "visual_")
+        whole = any(name == "logit_scale" for name in checkpoint.tensors)
+        return [(checkpoint, {n: n for n in names}, _clip_rest((*other, "logit_scale") if whole else ()))]
+    return [(checkpoint, {n: n for n in names}, _nothing)]
+
+
+@dataclass(frozen=True)
+class BundleReport:
+    """All that is wrong with a bundle, one line each; nothing wrong, nothing in `problems`."""
+
+    path: Path
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """One network of a bundle: its weights files with their bytes, and what of them bdflow uses.
+
+    `parameters` counts the elements used, `dtypes` names the types they are stored in.
+    """
+
+    name: str
+    layout: str
+    files: tuple[tuple[str, int], ...]
+    parameters: int
+    dtypes: tuple[str, ...]
+    licence: str
+
+
+@dataclass(frozen=True)
+class BundleDescription:
+    """What `bdflow bundle info` shows."""
+
+    name: str
+    path: Path
+    fingerprint: str
+    licence: str
+    source: str
+    spaces: dict[str, tuple[int, ...]]
+    guess_size: int
+    image_size: int
+    networks: tuple[NetworkDescription, ...]
+
+
+def check_bundle(name_or_path: str | Path) -> BundleReport:
+    """Every missing, extra or misshapen tensor and every wrong file of a bundle, at once; reads no weights,
+    except to compare the SHA-256 of files whose manifest gives one. Never raises InputError: what it says
+    becomes a problem.
+    """
+    try:
+        bundle = open_bundle(name_or_path)
+    except InputError as error:
+        return BundleReport(Path(name_or_path), (str(error),))
+    problems: list[str] = []
+    for entry in bundle.manifest.networks.values():
+        wrong = [line for file in entry.files.values() if (line := _file_problem(file)) is not None]
+        problems += wrong
+        if not wrong:
+            problems += _tensor_problems(bundle, entry)
+    return BundleReport(bundle.path, tuple(problems))
+
+
+def describe_bundle(name_or_path: str | Path) -> BundleDescription:
+    """Files, sizes, parameters, dtypes and licence of every network, without loading any. Raises InputError
+    for files that cannot be opened."""
+    bundle = open_bundle(name_or_path)
+    networks = []
+    for entry in bundle.manifest.networks.values():
+        parameters, dtypes = 0, set()
+        if entry.name != "scheduler":
+            for checkpoint, sources, _ in bundle.parts(entry.name, bundle.build(entry.name)):
+                used = [checkpoint.tensors[name] for name in set(sources.values()) if name in checkpoint.tensors]
+                parameters += sum(math.prod(info.shape) for info in used)
+                dtypes |= {info.dtype for info in used}
+        files = tuple((file.path.relative_to(bundle.path).as_posix(), file.nbytes) for file in entry.files.values())
+        licence = entry.licence or bundle.manifest.licence
+        networks.append(NetworkDescription(entry.name, entry.layout, files, parameters, tuple(sorted(dtypes)), licence))
+    return BundleDescription(
+        bundle.name, bundle.path, bundle.fingerprint, bundle.manifest.licence, bundle.manifest.source,
+        bundle.spaces, bundle.guess_size, bundle.image_size, tuple(networks),
+    )  # fmt: skip
+
+
+def _file_problem(file: FileEntry) -> str | None:
+    if not file.path.is_file():
+        return f"{file.path}: missing file"
+    size = file.path.stat().st_size
+    if size != file.nbytes:
+        return f"{file.path}: found {size:,} bytes, the manifest says {file.nbytes:,}"
+    if file.sha256 is not None:
+        with file.path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != file.sha256:
+            return f"{file.path}: found SHA-256 {found[:12]}..., the manifest says {file.sha256[:12]}..."
+    return None
+
+
+def _tensor_problems(bundle: Bundle, entry: NetworkEntry) -> list[str]:
+    from bdflow.models.checkpoint import differences
+
+    try:
+        if entry.name == "scheduler":
+            missing = [key for key in SCHEDULER_KEYS if key not in entry.config()]
+            return [f"scheduler: its configuration lacks {key}" for key in missing]
+        module = bundle.build(entry.name)
+        expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        return [
+            line
+            for checkpoint, sources, ignored in bundle.parts(entry.name, module)
+            for line in differences(checkpoint.path, sources, expected, checkpoint.tensors, ignored)
+        ]
+    except InputError as error:
+        return [str(error)]
+    except (KeyError, TypeError, ValueError) as error:
+        return [f"{entry.name}: its configuration builds no network ({error!r})"]
+
+
+def _nothing(name: str) -> bool:
+    return False
+
+
+def _is_loss(name: str) -> bool:
+    return name.startswith("loss.")
+
+
+def _clip_rest(others: tuple[str, ...]) -> Callable[[str], bool]:
+    return lambda name: name.endswith(".position_ids") or (bool(others) and name.startswith(others))
+
+
+def _bound(function: Callable[[str, str], bool], prefix: str) -> Callable[[str], bool]:
+    return lambda name: function(name, prefix)
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(
+            path,
+            found="no such file",
+            expected="a file that the bundle's manifest names",
+            action="run `bdflow bundle check` to see all that is missing, and put the files there.",
+        )
