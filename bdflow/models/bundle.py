@@ -7,20 +7,19 @@ wanted dtype and device.
 
 import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bdflow.errors import InputError
 from bdflow.models.config import VDVAEConfig
 from bdflow.models.manifest import FileEntry, Manifest, NetworkEntry, read_json, read_manifest
+from bdflow.models.networks import Part, build_module, parts_of, tower_config, vdvae_config
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bdflow.models.checkpoint import Checkpoint
     from bdflow.models.clip import ClipText, ClipVision
     from bdflow.models.vdvae import VDVAE
     from bdflow.models.versatile import VersatileDiffusion
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 TINY = Path(__file__).parent / "tiny"
 EDGE_BYTES = 64 * 2**10
 SCHEDULER_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
-
-Part = tuple["Checkpoint", dict[str, str], Callable[[str], bool]]
 
 
 def open_bundle(name_or_path: str | Path) -> "Bundle":
@@ -71,21 +68,13 @@ class Bundle:
     @cached_property
     def vdvae_config(self) -> VDVAEConfig:
         """The VDVAE's shape; InputError for settings it does not have."""
-        config = self.manifest.network("vdvae").config()
-        known = {field.name for field in fields(VDVAEConfig)}
-        if not known.issuperset(config):
-            raise InputError(
-                f"{self.manifest.path}: vdvae config",
-                found=f"unknown settings {sorted(set(config) - known)}",
-                expected=f"settings among {sorted(known)}",
-                action="correct the manifest.",
-            )
-        return VDVAEConfig(**config)
+        return vdvae_config(self.manifest.network("vdvae"))
 
     @cached_property
     def spaces(self) -> dict[str, tuple[int, ...]]:
         """Target space -> shape of one item's latent: vdvae (D,), clip_vision (T, F), clip_text (T, F)."""
-        vision, text = self._clip_config("clip_vision"), self._clip_config("clip_text")
+        vision = tower_config(self.manifest.network("clip_vision"))
+        text = tower_config(self.manifest.network("clip_text"))
         tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
         return {
             "vdvae": (sum(c * h * w for c, h, w in self.layers),),
@@ -164,7 +153,7 @@ class Bundle:
 
         entry = self.manifest.network(network)
         with torch.device("meta"):
-            return _build(self, entry)
+            return build_module(entry)
 
     def parts(self, network: str, module: "nn.Module") -> list[Part]:
         """(checkpoint, our name -> its name, its names to ignore) of each weights file of a network."""
@@ -185,78 +174,6 @@ class Bundle:
                 owner, _, leaf = name.rpartition(".")
                 ids = torch.arange(buffer.shape[-1], device=device)[None]
                 module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
-
-    def _clip_config(self, network: str) -> dict[str, Any]:
-        return _tower_config(self.manifest.network(network))
-
-
-def _tower_config(entry: NetworkEntry) -> dict[str, Any]:
-    """The configuration of one CLIP tower, from its own file or from that of a whole CLIP model."""
-    config = entry.config()
-    inner = config.get("vision_config" if entry.name == "clip_vision" else "text_config")
-    if inner is not None:
-        config = {**inner, "projection_dim": config["projection_dim"]}
-    return {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype", "dtype")}
-
-
-def _build(bundle: Bundle, entry: NetworkEntry) -> "nn.Module":
-    if entry.name == "vdvae":
-        from bdflow.models.vdvae import VDVAE
-
-        return VDVAE(bundle.vdvae_config)
-    if entry.name == "clip_vision":
-        from transformers.models.clip.configuration_clip import CLIPVisionConfig
-        from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
-
-        return CLIPVisionModelWithProjection(CLIPVisionConfig(**_tower_config(entry)))
-    if entry.name == "clip_text":
-        from transformers.models.clip.configuration_clip import CLIPTextConfig
-        from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
-
-        return CLIPTextModelWithProjection(CLIPTextConfig(**_tower_config(entry)))
-    if entry.name == "unet":
-        from bdflow.models.versatile import build_dual_unet
-
-        return build_dual_unet(entry.config())
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    return AutoencoderKL.from_config({k: v for k, v in entry.config().items() if not k.startswith("_")})
-
-
-def parts_of(entry: NetworkEntry, module: "nn.Module") -> list[Part]:
-    """How a network's files map onto its module; see `Bundle.parts`."""
-    from bdflow.models import keys
-    from bdflow.models.checkpoint import open_checkpoint
-
-    names = list(module.state_dict())
-    if entry.name == "unet":
-        config = entry.config()
-        levels, depth = len(config["block_out_channels"]), config["layers_per_block"]
-        if entry.layout == "original":
-            sources = keys.original_unet_sources(names, levels, depth, keys.UNET_PREFIX)
-            rest = _bound(keys.unused_in_original_unet, keys.UNET_PREFIX)
-            return [(open_checkpoint(entry.files["weights"].path), sources, rest)]
-        image: dict[str, str] = {}
-        text: dict[str, str] = {}
-        for name in names:
-            side, theirs = keys.diffusers_unet(name)
-            (image if side == "image" else text)[name] = theirs
-        return [
-            (open_checkpoint(entry.files["image_weights"].path), image, _nothing),
-            (open_checkpoint(entry.files["text_weights"].path), text, keys.unused_in_text_unet),
-        ]
-    checkpoint = open_checkpoint(entry.files["weights"].path)
-    if entry.name == "vae":
-        if entry.layout == "original":
-            levels = len(entry.config()["block_out_channels"])
-            return [(checkpoint, {n: keys.original_vae(n, levels) for n in names}, _is_loss)]
-        old = any(name.endswith(".query.weight") for name in checkpoint.tensors)
-        return [(checkpoint, {n: keys.old_diffusers_vae(n) if old else n for n in names}, _nothing)]
-    if entry.name in ("clip_vision", "clip_text"):
-        other = ("text_model.", "text_projection.") if entry.name == "clip_vision" else ("vision_model.", "visual_")
-        whole = any(name == "logit_scale" for name in checkpoint.tensors)
-        return [(checkpoint, {n: n for n in names}, _clip_rest((*other, "logit_scale") if whole else ()))]
-    return [(checkpoint, {n: n for n in names}, _nothing)]
 
 
 @dataclass(frozen=True)
@@ -372,22 +289,6 @@ def _tensor_problems(bundle: Bundle, entry: NetworkEntry) -> list[str]:
         return [str(error)]
     except (KeyError, TypeError, ValueError) as error:
         return [f"{entry.name}: its configuration builds no network ({error!r})"]
-
-
-def _nothing(name: str) -> bool:
-    return False
-
-
-def _is_loss(name: str) -> bool:
-    return name.startswith("loss.")
-
-
-def _clip_rest(others: tuple[str, ...]) -> Callable[[str], bool]:
-    return lambda name: name.endswith(".position_ids") or (bool(others) and name.startswith(others))
-
-
-def _bound(function: Callable[[str, str], bool], prefix: str) -> Callable[[str], bool]:
-    return lambda name: function(name, prefix)
 
 
 def _require(path: Path) -> None:

@@ -5,7 +5,7 @@ Noise is drawn per item, keyed by (seed, purpose, [subject,] nsd_id, block), on 
 order, process and device change nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,8 @@ class FeatureExtractor:
         lengths.
         """
         images = _uint8_images("stimuli", images, len(nsd_ids))
+        if len(nsd_ids) == 0:
+            return {space: np.zeros((0, *shape), np.float32) for space, shape in self.spaces.items()}
         return {
             "vdvae": self.vdvae_latents(images, nsd_ids),
             "clip_vision": self.vision_embeddings(images),
@@ -170,6 +172,8 @@ class Painter:
         What may be absent, and what then stands in for it: see `VersatileDiffusion.paint`. Raises InputError
         for wrong shapes, or when both conditions are absent.
         """
+        if len(nsd_ids) == 0:
+            return np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
         shape = self.versatile.latent_shape
         start = _stack(noise.normal, shape, self.seed, "diffusion start", (subject,), nsd_ids)
         encode = None
@@ -185,22 +189,23 @@ class Painter:
         return painted.numpy()
 
 
+Draw = Callable[..., np.ndarray]
+Item = tuple[str | int, ...]
+
+
 def _stack(
-    draw: object, shape: tuple[int, ...], seed: int, purpose: str, item: tuple[str | int, ...], nsd_ids: Sequence[int]
+    draw: Draw, shape: tuple[int, ...], seed: int, purpose: str, before: Item, nsd_ids: Sequence[int], *after: int
 ) -> Tensor:
-    rows = [draw(shape, seed, purpose, *item[:1], int(nsd_id), *item[1:]) for nsd_id in nsd_ids]  # type: ignore[operator]
+    """(n, *shape) draws, each item from its own key (purpose, *before, nsd_id, *after)."""
+    rows = [draw(shape, seed, purpose, *before, int(nsd_id), *after) for nsd_id in nsd_ids]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros((0, *shape))
 
 
 def _draws(
-    shapes: Sequence[tuple[int, ...]], seed: int, purpose: str, subject: tuple[str, ...], nsd_ids: Sequence[int]
+    shapes: Sequence[tuple[int, ...]], seed: int, purpose: str, before: Item, nsd_ids: Sequence[int]
 ) -> list[Tensor]:
-    """One (n, c, h, w) tensor a block, each item from its own key."""
-    draws = []
-    for block, shape in enumerate(shapes):
-        rows = [noise.normal(shape, seed, purpose, *subject, int(nsd_id), block) for nsd_id in nsd_ids]
-        draws.append(torch.from_numpy(np.stack(rows)) if rows else torch.zeros((0, *shape)))
-    return draws
+    """Standard-normal draws, one (n, c, h, w) tensor a block."""
+    return [_stack(noise.normal, shape, seed, purpose, before, nsd_ids, block) for block, shape in enumerate(shapes)]
 
 
 def _uint8_images(what: str, images: np.ndarray, n: int) -> np.ndarray:

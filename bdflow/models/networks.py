@@ -1,0 +1,116 @@
+"""From a manifest's entry to a network: its configuration, its module, and which file holds which parameter."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from bdflow.errors import InputError
+from bdflow.models.config import VDVAEConfig
+from bdflow.models.manifest import NetworkEntry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bdflow.models.checkpoint import Checkpoint
+
+Part = tuple["Checkpoint", dict[str, str], Callable[[str], bool]]
+
+
+def vdvae_config(entry: NetworkEntry) -> VDVAEConfig:
+    """The VDVAE's shape; InputError for settings it does not have."""
+    config = entry.config()
+    known = {field.name for field in fields(VDVAEConfig)}
+    if not known.issuperset(config):
+        raise InputError(
+            "vdvae config",
+            found=f"unknown settings {sorted(set(config) - known)}",
+            expected=f"settings among {sorted(known)}",
+            action="correct the manifest.",
+        )
+    return VDVAEConfig(**config)
+
+
+def tower_config(entry: NetworkEntry) -> dict[str, Any]:
+    """The configuration of one CLIP tower, from its own file or from that of a whole CLIP model."""
+    config = entry.config()
+    inner = config.get("vision_config" if entry.name == "clip_vision" else "text_config")
+    if inner is not None:
+        config = {**inner, "projection_dim": config["projection_dim"]}
+    return {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype", "dtype")}
+
+
+def build_module(entry: NetworkEntry) -> "nn.Module":
+    """A network's module; call it under `torch.device("meta")` to get names and shapes only."""
+    if entry.name == "vdvae":
+        from bdflow.models.vdvae import VDVAE
+
+        return VDVAE(vdvae_config(entry))
+    if entry.name == "clip_vision":
+        from transformers.models.clip.configuration_clip import CLIPVisionConfig
+        from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
+
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**tower_config(entry)))
+    if entry.name == "clip_text":
+        from transformers.models.clip.configuration_clip import CLIPTextConfig
+        from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+
+        return CLIPTextModelWithProjection(CLIPTextConfig(**tower_config(entry)))
+    if entry.name == "unet":
+        from bdflow.models.versatile import build_dual_unet
+
+        return build_dual_unet(entry.config())
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return AutoencoderKL.from_config({k: v for k, v in entry.config().items() if not k.startswith("_")})
+
+
+def parts_of(entry: NetworkEntry, module: "nn.Module") -> list[Part]:
+    """How a network's files map onto its module: (checkpoint, our name -> its name, its names to ignore) a file."""
+    from bdflow.models import keys
+    from bdflow.models.checkpoint import open_checkpoint
+
+    names = list(module.state_dict())
+    if entry.name == "unet":
+        config = entry.config()
+        levels, depth = len(config["block_out_channels"]), config["layers_per_block"]
+        if entry.layout == "original":
+            sources = keys.original_unet_sources(names, levels, depth, keys.UNET_PREFIX)
+            rest = _bound(keys.unused_in_original_unet, keys.UNET_PREFIX)
+            return [(open_checkpoint(entry.files["weights"].path), sources, rest)]
+        image: dict[str, str] = {}
+        text: dict[str, str] = {}
+        for name in names:
+            side, theirs = keys.diffusers_unet(name)
+            (image if side == "image" else text)[name] = theirs
+        return [
+            (open_checkpoint(entry.files["image_weights"].path), image, _nothing),
+            (open_checkpoint(entry.files["text_weights"].path), text, keys.unused_in_text_unet),
+        ]
+    checkpoint = open_checkpoint(entry.files["weights"].path)
+    if entry.name == "vae":
+        if entry.layout == "original":
+            levels = len(entry.config()["block_out_channels"])
+            return [(checkpoint, {n: keys.original_vae(n, levels) for n in names}, _is_loss)]
+        old = any(name.endswith(".query.weight") for name in checkpoint.tensors)
+        return [(checkpoint, {n: keys.old_diffusers_vae(n) if old else n for n in names}, _nothing)]
+    if entry.name in ("clip_vision", "clip_text"):
+        other = ("text_model.", "text_projection.") if entry.name == "clip_vision" else ("vision_model.", "visual_")
+        whole = any(name == "logit_scale" for name in checkpoint.tensors)
+        return [(checkpoint, {n: n for n in names}, _clip_rest((*other, "logit_scale") if whole else ()))]
+    return [(checkpoint, {n: n for n in names}, _nothing)]
+
+
+def _nothing(name: str) -> bool:
+    return False
+
+
+def _is_loss(name: str) -> bool:
+    return name.startswith("loss.")
+
+
+def _clip_rest(others: tuple[str, ...]) -> Callable[[str], bool]:
+    return lambda name: name.endswith(".position_ids") or (bool(others) and name.startswith(others))
+
+
+def _bound(function: Callable[[str, str], bool], prefix: str) -> Callable[[str], bool]:
+    return lambda name: function(name, prefix)
