@@ -5,7 +5,6 @@ gzip stream is unpacked into one volume at a time; the HDF5 files store one chun
 voxels are read there.
 """
 
-import io
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,11 +14,11 @@ from typing import Any
 import h5py
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_lib
+from isal import igzip_lib
 
 from bdflow.errors import InputError
 
-_PIECE = 128 * 1024  # bytes per read of the gzip stream: how finely an error can say where the stream broke
+_PIECE = 512 * 1024  # packed bytes read at once
 _BLOCK = 16 * 1024 * 1024  # bytes held at once when reading HDF5
 _FETCH_AGAIN = "fetch the file again from NSD (an interrupted download looks like this), then rerun."
 _STREAM_ERRORS: Any = (EOFError, OSError, zlib.error, igzip_lib.IsalError)
@@ -89,7 +88,7 @@ class NiftiSession(BetaSession):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with _open_gzip(self.path) as stream:
+        with _Gunzip(self.path) as stream:
             header = self._read_header(stream)
         shape = header.get_data_shape()
         if len(shape) != 4 or min(shape) < 1:
@@ -138,34 +137,31 @@ class NiftiSession(BetaSession):
         buffer = bytearray(int(np.prod(self.shape)) * self._stored.itemsize)
         view = memoryview(buffer)
         flat = np.frombuffer(buffer, self._stored)
-        with _open_gzip(self.path) as stream:
+        with _Gunzip(self.path) as stream:
             self._read_header(stream)
             for trial in range(self.n_trials):
                 self._read_volume(stream, view, trial)
                 yield trial, flat
             self._check_end(stream)
 
-    def _read_volume(self, stream: io.BufferedIOBase, view: memoryview, trial: int) -> None:
-        size, done = len(view), 0
-        reason = "the data ends"
-        while done < size:
-            try:
-                count = stream.readinto(view[done : done + _PIECE])
-            except _STREAM_ERRORS as error:
-                reason, count = f"the gzip stream breaks ({error})", 0
-            if not count:
-                raise InputError(
-                    f"{self.path}, trial {trial} (of {self.n_trials}, counted from 0)",
-                    found=f"that {reason} after {trial * size + done:,} bytes of betas",
-                    expected=f"{self.n_trials * size:,} bytes, {size:,} a trial",
-                    meaning="The file is truncated or damaged; nothing of this session was kept.",
-                    action=_FETCH_AGAIN,
-                )
-            done += count
-
-    def _check_end(self, stream: io.BufferedIOBase) -> None:
+    def _read_volume(self, stream: "_Gunzip", view: memoryview, trial: int) -> None:
+        size, start, reason = len(view), stream.count, "the gzip stream ends"
         try:
-            surplus = stream.read(1)
+            done = stream.readinto(view)
+        except _STREAM_ERRORS as error:
+            reason, done = f"the gzip stream breaks ({error})", stream.count - start
+        if done < size:
+            raise InputError(
+                f"{self.path}, trial {trial} (of {self.n_trials}, counted from 0)",
+                found=f"that {reason} after {trial * size + done:,} bytes of betas",
+                expected=f"{self.n_trials * size:,} bytes, {size:,} a trial",
+                meaning="The file is truncated or damaged; nothing of this session was kept.",
+                action=_FETCH_AGAIN,
+            )
+
+    def _check_end(self, stream: "_Gunzip") -> None:
+        try:
+            surplus = stream.readinto(memoryview(bytearray(1)))
         except _STREAM_ERRORS as error:
             raise InputError(
                 f"{self.path}, after the last trial ({self.n_trials - 1})",
@@ -183,7 +179,7 @@ class NiftiSession(BetaSession):
                 action=_FETCH_AGAIN,
             )
 
-    def _read_header(self, stream: io.BufferedIOBase) -> nib.Nifti1Header:
+    def _read_header(self, stream: "_Gunzip") -> nib.Nifti1Header:
         """Parse the header and leave `stream` at the first volume."""
         try:
             block = stream.read(4)
@@ -192,8 +188,7 @@ class NiftiSession(BetaSession):
             header = kind(block)
             if bytes(header["magic"].item())[:2] != b"n+":
                 raise ValueError(f"magic {header['magic'].item()!r}")
-            offset = int(header["vox_offset"])
-            stream.read(offset - len(block))
+            stream.read(int(header["vox_offset"]) - len(block))
         except (*_STREAM_ERRORS, nib.spatialimages.HeaderDataError, ValueError, TypeError) as error:
             raise InputError(
                 self.path,
@@ -202,6 +197,66 @@ class NiftiSession(BetaSession):
                 action=_FETCH_AGAIN,
             ) from error
         return header
+
+
+class _Gunzip:
+    """A gzip file unpacked by ISA-L straight into a buffer, `count` bytes so far; a context manager.
+
+    Unlike a buffered file it delivers every byte before the point where the stream breaks. Raises EOFError where
+    the stream ends before its trailer, IsalError where it is damaged, OSError where other data follow it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise InputError(
+                path, found=f"no readable file ({error})", expected="a session's betas", action=_FETCH_AGAIN
+            ) from error
+        self._member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        self._ahead, self._ended = b"", False
+        self.count = 0
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill `view`; less only at the end of the file. Then, and only then, checksum and length are verified."""
+        done = 0
+        while done < len(view) and not self._ended:
+            packed, self._ahead = self._ahead, b""
+            if not packed and self._member.needs_input:
+                packed = self._file.read(_PIECE)
+            if self._member.needs_input and not packed:
+                if done:
+                    break
+                raise EOFError("it ends before its trailer, which holds the checksum")
+            piece = self._member.decompress(packed, len(view) - done)
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+            self.count += len(piece)
+            if self._member.eof:
+                self._next_member()
+        return done
+
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes."""
+        content = bytearray(max(0, size))
+        if self.readinto(memoryview(content)) < size:
+            raise EOFError("the file ends in it")
+        return bytes(content)
+
+    def _next_member(self) -> None:
+        rest = (self._member.unused_data + self._file.read(_PIECE)).lstrip(b"\0")
+        if not rest:
+            self._ended = True
+        elif rest.startswith(b"\x1f\x8b"):
+            self._member, self._ahead = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), rest
+        else:
+            raise OSError(f"{rest[:8]!r} follow the end of the stream")
+
+    def __enter__(self) -> "_Gunzip":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
 
 
 class Hdf5Session(BetaSession):
@@ -319,12 +374,3 @@ def open_session(path: str | Path) -> BetaSession:
 
 def _both_orders(block: bytes) -> tuple[int, int]:
     return int.from_bytes(block, "little"), int.from_bytes(block, "big")
-
-
-def _open_gzip(path: Path) -> Any:
-    try:
-        return igzip.open(path, "rb")
-    except OSError as error:
-        raise InputError(
-            path, found=f"no readable file ({error})", expected="a session's betas", action=_FETCH_AGAIN
-        ) from error

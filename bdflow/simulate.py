@@ -14,6 +14,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+from scipy.sparse.linalg import eigsh
+from threadpoolctl import threadpool_limits
 
 from bdflow import noise, nsd
 from bdflow.errors import InputError
@@ -32,8 +34,8 @@ FORMAT = 1
 _COMPONENTS = 40  # per latent space
 _BATCH = 32  # stimuli drawn, and their features extracted, at once
 
-Features = Callable[[np.ndarray, list[list[str]], np.ndarray], dict[str, np.ndarray]]
-"""(images (n, y, x, 3) uint8, captions, nsd_ids (n,)) -> latents (n, ...) of each space, each image's own."""
+Features = Callable[[np.ndarray, list[list[str]], list[int]], dict[str, np.ndarray]]
+"""(images (n, y, x, 3) uint8, captions, nsd_ids) -> latents (n, ...) of each space, each image's own."""
 
 Progress = Callable[[str, int, int], None]
 """(what is being made, how many are done, of how many)"""
@@ -135,7 +137,9 @@ def simulate(
     partial = root.with_name(root.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _Writer(partial, options, features or _bundle_features(bundle, options.seed), progress).write(made_of)
+        extract = features or _bundle_features(bundle, options.seed)
+        with threadpool_limits(1):  # so that the bytes do not depend on the number of cores
+            _Writer(partial, options, extract, progress).write(made_of)
         partial.replace(root)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -216,7 +220,7 @@ class _Writer:
                     brick[nsd_id] = one.image
                     captions[nsd_id] = one.captions
                 images = np.stack([one.image for one in drawn])
-                for space, values in self.features(images, [one.captions for one in drawn], ids).items():
+                for space, values in self.features(images, [one.captions for one in drawn], ids.tolist()).items():
                     found.setdefault(space, []).append(np.asarray(values, np.float32).reshape(ids.size, -1))
             self.progress("stimuli", shown.size, shown.size)
         np.save(self._file(nsd.CAPTIONS), captions.astype(str), allow_pickle=False)
@@ -285,8 +289,9 @@ def _components(latents: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray,
     for space, values in latents.items():
         mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
         scored = (values - mean) / np.where(std > 0, std, 1)
-        power, vectors = np.linalg.eigh(scored @ scored.T / len(scored))
-        kept = np.argsort(power)[::-1][: min(_COMPONENTS, len(power) - 1, values.shape[1])]
+        count = min(_COMPONENTS, len(scored) - 1, values.shape[1])
+        power, vectors = eigsh(scored @ scored.T / len(scored), count, v0=np.ones(len(scored)))
+        kept = np.argsort(power)[::-1]
         kept = kept[power[kept] > 1e-9 * power.max()]
         basis = scored.T @ vectors[:, kept] / np.sqrt(power[kept] * len(scored))
         basis *= np.sign(basis.sum(axis=0)) * power[kept] ** -0.25 / power.max() ** 0.25

@@ -1,0 +1,36 @@
+"""Latents for simulated datasets without any network: tests that need no bundle use them."""
+
+import numpy as np
+from PIL import Image
+
+_WORDS = [
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "sea",
+    "field",
+    "room",
+    "night",
+    "sky",
+    "face",
+    "person",
+    "word",
+    "house",
+    "tower",
+    "church",
+    "ball",
+    "car",
+    "cat",
+    "boat",
+]
+
+
+def stand_in_features(images: np.ndarray, captions: list[list[str]], nsd_ids: list[int]) -> dict[str, np.ndarray]:
+    """Small pictures for vdvae (n, 108), counts of words for clip_text (n, 1, 19), both for clip_vision (n, 1, 127)."""
+    small = [np.asarray(Image.fromarray(image).resize((6, 6)), np.float32).ravel() / 255 for image in images]
+    texts = [" ".join(sentences).lower() for sentences in captions]
+    counts = np.array([[text.count(word) for word in _WORDS] for text in texts], np.float32)
+    pixels = np.stack(small)
+    both = np.hstack([counts, pixels])
+    return {"vdvae": pixels, "clip_vision": both[:, None], "clip_text": counts[:, None]}
