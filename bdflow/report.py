@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import pairwise
@@ -43,9 +44,9 @@ def write(context: Context) -> Path:
     target = context.config.report.path.resolve()
     stores = _stores(context)
     _check_place(context, target)
-    with no_space(target), _replacing(target) as folder:
+    with no_space(target), _replacing(target) as folder, ThreadPoolExecutor() as pool:
         (folder / MARKER).write_text(json.dumps({"generator": "bdflow report", "format": 1}) + "\n")
-        gallery = _Gallery(context, stores, folder)
+        gallery = _Gallery(context, stores, folder, pool)
         page = report_tables.page(
             context, stores, gallery.stimuli(), gallery.weight(), entries(context.study.path), _configuration(context)
         )
@@ -74,10 +75,10 @@ def _configuration(context: Context) -> str:
 class _Gallery:
     """Writes the thumbnails below `folder`/images and collects the rows that show them."""
 
-    def __init__(self, context: Context, stores: dict[str, Store], folder: Path) -> None:
+    def __init__(self, context: Context, stores: dict[str, Store], folder: Path, pool: Executor) -> None:
         self.subjects, self.variants = context.subjects, context.config.reconstruct.variants
         self.stores, self.folder, self.pixels = stores, folder, context.config.report.thumbnail
-        self.files = self.nbytes = 0
+        self.pool, self.files, self.nbytes = pool, 0, 0
 
     def stimuli(self) -> list[Stimulus]:
         """The test stimuli, best mean `RANKED_BY` first."""
@@ -101,9 +102,10 @@ class _Gallery:
                     for variant in self.variants:
                         by_metric = {name: values[nsd_id] for name, values in scores[variant].items()}
                         ranks[nsd_id].append(by_metric[RANKED_BY])
+                        label = variant if len(self.variants) > 1 else "reconstruction"
                         alt = f"Reconstruction of stimulus {nsd_id} from {subject}, {variant}"
                         named = tuple(zip(report_tables.short_names(by_metric), by_metric.values(), strict=True))
-                        row.append(self._picture(painted[variant][nsd_id], alt, variant, named))
+                        row.append(self._picture(painted[variant][nsd_id], alt, label, named))
                 pictures[nsd_id].append(row)
         rows = [
             Stimulus(
@@ -145,18 +147,19 @@ class _Gallery:
         store = self.stores[path]
         ids = store.read("nsd_id")
         rows = np.arange(len(ids)) if rows is None else rows
+        height, width = store.sizes["y"], store.sizes["x"]
+        scale = self.pixels / max(height, width)
         (self.folder / "images" / folder).mkdir(parents=True, exist_ok=True)
         found = {}
         for start, stop in pairwise([*range(0, len(rows), BLOCK), len(rows)]):
             block = rows[start:stop]
             images = store.read("image", {"stimulus": block})
-            for nsd_id, image in zip(ids[block].tolist(), images, strict=True):
+            thumbnails = self.pool.map(thumbnail, images, [self.pixels] * len(images))
+            for nsd_id, data in zip(ids[block].tolist(), thumbnails, strict=True):
                 file = f"images/{folder}/nsd{nsd_id:05d}{'-' * bool(name)}{name}.webp"
-                data = thumbnail(image, self.pixels)
                 (self.folder / file).write_bytes(data)
                 self.files, self.nbytes = self.files + 1, self.nbytes + len(data)
-                scale = self.pixels / max(image.shape[:2])
-                found[nsd_id] = (file, round(image.shape[1] * scale), round(image.shape[0] * scale))
+                found[nsd_id] = (file, round(width * scale), round(height * scale))
         return found
 
 

@@ -139,7 +139,7 @@ def html(page: Page) -> Iterator[str]:
 
 def _section(name: str, titles: dict[str, str], tables: Sequence[Table]) -> str:
     body = "".join(_table(table) for table in tables)
-    return f'<section id="{name}">\n<h2>{escape(titles[name])}</h2>\n{body}</section>\n'
+    return f'<section id="{name}">\n<h2>{escape(titles[name])}</h2>\n<div class="tables">{body}</div>\n</section>\n'
 
 
 def _table(table: Table) -> str:
@@ -161,24 +161,24 @@ def _table(table: Table) -> str:
         bodies.append("<tbody>\n" + (f'<tr class="group">{span}</tr>\n' if label else "") + "".join(lines) + "</tbody>")
     note = f'<p class="note">{escape(table.note)}</p>\n' if table.note else ""
     return (
-        f'<div class="table" tabindex="0" role="group" aria-label="{escape(table.caption)}"><table>\n'
+        f'<div>\n<div class="table" tabindex="0" role="group" aria-label="{escape(table.caption)}"><table>\n'
         f"<caption>{escape(table.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
         + "\n".join(bodies)
-        + f"\n</table></div>\n{note}"
+        + f"\n</table></div>\n{note}</div>\n"
     )
 
 
 def _gallery(page: Page, title: str) -> Iterator[str]:
     across = max((len(pictures) for row in page.stimuli for pictures in row.subjects), default=1)
     across = max(1, min(across, ACROSS // max(1, len(page.subjects))))
-    style = f"--subjects:{len(page.subjects)};--across:{across};--thumbnail:{page.thumbnail}px"
+    style = f"--subjects:{len(page.subjects)};--across:{across};--span:{across}fr;--thumbnail:{page.thumbnail}px"
     heads = "".join(f"<div>{escape(subject)}</div>" for subject in page.subjects)
     yield f"""<section id="gallery">
 <h2>{escape(title)}</h2>
-<p>Every test stimulus: the photo that was shown; for each subject the guess of the VDVAE and the reconstruction
-painted from it, with its scores. {escape(page.weight)}</p>
+<p>Every test stimulus: the photo that was shown and, from the brain of each subject, the guess and what was painted,
+with its scores. {escape(page.weight)}</p>
 <div class="sort" role="group" aria-label="Order of the gallery">
-<button type="button" data-order="best" aria-pressed="true">Best {escape(page.ranked_by)} first</button>
+<button type="button" data-order="best" aria-pressed="true">Best mean {escape(page.ranked_by)} first</button>
 <button type="button" data-order="worst" aria-pressed="false">Worst first</button>
 <button type="button" data-order="nsd" aria-pressed="false">By nsd_id</button>
 </div>
@@ -201,7 +201,7 @@ def _stimulus(row: Stimulus, page: Page) -> str:
     )
     return f"""<article id="nsd{row.nsd_id:05d}" data-nsd="{row.nsd_id}" data-score="{score}">
 <h3><a href="#nsd{row.nsd_id:05d}">nsd {row.nsd_id:05d}</a> <span>{escape(row.caption)}</span>
-<small>{escape(page.ranked_by)} {number(row.score, 2)}</small></h3>
+<small>mean {escape(page.ranked_by)} {number(row.score, 2)}</small></h3>
 <div class="truth">{_figure(row.truth)}</div>
 {cells}</article>
 """

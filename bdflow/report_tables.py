@@ -15,12 +15,12 @@ from stores import Store
 
 TITLE = "Seen images, reconstructed from fMRI"
 SUMMARY = (
-    "Photos that people looked at in a 7 T scanner, as Brain-Diffuser decodes them from the responses of their visual "
-    "cortex: ridge regression predicts the latents of frozen networks, which paint the picture."
+    "Photos as Brain-Diffuser decodes them from the responses of visual cortex: ridge regression predicts latents of "
+    "frozen networks, the VDVAE turns them into a guess, and Versatile Diffusion paints the reconstruction from it."
 )
 DEMO = (
-    "This run used the tiny networks that ship with bdflow. It shows that every step works; its pictures are crude, "
-    "and its scores cannot be compared with the published ones."
+    "This run used the tiny networks that ship with bdflow; the demo's brains and photos are simulated too. It shows "
+    "that every step works. Its pictures are crude, and its scores cannot be compared with the published ones."
 )
 VARIANTS = {
     "full": "full: guess, CLIP vision and CLIP text",
@@ -144,7 +144,7 @@ def ridge_table(context: Context, stores: Stores) -> Table:
     groups = []
     for subject in context.subjects:
         rows = []
-        for path in sorted(path for path in stores if path.startswith(f"predictions/{subject}/")):
+        for path in (path for path in stores if path.startswith(f"predictions/{subject}/")):
             store = stores[path]
             r2, r = (store.read(name).ravel() for name in ("r2", "pearson_r"))
             n = store.sizes["stimulus"]
