@@ -84,7 +84,19 @@ def number(value: float, digits: int = 3) -> str:
 
 def html(page: Page) -> Iterator[str]:
     """The page in pieces, to be written one after another."""
-    here = Path(__file__)
+    body = list(_body(page))
+    yield from body
+    script = Path(__file__).with_name("report.js").read_text()
+    size = (sum(len(piece.encode()) for piece in body) + len(script)) / 2**10
+    yield f"""<footer>{escape(page.footer)} This page weighs {size:.0f} KiB without its pictures.</footer>
+<script>
+{script}</script>
+</body>
+</html>
+"""
+
+
+def _body(page: Page) -> Iterator[str]:
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in page.sections)
     facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in page.facts)
     notice = f'<p class="notice" role="note">{escape(page.notice)}</p>' if page.notice else ""
@@ -97,7 +109,7 @@ def html(page: Page) -> Iterator[str]:
 <meta name="generator" content="bdflow report">
 <title>{escape(page.title)}</title>
 <style>
-{here.with_name("report.css").read_text()}</style>
+{Path(__file__).with_name("report.css").read_text()}</style>
 </head>
 <body>
 <header class="top">
@@ -129,11 +141,6 @@ def html(page: Page) -> Iterator[str]:
 </details>
 </section>
 </main>
-<footer>{escape(page.footer)}</footer>
-<script>
-{here.with_name("report.js").read_text()}</script>
-</body>
-</html>
 """
 
 

@@ -291,6 +291,9 @@ def test_how_it_was_made(context: Context, page: Path) -> None:
     assert configuration in read.text
     files = list(page.parent.rglob("*.webp"))
     assert f"{len(files)} pictures, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB" in read.text
+    stated = re.search(r"This page weighs (\d+) KiB", read.text)
+    assert stated
+    assert float(stated[1]) == pytest.approx(page.stat().st_size / 2**10, abs=1)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
