@@ -25,6 +25,7 @@ from cluster.pool import Answered, Backend, Event, Joined, Lost, PoolExecutor, u
 from cluster.threads import environment
 from cluster.worker import call_seat, free_seat, load_seat
 
+LOOPBACK = "127.0.0.1:0"  # for the HTTP server of health and metrics, which Dask always starts
 LOOK = 0.5  # seconds between two looks at which workers there are
 
 
@@ -114,7 +115,7 @@ class _LocalCluster:
             "host": "127.0.0.1",
             "protocol": "tcp://",
             "dashboard": False,
-            "dashboard_address": None,
+            "dashboard_address": LOOPBACK,
             "local_directory": self._scratch,
             "silence_logs": logging.CRITICAL,
         }
@@ -128,7 +129,7 @@ class _LocalCluster:
                 "host": "127.0.0.1",
                 "protocol": "tcp://",
                 "dashboard": dashboard,
-                "dashboard_address": "127.0.0.1:0" if dashboard else None,
+                "dashboard_address": LOOPBACK,
             },
         }
         settings = {
@@ -179,7 +180,7 @@ class _Workers:
         self.client, self.make_worker, self.wanted = client, make_worker, wanted
         self.resources, self.address = resources, address
         self.run = uuid.uuid4().hex
-        self.seats: dict[str, dict[int, tuple[Any, Any]]] = {}
+        self.seats: dict[str, dict[int, Any]] = {}
         self.events: queue.SimpleQueue[tuple[str, int, bytes | BaseException]] = queue.SimpleQueue()
         self.looked = float("-inf")
 
@@ -190,10 +191,8 @@ class _Workers:
         future = self.client.submit(
             *job, key=(f"{job[0].__name__}-{self.run}", flight), workers=[seat], pure=False
         )
-        waiting = asyncio.run_coroutine_threadsafe(
-            self._await(future, seat, flight), self.client.loop.asyncio_loop
-        )
-        self.seats[seat][flight] = (future, waiting)
+        self.seats[seat][flight] = future
+        self.client.loop.add_callback(self._await, future, seat, flight)
 
     async def _await(self, future: Any, seat: str, flight: int) -> None:
         try:
@@ -259,8 +258,7 @@ class _Workers:
             raise excess(f"{gib(need.memory)} a worker", f"{gib(memory)} at {seat}", action)
 
     def drop(self, seat: str) -> None:
-        for future, waiting in self.seats.pop(seat, {}).values():
-            waiting.cancel()
+        for future in self.seats.pop(seat, {}).values():
             future.release()
 
     def nobody(self, seconds: float) -> str:
@@ -280,10 +278,8 @@ class _Workers:
     def finish(self) -> None:
         """Cancel what is in flight and free the workers' memory; what already runs there runs to its end."""
         seats = list(self.seats)
-        pending = [future for flights in self.seats.values() for future, _ in flights.values()]
-        for seat in seats:
-            for _, waiting in self.seats[seat].values():
-                waiting.cancel()
+        pending = [future for flights in self.seats.values() for future in flights.values()]
+        self.seats = {}
         with contextlib.suppress(OSError, TimeoutError):
             if pending:
                 self.client.cancel(pending, force=True)

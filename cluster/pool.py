@@ -1,8 +1,8 @@
 """The driver's side, the same for Dask and Ray: who works on what, what is lost, what is tried again.
 
-A backend offers seats (processes) and says what happened to them; `drive` keeps them fed. A seat works on
-what it was sent in order, so when it dies it is the oldest task it had that is blamed; the one queued behind
-it goes elsewhere without an attempt counted.
+A backend offers seats (processes) and says what happened to them; `drive` keeps them fed. When a
+seat dies, every task it was sent counts an attempt, and each of them then travels alone: a second death names the
+one that kills.
 """
 
 from __future__ import annotations
@@ -162,8 +162,11 @@ class _Drive:
 
     def feed(self, name: str) -> None:
         seat = self.seats[name]
-        depth = 2 if self.typical is not None and self.typical < SHORT else 1
+        short = self.typical is not None and self.typical < SHORT
+        depth = 2 if short and self.attempts > 1 else 1
         while seat.loaded and len(seat.flights) < depth:
+            if seat.flights and (self.again or any(task.attempts > 1 for task in seat.flights.values())):
+                return
             task = self.next_task()
             if task is None:
                 return
@@ -194,10 +197,8 @@ class _Drive:
             if self.lost_starting >= self.attempts:
                 raise WorkerLost(None, self.lost_starting, event.reason, self.backend.look_at())
             return
-        for place, task in enumerate(seat.flights.values()):
-            if place > 0:
-                task.attempts -= 1
-            elif task.attempts >= self.attempts:
+        for task in seat.flights.values():
+            if task.attempts >= self.attempts:
                 raise WorkerLost(task.index, task.attempts, event.reason, self.backend.look_at())
         self.again.extend(seat.flights.values())
         for name in list(self.seats):

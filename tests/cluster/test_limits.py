@@ -1,0 +1,113 @@
+"""What cannot be given is refused with both numbers, before anything starts."""
+
+import os
+import sys
+from pathlib import Path
+
+import cloudpickle
+import psutil
+import pytest
+
+from cluster import ClusterError, Completed, Executor, Resources, open_executor
+from cluster.limits import devices_here, devices_of, gpu_places
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+KINDS = ("serial", "dask", "ray")
+HAVE = Resources(workers=4, threads=2, gpus=2, memory=8 * 2**30)
+
+
+class Devices:
+    def __call__(self, task: int) -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (Resources(workers=5), "Asked for 5 workers; found 4 workers"),
+        (Resources(threads=3), "Asked for 3 threads a worker; found 2"),
+        (Resources(workers=3, gpus=1), "3 workers x 1 GPUs = 3 GPUs; found 2 GPUs (room for 2 such workers)"),
+        (Resources(workers=3, gpus=0.6), "3 workers x 0.6 GPUs = 1.8 GPUs; found 2 GPUs (room for 2"),
+        (Resources(workers=3, memory=3 * 2**30), "3 workers x 3.00 GiB; found 8.00 GiB of memory"),
+        (Resources(gpus=1.5), "Asked for 1.5 GPUs a worker; expected a whole number"),
+    ],
+    ids=["workers", "threads", "gpus", "fractions", "memory", "odd"],
+)
+def test_more_than_there_is(kind: str, ask: Resources, words: str) -> None:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with open_executor(kind, total=HAVE) as executor, pytest.raises(ClusterError) as caught:  # type: ignore[arg-type]
+        executor.run(Devices, range(9), resources=ask)
+    assert words in str(caught.value)
+    assert "What to do: " in str(caught.value)
+    assert {process.pid for process in psutil.Process().children(recursive=True)} == before
+
+
+def test_this_machine_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for kind in KINDS:
+        executor = open_executor(kind)  # type: ignore[arg-type]
+        with pytest.raises(ClusterError, match="1 workers x 1 GPUs = 1 GPUs; found 0 GPUs"):
+            executor.run(Devices, [1], resources=Resources(gpus=1))
+        with pytest.raises(ClusterError, match=r"GiB; found .* GiB of memory"):
+            executor.run(Devices, [1], resources=Resources(memory=2**50))
+
+
+def test_each_worker_sees_its_own_devices(remote: Executor) -> None:
+    for gpus, workers, expected in ((1.0, 2, {"0", "1"}), (0.5, 1, {"0"}), (0.0, 1, {""})):
+        seen: dict[str, str] = {}
+        ask = Resources(workers=workers, gpus=gpus)
+
+        def look(done: Completed, seen: dict[str, str] = seen) -> None:
+            seen[done.worker] = done.result
+
+        remote.run(Devices, range(400 if workers > 1 else 4), resources=ask, on_done=look)
+        assert set(seen.values()) <= expected
+        assert len(seen) == len(set(seen.values()))
+
+
+def test_places_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [gpu_places(g, 3) for g in (0.1, 0.25, 0.4, 0.5, 1, 2, 3, 4)] == [30, 12, 6, 6, 3, 1, 1, 0]
+    assert [devices_of(n, 0.5, ["a", "b"]) for n in range(4)] == [["a"], ["a"], ["b"], ["b"]]
+    assert [devices_of(n, 2, list("abcd")) for n in range(2)] == [["a", "b"], ["c", "d"]]
+    assert devices_of(3, 0, ["a"]) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-77")
+    assert devices_here() == ["2", "GPU-77"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "")
+    assert devices_here() == []
+
+
+def test_nvidia_smi_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: X (UUID: a)'\necho 'GPU 1: X (UUID: b)'\n")
+    smi.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert devices_here() == ["0", "1"]
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 0}, {"gpus": -1}, {"memory": 0}])
+def test_resources_are_checked(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Resources(**wrong)  # type: ignore[arg-type]
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="expected 'serial', 'dask' or 'ray'"):
+        open_executor("spark")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="it has none"):
+        open_executor("serial", address="tcp://127.0.0.1:1")
+    with pytest.raises(ValueError, match="total"):
+        open_executor("dask", address="tcp://127.0.0.1:1", total=HAVE)
+    with pytest.raises(ValueError, match="attempts=0"):
+        open_executor("dask", attempts=0)
+    with pytest.raises(ValueError, match="dashboard"):
+        open_executor("ray", dashboard=True)
+
+
+def test_ray_of_somebody_else_is_left_alone(opened: dict[str, Executor]) -> None:
+    opened["ray"].run(Devices, [1])
+    with open_executor("ray") as second, pytest.raises(ClusterError, match="Ray already started"):
+        second.run(Devices, [1])
+    opened["ray"].run(Devices, [1])

@@ -1,0 +1,97 @@
+"""Ctrl-C, and a driver that is killed: nothing keeps running."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+import psutil
+from cluster import Resources, open_executor
+
+class Sleepy:
+    def __init__(self):
+        self.folder = Path(os.environ["FOLDER"])
+    def __call__(self, task):
+        (self.folder / f"pid{os.getpid()}").touch()
+        time.sleep(0.01 if task < 20 else 300)
+
+if __name__ == "__main__":
+    executor = open_executor(sys.argv[1])
+    try:
+        executor.run(Sleepy, range(100000), resources=Resources(workers=2))
+    except KeyboardInterrupt:
+        left = [p.cmdline() for p in psutil.Process().children(recursive=True)]
+        print("interrupted", [words for words in left if "resource_tracker" not in str(words)], flush=True)
+        raise
+"""
+KINDS = ("serial", "dask", "ray")
+
+
+def start(kind: str, folder: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A driver whose workers are all in a long task, with every process below it."""
+    script = folder / "driver.py"
+    script.write_text(SCRIPT)
+    driver = subprocess.Popen(
+        [sys.executable, script, kind],
+        env={**os.environ, "FOLDER": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wanted = 1 if kind == "serial" else 2
+    until = time.monotonic() + 60
+    while len(list(folder.glob("pid*"))) < wanted:
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    time.sleep(1.0)
+    return driver, psutil.Process(driver.pid).children(recursive=True)
+
+
+def alive(processes: list[psutil.Process]) -> list[str]:
+    _, left = psutil.wait_procs(processes, timeout=20)
+    return [f"{p.pid} {p.name()}" for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    ("kind", "group"), [("serial", False), ("dask", False), ("dask", True), ("ray", True)]
+)
+def test_ctrl_c(kind: str, group: bool, tmp_path: Path) -> None:
+    """The signal reaches the driver alone, or, as from a terminal, every process of the group."""
+    driver, below = start(kind, tmp_path)
+    begin = time.monotonic()
+    (os.killpg if group else os.kill)(driver.pid, signal.SIGINT)
+    out, err = driver.communicate(timeout=40)
+    assert "interrupted []" in out, (out, err)
+    assert driver.returncode == -signal.SIGINT
+    assert time.monotonic() - begin < 20
+    assert err.count("Traceback") == 1, err
+    assert alive(below) == []
+
+
+@pytest.mark.parametrize("kind", ["dask", "ray"])
+def test_a_killed_driver_leaves_nothing_running(kind: str, tmp_path: Path) -> None:
+    driver, below = start(kind, tmp_path)
+    workers = [process.pid for process in below]
+    assert all(int(file.name[3:]) in workers for file in tmp_path.glob("pid*"))
+    driver.kill()
+    driver.communicate(timeout=20)
+    assert alive(below) == []
+
+
+def test_close_while_nothing_runs_and_twice(tmp_path: Path) -> None:
+    from cluster import open_executor
+
+    for kind in KINDS:
+        executor = open_executor(kind)  # type: ignore[arg-type]
+        executor.close()
+        executor.close()

@@ -1,0 +1,98 @@
+"""Threads a worker: what libraries see, and the same bytes from every executor."""
+
+import hashlib
+import os
+import sys
+
+import cloudpickle
+import numpy as np
+import pytest
+import threadpoolctl
+
+from cluster import Completed, Executor, Resources
+from cluster.threads import VARIABLES, limited
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Look:
+    """What a worker finds, with torch loaded by it."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch = torch
+
+    def __call__(self, task: int) -> tuple[dict[str, str], set[int], int]:
+        pools = {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+        return {name: os.environ[name] for name in VARIABLES}, pools, self.torch.get_num_threads()
+
+
+def test_libraries_see_the_limit(executor: Executor) -> None:
+    threads = 2
+    done: list[Completed] = []
+    executor.run(Look, range(2), resources=Resources(threads=threads), on_done=done.append)
+    for variables, pools, torch_threads in (c.result for c in done):
+        assert set(variables.values()) == {str(threads)}
+        assert pools == {threads}
+        assert torch_threads == threads
+
+
+def test_the_driver_gets_its_threads_back(opened: dict[str, Executor]) -> None:
+    import torch
+
+    before = os.environ.copy(), threadpoolctl.threadpool_info(), torch.get_num_threads()
+    for threads in (1, 3):
+        with limited(threads):
+            assert torch.get_num_threads() == threads
+        with pytest.raises(KeyError):
+            opened["serial"].run(lambda: {}.__getitem__, [1], resources=Resources(threads=threads))
+        after = os.environ.copy(), threadpoolctl.threadpool_info(), torch.get_num_threads()
+        assert after[1:] == before[1:]
+        assert after[0] == before[0]
+
+
+class Arithmetic:
+    """Sums whose last bits depend on how they are split: a product of matrices and a convolution."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.manual_seed(0)
+        self.torch = torch
+        self.net = torch.nn.Sequential(torch.nn.Conv2d(3, 24, 3), torch.nn.GELU(), torch.nn.Conv2d(24, 8, 5))
+
+    def __call__(self, task: int) -> str:
+        rng = np.random.default_rng(task)
+        a = rng.standard_normal((301, 517), np.float32)
+        product = a @ rng.standard_normal((517, 203), np.float32)
+        images = self.torch.from_numpy(rng.standard_normal((2, 3, 67, 67), np.float32))
+        with self.torch.no_grad():
+            painted = self.net(images).numpy()
+        return hashlib.sha256(product.tobytes() + painted.tobytes()).hexdigest()
+
+
+def test_the_same_bytes_everywhere(opened: dict[str, Executor]) -> None:
+    for threads in (1, 2):
+        seen: dict[str, list[str]] = {}
+        for kind, workers in (("serial", 1), ("dask", 3), ("ray", 2)):
+            workers = workers if threads == 1 else 1
+            done: list[Completed] = []
+            resources = Resources(workers=workers, threads=threads)
+            opened[kind].run(Arithmetic, range(6), resources=resources, on_done=done.append)
+            seen[f"{kind} {workers}"] = [c.result for c in sorted(done, key=lambda c: c.index)]
+        assert len({tuple(hashes) for hashes in seen.values()}) == 1, seen
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(600)
+def test_the_same_bytes_with_one_two_and_three_workers(opened: dict[str, Executor]) -> None:
+    for threads in (1, 2):
+        hashes = set()
+        for kind in opened:
+            for workers in (1, 2, 3):
+                done: list[Completed] = []
+                resources = Resources(workers=workers, threads=threads)
+                opened[kind].run(Arithmetic, range(24), resources=resources, on_done=done.append)
+                hashes.add(tuple(c.result for c in sorted(done, key=lambda c: c.index)))
+        assert len(hashes) == 1
