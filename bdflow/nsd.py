@@ -184,9 +184,7 @@ class NSD:
     def sessions(self, subject: str) -> list[int]:
         """Sessions of a subject present on disk, counted from 1, ascending."""
         names = [path.name for path in self.betas_folder(subject).glob("betas_session*")]
-        stems = [
-            name.removesuffix(ending) for name in names for ending in self._endings if name.endswith(ending)
-        ]
+        stems = [name.removesuffix(ending) for name in names for ending in self._endings if name.endswith(ending)]
         numbers = {stem.removeprefix("betas_session") for stem in stems}
         return sorted(int(number) for number in numbers if number.isdecimal())
 
@@ -200,9 +198,7 @@ class NSD:
             raise InputError(
                 folder,
                 found=f"no {', '.join(missing)}" if missing else f"sessions: {sessions}",
-                expected=f"every session from 1 to {sessions} of {subject}"
-                if missing
-                else "1 session or more",
+                expected=f"every session from 1 to {sessions} of {subject}" if missing else "1 session or more",
                 action=f"fetch what is missing, or set sessions to what there is ({_runs(present)}).",
             )
         return wanted
@@ -244,9 +240,7 @@ class NSD:
 
     def roi_names(self, subject: str) -> list[str]:
         """ROI volumes of a subject on disk, without those of single hemispheres."""
-        names = sorted(
-            path.name.removesuffix(".nii.gz") for path in self._roi_folder(subject).glob("*.nii.gz")
-        )
+        names = sorted(path.name.removesuffix(".nii.gz") for path in self._roi_folder(subject).glob("*.nii.gz"))
         return [name for name in names if not name.startswith(("lh.", "rh."))]
 
     def roi(self, subject: str, name: str) -> Volume:

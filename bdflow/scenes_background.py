@@ -86,12 +86,8 @@ def sea(image: Image.Image, rng: np.random.Generator) -> tuple[float, float]:
         box = (x * size - w, y * size, x * size + w, y * size + max(2.0, 0.25 * w))
         draw.arc(box, 190, 350, fill=(196, 226, 238), width=max(1, size // 300))
     _gradient(image, shore, 1, (238, 218, 170), (222, 192, 136))
-    draw.ellipse(
-        (-0.3 * size, (shore - 0.03) * size, 1.3 * size, (shore + 0.035) * size), fill=(246, 250, 250)
-    )
-    draw.ellipse(
-        (-0.3 * size, (shore - 0.01) * size, 1.3 * size, (shore + 0.07) * size), fill=(236, 214, 164)
-    )
+    draw.ellipse((-0.3 * size, (shore - 0.03) * size, 1.3 * size, (shore + 0.035) * size), fill=(246, 250, 250))
+    draw.ellipse((-0.3 * size, (shore - 0.01) * size, 1.3 * size, (shore + 0.07) * size), fill=(236, 214, 164))
     return shore + 0.07, 0.95
 
 

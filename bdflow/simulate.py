@@ -210,7 +210,8 @@ class _Writer:
                 (options.n_stimuli, size, size, 3),
                 np.uint8,
                 chunks=(1, size, size, 3),
-                compression="lzf",
+                compression="gzip",
+                compression_opts=1,
             )
             for start in range(0, shown.size, _BATCH):
                 self.progress("stimuli", start, shown.size)

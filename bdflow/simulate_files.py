@@ -29,7 +29,7 @@ def make_design(n_shared: int, n_own: int, repeats: int, seed: int) -> dict[str,
     numbers = rng.permutation(n_shared + N_SUBJECTS * n_own) + 1
     shared, own = np.sort(numbers[:n_shared]), numbers[n_shared:]
     subjectim = np.hstack([np.tile(shared, (N_SUBJECTS, 1)), own.reshape(N_SUBJECTS, n_own)])
-    when = np.arange(repeats)[:, None] + rng.uniform(0, 1.5, (repeats, n_positions))
+    when = np.arange(repeats)[:, None] + rng.uniform(0, 1.2, (repeats, n_positions))
     masterordering = np.argsort(when.ravel(), kind="stable") % n_positions + 1
     return {
         "masterordering": masterordering[None],

@@ -3,27 +3,10 @@
 import numpy as np
 from PIL import Image
 
-_WORDS = [
-    "red",
-    "blue",
-    "green",
-    "yellow",
-    "sea",
-    "field",
-    "room",
-    "night",
-    "sky",
-    "face",
-    "person",
-    "word",
-    "house",
-    "tower",
-    "church",
-    "ball",
-    "car",
-    "cat",
-    "boat",
-]
+_COLOURS = ("red", "blue", "green", "yellow")
+_PLACES = ("sea", "field", "room", "night", "sky")
+_KINDS = ("face", "person", "word", "house", "tower", "church", "ball", "car", "cat", "boat")
+_WORDS = (*_COLOURS, *_PLACES, *_KINDS)
 
 
 def stand_in_features(images: np.ndarray, captions: list[list[str]], nsd_ids: list[int]) -> dict[str, np.ndarray]:
