@@ -73,7 +73,15 @@ def run(
     if until and only:
         raise InputError("--until, --only", found="both", expected="one of them", action="drop one")
     stages: Sequence[str] = (only,) if only else tuple(stages_until(until or NAMES[-1]))
-    _pipeline(config, overrides, subjects).run(stages, remake=remake, command=_command())
+    _fill(_pipeline(config, overrides, subjects), stages, remake)
+
+
+def _fill(pipeline: Pipeline, stages: Sequence[str], remake: bool) -> None:
+    try:
+        pipeline.run(stages, remake=remake, command=_command())
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on where it stopped")
+        raise typer.Exit(130) from None
 
 
 def _stage_command(stage: str, text: str) -> None:
@@ -83,7 +91,7 @@ def _stage_command(stage: str, text: str) -> None:
         remake: RemakeOption = False,
         overrides: SetOption = None,
     ) -> None:
-        _pipeline(config, overrides, subjects).run((stage,), remake=remake, command=_command())
+        _fill(_pipeline(config, overrides, subjects), (stage,), remake)
 
     command.__doc__ = text
     app.command(name=stage)(command)
@@ -103,7 +111,10 @@ def status(config: ConfigArgument, overrides: SetOption = None) -> None:
     from rich.console import Console
 
     pipeline = _pipeline(config, overrides)
-    Console().print(_status_table(pipeline.study.path, pipeline.status()))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(_status_table(pipeline.study.path, pipeline.status()))
 
 
 def _status_table(study: Path, rows: list[Row]) -> Any:
@@ -112,8 +123,9 @@ def _status_table(study: Path, rows: list[Row]) -> Any:
 
     colours = {"sealed": "green", "partial": "yellow", "stale": "red", "absent": "dim"}
     table = Table(title=f"{study}", title_justify="left", box=None, pad_edge=False)
-    for name in ("store", "shape", "on disk", "partitions", "state"):
-        table.add_column(name, justify="right" if name in ("on disk", "partitions") else "left")
+    for name in ("store", "shape", "on disk", "partitions"):
+        table.add_column(name, justify="right" if name in ("on disk", "partitions") else "left", no_wrap=True)
+    table.add_column("state", overflow="fold")
     for row in rows:
         state = row.state
         done = "" if state.kind == "absent" else f"{state.done}/{state.total}"
@@ -187,7 +199,7 @@ def demo(
 
     _say("simulating four subjects in NSD's files ...")
     write(pipeline.config.nsd.root, SimulateOptions())
-    pipeline.run(NAMES, remake=remake, command=_command())
+    _fill(pipeline, NAMES, remake)
     typer.echo(f"data    {pipeline.config.nsd.root}   (NSD's files; truth.json tells what was planted)")
     typer.echo(
         f'study   {pipeline.study.path}   (xarray.open_datatree("{pipeline.study.path}", engine="zarr", chunks={{}}))'
@@ -208,9 +220,6 @@ def main() -> None:
     """Entry point: errors users can act on are printed without a traceback, with exit code 1."""
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on where it stopped", err=True)
-        sys.exit(130)
     except Exception as error:
         if not _expected(error):
             raise

@@ -233,26 +233,23 @@ def _explain(error: Any) -> tuple[str, str]:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
-        section = _section(Config, location[:-1])
-        names = sorted(section.model_fields) if section else []
-        near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
-        if not near:
-            near = [name for name in _all_keys(Config) if name.split(".")[-1] == location[-1]][:1]
-        near = [".".join([*location[:-1], near[0]])] if near and "." not in near[0] else near
-        hint = f"did you mean `{near[0]}`?" if near else f"valid keys there are {', '.join(names)}"
-        return f"unknown key `{key}`", hint
+        near = _nearest(location)
+        return f"unknown key `{key}`", f"did you mean `{near}`?" if near else "remove it"
     if error["type"] == "missing":
         return f"no `{key}`", f"add `{key}`"
     return f"`{key}` = {error['input']!r} ({error['msg'].lower()})", f"correct `{key}`"
 
 
-def _section(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
-    for name in path:
-        field = model.model_fields.get(name)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return None
-        model = field.annotation
-    return model
+def _nearest(location: Sequence[str]) -> str | None:
+    """The valid key most like a misspelt one, wherever it belongs; its own section first among equals."""
+    section = ".".join(location[:-1])
+
+    def likeness(key: str) -> tuple[float, bool]:
+        parent, _, name = key.rpartition(".")
+        return difflib.SequenceMatcher(None, name, location[-1]).ratio(), parent == section
+
+    best = max(_all_keys(Config), key=likeness)
+    return best if likeness(best)[0] >= 0.6 else None
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

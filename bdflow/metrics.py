@@ -29,10 +29,11 @@ def pixcorr(truth: np.ndarray, reconstruction: np.ndarray) -> float:
 
     Not a number if one of them is a single flat colour.
     """
+    if any(image.min() == image.max() for image in (truth, reconstruction)):
+        return float("nan")
     a, b = (image.astype(np.float64).ravel() / 255 for image in (truth, reconstruction))
     a, b = a - a.mean(), b - b.mean()
-    norm = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / norm) if norm > 0 else float("nan")
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
 def ssim(truth: np.ndarray, reconstruction: np.ndarray, protocol: str = "paper") -> float:

@@ -19,6 +19,7 @@ from stores.journal import Journal
 
 STAGES: dict[str, Any] = {stage.NAME: stage for stage in (ingest, features, regress, reconstruct, evaluate)}
 NAMES = (*STAGES, "report")
+SHORT = ("y", "x", "rgb")
 Say = Callable[[str], None]
 
 
@@ -87,15 +88,15 @@ class Pipeline:
                 if name in STAGES:
                     filler.fill(name)
             self.study.consolidate()
-        if "report" in stages:
-            self.report(context)
+            if "report" in stages:
+                self._report(context)
 
-    def report(self, context: Context | None = None) -> None:
-        """Write the report from what the stores hold."""
+    def _report(self, context: Context) -> None:
         from bdflow import report
 
-        page = report.write(context or self.context())
-        self.say(f"report: {page}")
+        start = time.perf_counter()
+        page = report.write(context)
+        self.say(f"report: {page} in {time.perf_counter() - start:.1f} s")
 
     def _clear_stale(self, context: Context, stages: Sequence[str], remake: bool) -> None:
         stale = {}
@@ -132,7 +133,9 @@ class Pipeline:
                 continue
             store = self.study.store(path)
             main = store.spec.data[0]
-            shape = " x ".join(f"{store.sizes[dim]} {dim}" for dim in main.dims)
+            shape = " x ".join(
+                f"{store.sizes[dim]} {dim}" if dim not in SHORT else str(store.sizes[dim]) for dim in main.dims
+            )
             if path in expected:
                 state = self.study.state(path, expected[path])
             else:

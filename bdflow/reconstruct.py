@@ -156,12 +156,14 @@ class Reconstructor:
                 parts[space] = self.guesses[subject].read("image", {"stimulus": rows})
             else:
                 parts[space] = standardised(self.predictions[subject][space], rows, self.config.reconstruct.standardise)
+        from bdflow.models.latents import BICUBIC, resize
+
         batch, images = self.config.reconstruct.batch_size, []
         for i in range(0, len(ids), batch):
             here = {space: values[i : i + batch] for space, values in parts.items()}
             guess, vision, text = (here.get(space) for space in USES["full"])
             if variant == "only_vdvae":
-                images.append(self.painter.enlarge(guess))
+                images.append(resize(guess, self.painter.image_size, BICUBIC))
             else:
                 images.append(self.painter.paint(guess, vision, text, subject, ids[i : i + batch]))
         store.write(partition, {"image": np.concatenate(images)})

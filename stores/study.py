@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from stores.errors import NotReady, StoreError
 from stores.provenance import FORMAT, Provenance, differences
 from stores.spec import ArraySpec, Sizes, StoreSpec
 from stores.store import PROGRESS, Store, digest, every_chunk, no_space
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,10 @@ class Study:
             )
         group = zarr.open_group(self._backend, path=path, mode="r+", use_consolidated=False)
         for array in spec.arrays:
-            if array.role != "data" and store.given_damage(array.name):
+            if array.role == "data":
+                continue
+            for damage in store.given_damage(array.name):
+                log.warning("%s Writing it again.", str(damage).splitlines()[0])
                 _write_given(group, array, given[array.name], path)
         return store
 

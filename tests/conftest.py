@@ -1,0 +1,59 @@
+"""Small simulated datasets and configurations, made once a session."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+SUBJECTS = ("subj01", "subj02")
+
+
+@pytest.fixture(scope="session")
+def nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two subjects, 6 shared and 20 own stimuli, 3 repeats, small photos: for tests of plumbing."""
+    from bdflow.simulate import SimulateOptions, simulate
+
+    root = tmp_path_factory.mktemp("data") / "nsd"
+    options = SimulateOptions(
+        subjects=SUBJECTS, n_shared=6, n_own=20, volume_shape=(14, 16, 12), stimulus_size=64, trials_per_session=26
+    )
+    simulate(root, options)
+    return root
+
+
+@pytest.fixture(scope="session")
+def settings(nsd: Path) -> Callable[..., dict[str, Any]]:
+    """A configuration as a dictionary, small and quick; keyword arguments replace top-level sections."""
+
+    def make(root: Path, **sections: Any) -> dict[str, Any]:
+        return {
+            "study": str(root / "study.zarr"),
+            "subjects": list(SUBJECTS),
+            "nsd": {"root": str(nsd), "sessions": 3},
+            "networks": {"bundle": "tiny"},
+            "regress": {"alpha": {"vdvae": 300, "clip_vision": 300, "clip_text": 300}},
+            "reconstruct": {"steps": 4, "batch_size": 4},
+            "report": {"path": str(root / "report"), "thumbnail": 32},
+            "chunks": {"stimuli": 16, "voxels": 64, "columns": 512, "images": 4},
+        } | sections
+
+    return make
+
+
+def execution(executor: str, workers: int = 1) -> dict[str, Any]:
+    """Every stage on one executor."""
+    stages = ("ingest", "features", "regress", "reconstruct", "evaluate")
+    return {stage: {"executor": executor, "workers": workers, "threads": 1} for stage in stages}
+
+
+def snapshot(study: Path) -> dict[str, bytes]:
+    """Every file of a study but the journal and the consolidated metadata, which list times."""
+    return {
+        str(file.relative_to(study)): file.read_bytes()
+        for file in sorted(study.rglob("*"))
+        if file.is_file() and file.relative_to(study).parts[0] not in ("runs", "zarr.json")
+    }

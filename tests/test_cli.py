@@ -1,0 +1,107 @@
+"""The command as a user types it."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+BDFLOW = Path(sys.executable).with_name("bdflow")
+
+
+def bdflow(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [str(BDFLOW), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def config(settings, tmp_path) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(settings(tmp_path)))
+    return file
+
+
+def test_help_answers_at_once():
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = bdflow("--help")
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0
+    for command in ("run", "status", "simulate", "demo", "verify", "ingest", "report", "bundle"):
+        assert command in done.stdout
+    assert min(times) < 0.7
+
+
+def test_run_status_and_a_second_run(config):
+    done = bdflow("run", config, "--until", "ingest")
+    assert done.returncode == 0, done.stderr
+    table = bdflow("status", config).stdout
+    lines = {line.split()[0]: line for line in table.splitlines() if line.strip()}
+    assert "sealed" in lines["betas/subj01"]
+    assert "absent" in lines["metrics/subj02"]
+    assert "78 trial" in lines["betas/subj01"]
+    done = bdflow("status", config, "--set", "nsd.sessions=2")
+    assert "stale: settings.sessions: made with 3, now 2" in done.stdout
+    refused = bdflow("run", config, "--until", "ingest", "--set", "nsd.sessions=2")
+    assert refused.returncode == 1
+    assert "sessions: made with 3, now 2" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere.yaml"], ["no such file", "brain_diffuser, demo"]),
+        (["run", "demo", "--only", "paint"], ["--only", "a stage: ingest"]),
+        (["run", "demo", "--only", "ingest", "--until", "ingest"], ["expected one of them"]),
+        (["run", "demo", "--subjects", "subj03"], ["subj03", "subj01, subj02"]),
+        (["run", "demo", "--set", "nsd.root=/nowhere"], ["/nowhere", "What to do"]),
+    ],
+)
+def test_errors_are_one_message_without_a_traceback(arguments, words, tmp_path):
+    done = bdflow(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(config):
+    process = subprocess.Popen(
+        [str(BDFLOW), "run", str(config), "--until", "features", "--set", "execution.features.executor=dask"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    family = psutil.Process(process.pid)
+    deadline = time.monotonic() + 120
+    while not family.children(recursive=True) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = family.children(recursive=True)
+    assert children
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "goes on where it stopped" in err
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    done = bdflow("run", config, "--until", "features")
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_runs_at_once_on_one_study_the_second_is_refused(config):
+    first = subprocess.Popen([str(BDFLOW), "run", str(config), "--until", "features"], stderr=subprocess.DEVNULL)
+    study = config.parent / "study.zarr/zarr.json"
+    deadline = time.monotonic() + 60
+    while not study.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    second = bdflow("run", config, "--until", "features")
+    assert first.wait(240) == 0
+    assert second.returncode == 1
+    assert "in use by" in second.stderr
+    assert bdflow("verify", config).returncode == 0
