@@ -1,0 +1,163 @@
+"""Kills at random instants: the same command again ends in the same bytes."""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from stores import Store, Study
+from stores.journal import entries
+from tests.conftest import execution, snapshot
+
+BDFLOW = Path(sys.executable).with_name("bdflow")
+MIXED = {
+    **execution("dask", 2),
+    "features": {"executor": "ray", "workers": 2},
+    "reconstruct": {"executor": "ray", "workers": 2},
+}
+
+
+def configuration(settings, root: Path, where: dict) -> Path:
+    root.mkdir(exist_ok=True)
+    (root / "config.yaml").write_text(yaml.safe_dump(settings(root, execution=where)))
+    return root / "config.yaml"
+
+
+def start(config: Path) -> psutil.Popen:
+    command = [str(BDFLOW), "run", str(config), "--until", "evaluate"]
+    return psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=(config.parent / "stderr.txt").open("a"))
+
+
+def finish(config: Path) -> float:
+    begin = time.monotonic()
+    process = start(config)
+    assert process.wait(280) == 0, (config.parent / "stderr.txt").read_text()[-3000:]
+    return time.monotonic() - begin
+
+
+def kill_tree(process: psutil.Popen) -> None:
+    """SIGKILL to a process and all it has started, parents first, until none is left."""
+    family = [process, *process.children(recursive=True)] if process.is_running() else []
+    for member in family:
+        for victim in [member, *_children(member)]:
+            try:
+                victim.kill()
+            except psutil.NoSuchProcess:
+                continue
+    process.wait(30)
+    assert not psutil.wait_procs(family, timeout=30)[1]
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings, tmp_path_factory) -> tuple[Path, float]:
+    """An uninterrupted run on Dask and Ray, and how long it took."""
+    config = configuration(settings, tmp_path_factory.mktemp("undisturbed"), MIXED)
+    seconds = finish(config)
+    return config.parent / "study.zarr", seconds
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(1800)
+def test_ten_kills_of_the_whole_tree_end_in_the_same_bytes(settings, undisturbed, tmp_path):
+    reference, seconds = undisturbed
+    chance = random.Random(0)
+    config = configuration(settings, tmp_path, MIXED)
+    stages: list[int] = []
+    for _ in range(10):
+        process = start(config)
+        time.sleep(chance.uniform(0.05, 0.9) * seconds)
+        kill_tree(process)
+        study = Study(tmp_path / "study.zarr")
+        present = study.paths() if study.exists else []
+        stages.append(len(present))
+        for path in present:
+            assert list(study.store(path).damage()) == [], path
+    finish(config)
+    assert snapshot(tmp_path / "study.zarr") == snapshot(reference)
+    assert stages[-1] > stages[0], "the runs got further each time"
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(900)
+def test_killed_while_it_writes_again_and_again(settings, undisturbed, tmp_path):
+    """Serial, killed a random moment after each new piece of work has begun, so that kills fall into the writing."""
+    reference, _ = undisturbed
+    chance = random.Random(1)
+    config = configuration(settings, tmp_path, execution("serial"))
+    study = Study(tmp_path / "study.zarr")
+    for _ in range(10):
+        before = len(study.paths()) if study.exists else 0
+        process = start(config)
+        while process.poll() is None and (len(study.paths()) if study.exists else 0) == before:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.3))
+        if process.poll() is not None:
+            break
+        kill_tree(process)
+    finish(config)
+    assert snapshot(tmp_path / "study.zarr") == snapshot(reference)
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["dask", "ray"])
+def test_a_killed_worker_costs_only_its_partitions(settings, undisturbed, tmp_path, kind):
+    reference, _ = undisturbed
+    config = configuration(settings, tmp_path, execution(kind, 2))
+    process = start(config)
+    killed = 0
+    deadline = time.monotonic() + 200
+    study = Study(tmp_path / "study.zarr")
+    while process.poll() is None and time.monotonic() < deadline and not killed:
+        time.sleep(0.05)
+        if not study.exists or not study.declared("targets/vdvae"):
+            continue
+        written = (Store(study.path, "targets/vdvae").markers() > 0).sum()
+        if written < 1:
+            continue
+        for child in _children(process):
+            if _is_worker(child, kind):
+                child.kill()
+                killed += 1
+                break
+    assert process.wait(280) == 0, (tmp_path / "stderr.txt").read_text()[-3000:]
+    assert killed == 1
+    assert snapshot(study.path) == snapshot(reference)
+    attempts = np.concatenate([entry["attempts"] for entry in entries(study.path)])
+    assert (attempts > 1).sum() <= 4, "only what the dead worker had in hand was done again"
+
+
+def _is_worker(process: psutil.Process, kind: str) -> bool:
+    try:
+        words = " ".join(process.cmdline())
+        if kind == "ray":
+            return words.startswith("ray::")
+        return "spawn_main" in words and process.cpu_times().user > 1
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+def test_three_kills_of_a_serial_run_end_in_the_same_bytes(settings, tmp_path):
+    config = configuration(settings, tmp_path / "whole", execution("serial"))
+    seconds = finish(config)
+    chance = random.Random(2)
+    disturbed = configuration(settings, tmp_path / "disturbed", execution("serial"))
+    for _ in range(3):
+        process = start(disturbed)
+        time.sleep(chance.uniform(0.1, 0.95) * seconds)
+        kill_tree(process)
+    finish(disturbed)
+    assert snapshot(disturbed.parent / "study.zarr") == snapshot(config.parent / "study.zarr")
