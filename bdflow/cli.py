@@ -108,13 +108,16 @@ _stage_command("report", "Write the report from what the stores hold.")
 @app.command()
 def status(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Every store: shape, size on disk, partitions done, sealed or stale and why."""
+    pipeline = _pipeline(config, overrides)
+    _console().print(_status_table(pipeline.study.path, pipeline.status()))
+
+
+def _console() -> Any:
+    """As wide as the terminal; wide enough for every column elsewhere."""
     from rich.console import Console
 
-    pipeline = _pipeline(config, overrides)
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(_status_table(pipeline.study.path, pipeline.status()))
+    return console if console.is_terminal else Console(width=200)
 
 
 def _status_table(study: Path, rows: list[Row]) -> Any:
@@ -214,6 +217,45 @@ def recipes() -> None:
 
     for name, path in sorted(shipped().items()):
         typer.echo(f"{name:20} {path}")
+
+
+BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="`tiny`, or a directory of weights.")]
+
+
+@bundle_app.command("check")
+def bundle_check(bundle: BundleArgument) -> None:
+    """Every missing, extra or misshapen tensor and every wrong file, at once."""
+    from bdflow.models.bundle import check_bundle
+
+    checked = check_bundle(bundle)
+    for problem in checked.problems:
+        typer.echo(problem)
+    if not checked.ok:
+        typer.echo(f"{checked.path}: {len(checked.problems)} problems")
+        raise typer.Exit(1)
+    typer.echo(f"{checked.path}: every file and tensor is as expected")
+
+
+@bundle_app.command("info")
+def bundle_info(bundle: BundleArgument) -> None:
+    """Files, sizes, parameters, dtypes and licence of every network."""
+    from rich.table import Table
+
+    from bdflow.models.bundle import describe_bundle
+
+    found = describe_bundle(bundle)
+    table = Table(box=None, pad_edge=False)
+    for name in ("network", "parameters", "dtype", "layout", "licence", "files"):
+        table.add_column(name, justify="right" if name == "parameters" else "left", overflow="fold")
+    for network in found.networks:
+        files = "\n".join(f"{file} ({human(size)})" for file, size in network.files)
+        parameters = f"{network.parameters:,}" if network.parameters else ""
+        licence = network.licence or ""
+        table.add_row(network.name, parameters, ", ".join(network.dtypes), network.layout, licence, files)
+    spaces = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found.spaces.items())
+    typer.echo(f"{found.name}  {found.path}  fingerprint {found.fingerprint}")
+    typer.echo(f"target spaces: {spaces}; guess {found.guess_size} px, reconstruction {found.image_size} px")
+    _console().print(table)
 
 
 def main() -> None:

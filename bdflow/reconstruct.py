@@ -163,7 +163,7 @@ class Reconstructor:
             here = {space: values[i : i + batch] for space, values in parts.items()}
             guess, vision, text = (here.get(space) for space in USES["full"])
             if variant == "only_vdvae":
-                images.append(resize(guess, self.painter.image_size, BICUBIC))
+                images.append(resize(here["vdvae"], self.painter.image_size, BICUBIC))
             else:
                 images.append(self.painter.paint(guess, vision, text, subject, ids[i : i + batch]))
         store.write(partition, {"image": np.concatenate(images)})
