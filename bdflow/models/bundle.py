@@ -103,9 +103,7 @@ class Bundle:
         """The VDVAE. `dtype` here and below: float32, float16 or bfloat16. Raises InputError for unusable
         files.
         """
-        module = self.build("vdvae")
-        self._fill(module, "vdvae", device, dtype)
-        return module  # type: ignore[return-value]
+        return self.load("vdvae", device, dtype)  # type: ignore[return-value]
 
     def clip_vision(self, device: str = "cpu", dtype: str = "float32") -> "ClipVision":
         """CLIP's vision tower with its image processing."""
@@ -113,9 +111,7 @@ class Bundle:
 
         processor = self.manifest.network("clip_vision").files["processor"].path
         processing = ClipProcessing.from_config(read_json(processor), processor)
-        module = self.build("clip_vision")
-        self._fill(module, "clip_vision", device, dtype)
-        return ClipVision(module, processing)
+        return ClipVision(self.load("clip_vision", device, dtype), processing)
 
     def clip_text(self, device: str = "cpu", dtype: str = "float32") -> "ClipText":
         """CLIP's text tower with its tokenizer."""
@@ -126,9 +122,7 @@ class Bundle:
         folder = self.manifest.network("clip_text").files["vocab"].path.parent
         _require(folder / "vocab.json")
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-        module = self.build("clip_text")
-        self._fill(module, "clip_text", device, dtype)
-        return ClipText(module, tokenizer)
+        return ClipText(self.load("clip_text", device, dtype), tokenizer)
 
     def versatile(self, device: str = "cpu", dtype: str = "float32") -> "VersatileDiffusion":
         """Versatile Diffusion with both unconditional embeddings (each CLIP tower is loaded for one pass,
@@ -142,9 +136,7 @@ class Bundle:
         text = self.clip_text(device, dtype).unconditional()
         config = self.manifest.network("scheduler").config()
         table = DDIMScheduler(**{key: config[key] for key in SCHEDULER_KEYS}).alphas_cumprod
-        unet, vae = self.build("unet"), self.build("vae")
-        self._fill(unet, "unet", device, dtype)
-        self._fill(vae, "vae", device, dtype)
+        unet, vae = self.load("unet", device, dtype), self.load("vae", device, dtype)
         return VersatileDiffusion(unet, vae, table, vision, text)  # type: ignore[arg-type]
 
     def build(self, network: str) -> "nn.Module":
@@ -159,7 +151,8 @@ class Bundle:
         """(checkpoint, our name -> its name, its names to ignore) of each weights file of a network."""
         return parts_of(self.manifest.network(network), module)
 
-    def _fill(self, module: "nn.Module", network: str, device: str, dtype: str) -> None:
+    def load(self, network: str, device: str = "cpu", dtype: str = "float32") -> "nn.Module":
+        """The module of one network (vdvae, clip_vision, clip_text, unet, vae) with its weights."""
         import torch
 
         from bdflow.models.checkpoint import DTYPES, load_into
@@ -168,12 +161,14 @@ class Bundle:
             raise InputError(
                 "dtype", found=repr(dtype), expected=f"one of {sorted(DTYPES)}", action="choose one of them."
             )
+        module = self.build(network)
         load_into(module, self.parts(network, module), device=device, dtype=dtype)
         for name, buffer in list(module.named_buffers()):
             if name.endswith("position_ids"):
                 owner, _, leaf = name.rpartition(".")
                 ids = torch.arange(buffer.shape[-1], device=device)[None]
                 module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
+        return module
 
 
 @dataclass(frozen=True)

@@ -71,16 +71,32 @@ def test_prefix_wrapper_and_the_old_format(tmp_path: Path, state: dict[str, Tens
         assert torch.equal(linear(tmp_path / name).state_dict()["weight"], state["weight"])
 
 
-def test_groups_are_read_in_file_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "GROUP_BYTES", 100)
-    state = {f"t{index}": torch.full((10,), float(index)) for index in range(7)}
+def test_tensors_are_read_in_file_order_from_their_place(tmp_path: Path) -> None:
+    state = {f"t{index}": torch.full((index, 3), float(index)) for index in range(7)}
+    state["view"] = torch.arange(12.0).reshape(3, 4)[1:]
+    state["turned"] = torch.arange(12.0).reshape(3, 4).T
     for name in ("a.safetensors", "a.pth"):
-        opened = open_checkpoint(save(state, tmp_path / name))
-        read = [(key, tensor.clone()) for key, tensor in opened.read([*reversed(state)])]
+        kept = {key: value.contiguous() for key, value in state.items()} if name == "a.safetensors" else state
+        opened = open_checkpoint(save(kept, tmp_path / name))
+        read = list(opened.read([*reversed(state)], "cpu", torch.float32))
         offsets = [opened.tensors[key].offset for key, _ in read]
         assert offsets == sorted(offsets)
+        assert {key for key, _ in read} == set(state)
         assert all(torch.equal(value, state[key]) for key, value in read)
-        assert len(read) == 7
+
+
+def test_optimizer_states_beside_the_weights_change_nothing(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    moments = {"m": torch.randn(50), "v": torch.randn(7)}
+    torch.save({"before": moments, "state_dict": state, "after": torch.randn(9)}, tmp_path / "a.pth")
+    assert torch.equal(linear(tmp_path / "a.pth").state_dict()["weight"], state["weight"])
+
+
+def test_a_file_cut_after_opening_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = save(state, tmp_path / "a.safetensors")
+    opened = open_checkpoint(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="ends within a tensor"):
+        list(opened.read(["weight", "bias"], "cpu", torch.float32))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
