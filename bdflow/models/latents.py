@@ -6,6 +6,7 @@ order, process and device change nothing.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from bdflow.errors import InputError
 from bdflow.models.bundle import open_bundle
 from bdflow.models.clip import resize
 from bdflow.models.config import PaintOptions
+from bdflow.models.vdvae import VDVAE
+from bdflow.models.versatile import VersatileDiffusion
 
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 TEXT_BATCH = 64
@@ -119,8 +122,8 @@ class FeatureExtractor:
 
 
 class Painter:
-    """The VDVAE's decoder and Versatile Diffusion of a bundle, loaded once: predictions to guesses and
-    reconstructions.
+    """The VDVAE's decoder and Versatile Diffusion of a bundle, predictions to guesses and
+    reconstructions. Each network is loaded when it is first needed, and kept.
 
     Parameters
     ----------
@@ -139,12 +142,22 @@ class Painter:
         seed: int = 0,
         options: PaintOptions | None = None,
     ) -> None:
-        opened = open_bundle(bundle)
+        self.bundle, self.device, self.dtype = open_bundle(bundle), device, dtype
         self.seed, self.options = seed, options or PaintOptions()
-        self.guess_size, self.image_size, self.spaces = opened.guess_size, opened.image_size, opened.spaces
-        self.vdvae = opened.vdvae(device, dtype)
-        del self.vdvae.encoder
-        self.versatile = opened.versatile(device, dtype)
+        self.guess_size, self.image_size = self.bundle.guess_size, self.bundle.image_size
+        self.spaces = self.bundle.spaces
+
+    @cached_property
+    def vdvae(self) -> VDVAE:
+        """The VDVAE without its encoder."""
+        network = self.bundle.vdvae(self.device, self.dtype)
+        del network.encoder
+        return network
+
+    @cached_property
+    def versatile(self) -> VersatileDiffusion:
+        """The diffusion model."""
+        return self.bundle.versatile(self.device, self.dtype)
 
     def guess(self, latents: np.ndarray, subject: str, nsd_ids: Sequence[int]) -> np.ndarray:
         """Guesses (n, g, g, 3) uint8 of predicted VDVAE latents (n, D); g = `guess_size`.
