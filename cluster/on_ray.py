@@ -43,7 +43,7 @@ class RayExecutor(PoolExecutor):
 
     def begin(self, make_worker: bytes, seats: int, resources: Resources) -> Backend:
         if not self._started:
-            self._start()
+            self._start(resources.workers)
         if self.address is not None:
             _refuse_nodes(resources)
         return _Actors(make_worker, seats, resources, shared=self.address is not None)
@@ -62,7 +62,7 @@ class RayExecutor(PoolExecutor):
             if self._sigterm is not None:
                 signal.signal(signal.SIGTERM, self._sigterm)
 
-    def _start(self) -> None:
+    def _start(self, workers: int) -> None:
         import ray
 
         if ray.is_initialized():
@@ -75,7 +75,7 @@ class RayExecutor(PoolExecutor):
             total = self._total
             options |= {
                 "address": "local",
-                "num_cpus": max(os.cpu_count() or 1, total.workers if total is not None else 1),
+                "num_cpus": max(os.cpu_count() or 1, total.workers if total is not None else workers),
                 "num_gpus": int(total.gpus) if total is not None else len(devices_here()),
                 "_memory": (total.memory if total is not None else None) or memory_here(),
                 "object_store_memory": OBJECT_STORE,

@@ -54,7 +54,7 @@ def test_this_machine_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_worker_sees_its_own_devices(remote: Executor) -> None:
-    for gpus, workers, expected in ((1.0, 2, {"0", "1"}), (0.5, 1, {"0"}), (0.0, 1, {""})):
+    for gpus, workers, expected in ((1.0, 2, {"0", "1"}), (0.0, 1, {""})):
         seen: dict[str, str] = {}
         ask = Resources(workers=workers, gpus=gpus)
 

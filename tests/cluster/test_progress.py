@@ -30,15 +30,17 @@ def test_what_was_done_before_is_not_rated(monkeypatch: pytest.MonkeyPatch) -> N
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     out = io.StringIO()
-    with (
-        pytest.raises(OSError),
-        Progress("fit", 12, already=8, unit="blocks", stream=out, every=1) as progress,
-    ):
-        for _ in range(3):
-            if progress.done == 10:
-                raise OSError
-            now += 10
-            progress.advance()
+
+    def work() -> None:
+        nonlocal now
+        with Progress("fit", 12, already=8, unit="blocks", stream=out, every=1) as progress:
+            for _ in range(2):
+                now += 10
+                progress.advance()
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        work()
     assert out.getvalue().splitlines() == [
         "fit: 9/12 blocks, 10 s each, 30 s left",
         "fit: 10/12 blocks, 10 s each, 20 s left",

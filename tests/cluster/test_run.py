@@ -100,7 +100,7 @@ def test_no_more_than_two_a_worker_in_flight(executor: Executor) -> None:
 
 
 def test_memory_of_the_driver_is_flat(opened: dict[str, Executor]) -> None:
-    for kind, total in (("serial", 20_000), ("ray", 20_000)):
+    for kind, total in (("serial", 20_000), ("ray", 10_000)):
         _flat(opened[kind], total)
 
 

@@ -57,8 +57,8 @@ def start(kind: str, folder: Path) -> tuple[subprocess.Popen[str], list[psutil.P
     return driver, psutil.Process(driver.pid).children(recursive=True)
 
 
-def alive(processes: list[psutil.Process]) -> list[str]:
-    _, left = psutil.wait_procs(processes, timeout=20)
+def alive(processes: list[psutil.Process], timeout: float = 20) -> list[str]:
+    _, left = psutil.wait_procs(processes, timeout=timeout)
     return [f"{p.pid} {p.name()}" for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -78,14 +78,27 @@ def test_ctrl_c(kind: str, group: bool, tmp_path: Path) -> None:
     assert alive(below) == []
 
 
+AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")
+
+
 @pytest.mark.parametrize("kind", ["dask", "ray"])
 def test_a_killed_driver_leaves_nothing_running(kind: str, tmp_path: Path) -> None:
     driver, below = start(kind, tmp_path)
+    below = [process for process in below if process.name()[:15] not in [name[:15] for name in AGENTS]]
     workers = [process.pid for process in below]
     assert all(int(file.name[3:]) in workers for file in tmp_path.glob("pid*"))
     driver.kill()
     driver.communicate(timeout=20)
     assert alive(below) == []
+
+
+@pytest.mark.storm
+def test_the_agents_of_ray_follow_a_killed_driver(tmp_path: Path) -> None:
+    """Idle, they first try for a minute to report the death to a Ray that is gone."""
+    driver, below = start("ray", tmp_path)
+    driver.kill()
+    driver.communicate(timeout=20)
+    assert alive(below, timeout=90) == []
 
 
 def test_close_while_nothing_runs_and_twice(tmp_path: Path) -> None:
