@@ -54,7 +54,17 @@ class DualTransformer(nn.Module):
 
 
 def build_dual_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """A UNet2DConditionModel of this diffusers configuration with a DualTransformer at each attention."""
+    """A UNet2DConditionModel of this diffusers configuration with a DualTransformer at each attention.
+
+    Raises InputError for a UNet that a diffusers pipeline has already made dual.
+    """
+    if config.get("dual_cross_attention"):
+        raise InputError(
+            "image UNet's configuration",
+            found="dual_cross_attention: true",
+            expected="the image UNet of shi-labs/versatile-diffusion, before any pipeline merged the text UNet into it",
+            action="use the published image_unet and text_unet.",
+        )
     unet = UNet2DConditionModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
     for name, module in list(unet.named_modules()):
         if isinstance(module, Transformer2DModel):

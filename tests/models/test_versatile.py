@@ -253,6 +253,11 @@ def test_wrong_options_are_refused(name: str, value: Any) -> None:
         PaintOptions(**{name: value})
 
 
+def test_an_already_dual_unet_is_refused() -> None:
+    with pytest.raises(InputError, match="dual_cross_attention"):
+        build_dual_unet({"dual_cross_attention": True})
+
+
 def test_wrong_inputs_are_refused(tiny: VersatileDiffusion) -> None:
     inputs = item_inputs(2, tiny)
     with pytest.raises(InputError, match="neither CLIP-vision nor CLIP-text"):
