@@ -1,0 +1,56 @@
+"""The demo as a newcomer runs it: how long, how much memory, and what is there at its end."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import xarray
+
+BDFLOW = Path(sys.executable).with_name("bdflow")
+GIB = 2**30
+
+
+class PeakMemory(threading.Thread):
+    """Largest sum of proportional set sizes over a process and all it started."""
+
+    def __init__(self, process: psutil.Popen) -> None:
+        super().__init__(daemon=True)
+        self.process, self.peak = process, 0
+
+    def run(self) -> None:
+        while self.process.poll() is None:
+            total = 0
+            for member in [self.process, *self.process.children(recursive=True)]:
+                try:
+                    total += member.memory_full_info().pss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+            self.peak = max(self.peak, total)
+            time.sleep(0.3)
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(900)
+def test_the_demo_ends_with_a_report_in_time_and_memory(tmp_path):
+    start = time.monotonic()
+    process = psutil.Popen(
+        [str(BDFLOW), "demo"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    memory = PeakMemory(process)
+    memory.start()
+    out, err = process.communicate(timeout=800)
+    seconds = time.monotonic() - start
+    print(f"demo: {seconds:.0f} s, peak {memory.peak / GIB:.2f} GiB")
+    assert process.returncode == 0, err[-3000:]
+    assert "demo/report/index.html" in out
+    tree = xarray.open_datatree(tmp_path / "demo/study.zarr", engine="zarr", chunks={})
+    assert tree["reconstructions/subj07/full"].image.sizes["stimulus"] >= 60
+    assert (tmp_path / "demo/report/index.html").stat().st_size > 10_000
+    assert seconds < 180
+    assert memory.peak < 6 * GIB
+    again = subprocess.run([str(BDFLOW), "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
+    assert "reconstructions:" not in again.stderr, "a second demo computes nothing"
