@@ -17,6 +17,7 @@ from bdflow.stage import Context, Expected, Work, missing_in_any
 from stores import Provenance, Store, catalog, text
 
 NAME = "regress"
+Rows = slice | np.ndarray
 
 
 def provenances(config: Config, known: Expected) -> dict[str, Provenance]:
@@ -100,6 +101,12 @@ def _declare_predictions(context: Context, subject: str, space: str, decoder: St
     )
 
 
+def as_slice(rows: np.ndarray) -> Rows:
+    """The same rows as a slice where they are one run: no copy is made of what a slice takes."""
+    run = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
+    return slice(int(rows[0]), int(rows[0]) + len(rows)) if run else rows
+
+
 class Factoriser:
     """Computes the hat matrices of one subject a task."""
 
@@ -108,14 +115,29 @@ class Factoriser:
 
     def __call__(self, subject: str) -> None:
         responses, decoder = self.pairs[subject]
-        valid = np.flatnonzero(responses.read("valid"))
-        test = responses.read("split") == "test"
-        response = responses.read("response")[:, valid]
-        train, other, _, _ = ridge.z_score(response[~test], response[test])
         missing = decoder.missing()
         alphas = [self.alphas[SPACES[partition]] for partition in missing]
-        for partition, hat_matrix in zip(missing, ridge.hat_matrices(train, other, alphas), strict=True):
+        n, m = decoder.sizes["train_stimulus"], decoder.sizes["stimulus"]
+        p = int(responses.read("valid").sum())
+        blocks = self._blocks(responses)
+        if ridge.dual_is_cheaper(n, p, m):
+            hat_matrices = ridge.dual_hat_matrices(blocks, n, m, alphas)
+        else:
+            train, other = (np.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
+            hat_matrices = ridge.hat_matrices(train, other, alphas)
+        for partition, hat_matrix in zip(missing, hat_matrices, strict=True):
             decoder.write(partition, {"hat_matrix": hat_matrix[None].astype(np.float32)})
+
+    def _blocks(self, responses: Store) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """z-scored responses of training and test stimuli, block of voxels after block."""
+        test = responses.read("split") == "test"
+        for partition in range(responses.n_partitions):
+            region = responses.spec.region(responses.sizes, partition)
+            valid = responses.read("valid", region) == 1
+            mean, scale = (responses.read(name, region)[valid] for name in ("voxel_mean", "voxel_scale"))
+            values = ridge.standardise(responses.read("response", region)[:, valid], mean, scale)
+            if valid.any():
+                yield values[~test], values[test]
 
 
 class Predictor:
@@ -127,7 +149,7 @@ class Predictor:
         self.decoders, self.targets, self.stores = decoders, targets, stores
         self.space = ""
         self.hat_matrix: dict[str, np.ndarray] = {}
-        self.rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.rows: dict[str, tuple[Rows, Rows]] = {}
 
     def _load(self, space: str) -> None:
         self.space, self.hat_matrix, self.rows = space, {}, {}
@@ -138,7 +160,7 @@ class Predictor:
             train, test = (
                 self.targets[space].rows("nsd_id", decoder.read(name)) for name in ("train_nsd_id", "nsd_id")
             )
-            self.rows[subject] = (train, test)
+            self.rows[subject] = (as_slice(train), as_slice(test))
 
     def __call__(self, task: tuple[str, int]) -> None:
         space, partition = task
@@ -149,14 +171,13 @@ class Predictor:
         region = first.spec.region(first.sizes, partition)
         block = self.targets[space].read("latent", region)
         shape = block.shape[1:]
-        block = block.reshape(len(block), -1).astype(np.float32)
+        block = block.reshape(len(block), -1)
         for subject, store in stores.items():
             train_rows, test_rows = self.rows[subject]
-            train, true = block[train_rows], block[test_rows]
-            predicted = ridge.predict(self.hat_matrix[subject], train)
-            train_mean, train_std = ridge.column_statistics(train)
+            train, train_mean, train_std = ridge.training_block(block, train_rows)
+            predicted = ridge.predict(self.hat_matrix[subject], train, train_mean)
             prediction_mean, prediction_std = ridge.column_statistics(predicted)
-            r2, pearson_r = ridge.scores(predicted, true)
+            r2, pearson_r = ridge.scores(predicted, block[test_rows])
             statistics = {
                 "train_mean": train_mean,
                 "train_std": train_std,

@@ -7,17 +7,19 @@ with an unpenalised intercept predicts (scikit-learn's objective, ||y - Zw||^2 +
       = Z* (Z^T Z + alpha I_p)^-1 Z^T     (primal, p x p: the same matrix)
 
 Z is centred on the training set, so H 1 = 0 and the intercept is the mean of Y. Everything here is pure and works on
-NumPy or CuPy arrays; the array module is that of the input.
+NumPy or CuPy arrays; the array module is that of the input. NumPy arrays take the symmetric BLAS and LAPACK routines,
+which do half the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
 
 Array = Any
+ROWS_IN_CACHE = 256
 
 
 def z_score(train: Array, other: Array) -> tuple[Array, Array, Array, Array]:
@@ -35,19 +37,30 @@ def z_score(train: Array, other: Array) -> tuple[Array, Array, Array, Array]:
     mean = xp.mean(train, axis=0)
     centred = train - mean
     scale = xp.sqrt(xp.sum(centred * centred, axis=0) / max(train.shape[0] - 1, 1))
-    divisor = xp.where(scale > 0, scale, xp.ones_like(scale))
-    dead = scale == 0
-    zero = xp.zeros_like(centred[:1, :])
-    return (
-        xp.where(dead, zero, centred / divisor),
-        xp.where(dead, zero, (other - mean) / divisor),
-        mean,
-        scale,
-    )
+    constant = xp.all(train == train[:1, :], axis=0)
+    scale = xp.where(constant, xp.zeros_like(scale), scale)
+    return standardise(train, mean, scale), standardise(other, mean, scale), mean, scale
+
+
+def standardise(responses: Array, mean: Array, scale: Array) -> Array:
+    """Responses (n, p) as (x - mean) / scale, with 0 wherever a voxel's scale is 0."""
+    xp = array_namespace(responses)
+    one = xp.ones_like(scale)
+    inverse = xp.where(scale > 0, 1 / xp.where(scale > 0, scale, one), xp.zeros_like(scale))
+    values = responses - mean
+    values *= inverse
+    return values
+
+
+def dual_is_cheaper(n: int, p: int, m: int) -> bool:
+    """Whether the n x n system costs fewer operations than the p x p one (Gram matrix, Cholesky, solves)."""
+    dual = n * n * p + n**3 / 3 + 2 * m * n * p + 2 * m * n * n
+    primal = p * p * n + p**3 / 3 + 2 * m * p * p + 2 * m * n * p
+    return dual <= primal
 
 
 def hat_matrices(train: Array, other: Array, alphas: Sequence[float]) -> Iterator[Array]:
-    """The hat matrix of each alpha, from one Gram matrix.
+    """The hat matrix of each alpha, from one Gram matrix; dual or primal, whichever costs less.
 
     Parameters
     ----------
@@ -66,30 +79,84 @@ def hat_matrices(train: Array, other: Array, alphas: Sequence[float]) -> Iterato
     xp = array_namespace(train, other)
     if train.ndim != 2 or other.ndim != 2 or train.shape[1] != other.shape[1]:
         raise ValueError(f"responses of shapes {train.shape} and {other.shape} do not share their voxels")
+    (n, p), m = train.shape, other.shape[0]
+    if dual_is_cheaper(n, p, m):
+        yield from dual_hat_matrices([(train, other)], n, m, alphas)
+        return
+    _check(alphas, train, other)
+    gram = xp.zeros((p, p), dtype=train.dtype)
+    _add_gram(gram, train.T)
+    for alpha in alphas:
+        yield _centred_rows((train @ _solve(gram, float(alpha), other.T)).T)
+
+
+def dual_hat_matrices(
+    blocks: Iterable[tuple[Array, Array]], n: int, m: int, alphas: Sequence[float]
+) -> Iterator[Array]:
+    """`hat_matrices` in the dual form, from blocks of voxels: all of Z is never held, only the n x n system.
+
+    Parameters
+    ----------
+    blocks : pairs of z-scored responses of some voxels: training (n, b) and to decode (m, b).
+    n, m : numbers of training and other stimuli.
+
+    Raises
+    ------
+    ValueError : as `hat_matrices`.
+    """
+    gram: Array = None
+    cross: Array = None
+    for train, other in blocks:
+        _check(alphas, train, other)
+        if gram is None:
+            xp = array_namespace(train, other)
+            gram, cross = xp.zeros((n, n), dtype=train.dtype), xp.zeros((m, n), dtype=train.dtype)
+        _add_gram(gram, train)
+        cross += other @ train.T
+    if gram is None:
+        raise ValueError("no voxels to decode from")
+    for alpha in alphas:
+        yield _centred_rows(_solve(gram, float(alpha), cross.T).T)
+
+
+def _check(alphas: Sequence[float], *responses: Array) -> None:
     for alpha in alphas:
         if not alpha > 0:
             raise ValueError(f"alpha {alpha}: ridge needs a penalty above 0")
-    if not (bool(xp.all(xp.isfinite(train))) and bool(xp.all(xp.isfinite(other)))):
-        raise ValueError("responses hold values that are not finite")
-    n, p = train.shape
-    if n <= p:
-        gram, right = train @ train.T, train @ other.T
+    for values in responses:
+        xp = array_namespace(values)
+        if not bool(xp.all(xp.isfinite(values))):
+            raise ValueError("responses hold values that are not finite")
+
+
+def _add_gram(gram: Array, block: Array) -> None:
+    """gram += block @ block.T; with NumPy only one triangle of gram is kept up."""
+    if is_numpy_array(gram):
+        from scipy.linalg import get_blas_funcs
+
+        syrk = get_blas_funcs("syrk", (gram,))
+        left = block if block.flags.f_contiguous else block.T
+        syrk(1.0, left, beta=1.0, c=gram.T, trans=left is not block, lower=1, overwrite_c=1)
     else:
-        gram, right = train.T @ train, other.T
-    for alpha in alphas:
-        solved = _solve(gram, float(alpha), right)
-        hat = (solved if n <= p else train @ solved).T
-        yield hat - xp.mean(hat, axis=1, keepdims=True)
+        gram += block @ block.T
 
 
 def _solve(gram: Array, alpha: float, right: Array) -> Array:
-    """(gram + alpha I)^-1 right, by Cholesky."""
+    """(gram + alpha I)^-1 right by Cholesky; shape of right (n, m)."""
     xp = array_namespace(gram)
-    system = gram + alpha * xp.eye(gram.shape[0], dtype=gram.dtype)
+    n = gram.shape[0]
     if is_numpy_array(gram):
-        from scipy.linalg import cho_factor, cho_solve
+        from scipy.linalg import get_lapack_funcs
 
-        return cho_solve(cho_factor(system, lower=True, overwrite_a=True), right)
+        lapack: Any = get_lapack_funcs(("potrf", "potrs"), (gram,))
+        potrf, potrs = lapack
+        system = gram.T.copy(order="F")
+        system.ravel(order="K")[:: n + 1] += alpha
+        factor, failed = potrf(system, lower=1, overwrite_a=1, clean=0)
+        if failed:
+            raise ValueError(f"alpha {alpha}: the system is not positive definite in {gram.dtype}; raise alpha")
+        return potrs(factor, right, lower=1)[0]
+    system = gram + alpha * xp.eye(n, dtype=gram.dtype)
     factor = xp.linalg.cholesky(system)
     if is_cupy_array(gram):
         from cupyx.scipy.linalg import solve_triangular
@@ -98,19 +165,64 @@ def _solve(gram: Array, alpha: float, right: Array) -> Array:
     return xp.linalg.solve(factor.T, xp.linalg.solve(factor, right))
 
 
-def predict(hat_matrix: Array, targets: Array) -> Array:
+def _centred_rows(hat_matrix: Array) -> Array:
+    """Rows shifted to sum to 0, as they do in exact arithmetic: a constant added to Y then moves nothing else."""
+    xp = array_namespace(hat_matrix)
+    return hat_matrix - xp.mean(hat_matrix, axis=1, keepdims=True)
+
+
+def training_block(latents: Array, rows: Array | slice) -> tuple[Array, Array, Array]:
+    """Training targets of one block of columns, with their statistics, in one walk through memory.
+
+    Parameters
+    ----------
+    latents : block of a target store, shape (stimuli, t), float16 or float32.
+    rows : the training stimuli.
+
+    Returns
+    -------
+    targets (n, t) float32; their mean and SD (ddof 0), shape (t,) float32, each within 1e-6 of float64.
+    """
+    xp = array_namespace(latents)
+    chosen = latents[rows, ...]
+    n, t = chosen.shape
+    targets = xp.empty((n, t), dtype=xp.float32)
+    shift = xp.astype(chosen[0, :], xp.float32)
+    total = xp.zeros((t,), dtype=xp.float64)
+    squares = xp.zeros((t,), dtype=xp.float64)
+    for start in range(0, n, ROWS_IN_CACHE):
+        stop = min(start + ROWS_IN_CACHE, n)
+        part = xp.astype(chosen[start:stop, :], xp.float32)
+        targets[start:stop, :] = part
+        part = part - shift
+        total += xp.astype(xp.sum(part, axis=0), xp.float64)
+        squares += xp.astype(xp.sum(part * part, axis=0), xp.float64)
+    mean = total / n
+    variance = xp.maximum(squares / n - mean * mean, xp.zeros_like(mean))
+    return (
+        targets,
+        xp.astype(mean + xp.astype(shift, xp.float64), xp.float32),
+        xp.astype(xp.sqrt(variance), xp.float32),
+    )
+
+
+def predict(hat_matrix: Array, targets: Array, mean: Array | None = None) -> Array:
     """Predictions of a block of targets.
 
     Parameters
     ----------
-    hat_matrix : shape (m, n).   targets : training targets, shape (n, t).
+    hat_matrix : shape (m, n).
+    targets : training targets, shape (n, t).
+    mean : of the targets, shape (t,), if it is known already.
 
     Returns
     -------
     shape (m, t), `hat_matrix @ targets + mean(targets)`.
     """
     xp = array_namespace(hat_matrix, targets)
-    return hat_matrix @ targets + xp.mean(targets, axis=0)
+    predicted = hat_matrix @ targets
+    predicted += xp.mean(targets, axis=0) if mean is None else mean
+    return predicted
 
 
 def column_statistics(values: Array) -> tuple[Array, Array]:

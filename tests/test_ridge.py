@@ -124,3 +124,41 @@ def test_restandardised_predictions_have_the_training_statistics():
     assert ridge.restandardise(predicted, "none", **statistics) is predicted
     with pytest.raises(ValueError, match="held"):
         ridge.restandardise(predicted, "held", **statistics)
+
+
+@pytest.mark.parametrize(("array_module", "dtype"), [(np, "f2"), (np, "f4"), (array_api_strict, "f4")])
+def test_statistics_of_a_training_block_are_those_of_float64(dtype, array_module):
+    rng = np.random.default_rng(3)
+    latents = (rng.normal(100, 0.5, (1300, 9)) * [1, 1, 1, 1, 0, 1, 1, 1, 1]).astype(dtype)
+    targets, mean, std = (np.asarray(a) for a in ridge.training_block(array_module.asarray(latents), slice(200, 1200)))
+    reference = latents[200:1200].astype("f8")
+    np.testing.assert_array_equal(targets, reference.astype("f4"))
+    np.testing.assert_allclose(mean, reference.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(std, reference.std(0), rtol=1e-5)
+    rows = rng.permutation(1300)[:400]
+    _, mean, _ = ridge.training_block(latents, rows)
+    np.testing.assert_allclose(mean, latents[rows].astype("f8").mean(0), rtol=1e-6)
+
+
+def test_blocks_of_voxels_add_up_to_all_of_them():
+    x, other, _ = problem(30, 90)
+    train, test, _, _ = ridge.z_score(x, other)
+    blocks = [(train[:, a:b], test[:, a:b]) for a, b in ((0, 10), (10, 64), (64, 90))]
+    (whole,) = ridge.hat_matrices(train, test, [7.0])
+    (parts,) = ridge.dual_hat_matrices(blocks, 30, 7, [7.0])
+    np.testing.assert_allclose(parts, whole, atol=1e-12)
+    with pytest.raises(ValueError, match="no voxels"):
+        next(ridge.dual_hat_matrices([], 30, 7, [7.0]))
+
+
+def test_a_system_that_is_singular_in_float32_says_so():
+    x, other, _ = problem(60, 3000)
+    train, test, _, _ = ridge.z_score(x.astype("f4"), other.astype("f4"))
+    train[1] = train[0]
+    with pytest.raises(ValueError, match="raise alpha"):
+        next(ridge.hat_matrices(train * 1e3, test * 1e3, [1e-6]))
+
+
+def test_the_cheaper_form_is_chosen():
+    assert ridge.dual_is_cheaper(8859, 15724, 982)
+    assert not ridge.dual_is_cheaper(8859, 300, 982)
