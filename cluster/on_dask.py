@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
 import queue
-import shutil
-import signal
-import tempfile
 import time
 import uuid
 from typing import Any
 
+from cluster.dask_local import LocalCluster
 from cluster.errors import ClusterError
 from cluster.executor import Resources
-from cluster.limits import devices_here, devices_of, excess, gib
+from cluster.limits import devices_here, excess, gib
 from cluster.pool import Answered, Backend, Event, Joined, Lost, PoolExecutor, uninterrupted
-from cluster.threads import environment
 from cluster.worker import call_seat, free_seat, load_seat
 
-LOOPBACK = "127.0.0.1:0"  # for the HTTP server of health and metrics, which Dask always starts
 LOOK = 0.5  # seconds between two looks at which workers there are
 
 
@@ -46,20 +40,20 @@ class DaskExecutor(PoolExecutor):
         super().__init__(address=address, total=total, attempts=attempts, start_timeout=start_timeout)
         self._dashboard = dashboard
         self._client: Any = None
-        self._local: _LocalCluster | None = None
+        self._local: LocalCluster | None = None
 
     def begin(self, make_worker: bytes, seats: int, resources: Resources) -> Backend:
         if self.address is not None:
             if self._client is None:
                 self._client = _connect(self.address, self._start_timeout)
-            return _Workers(self._client, make_worker, None, resources, self.address)
+            return _Workers(self._client, make_worker, None, resources, self.address, None)
         if self._local is not None and self._local.resources != resources:
             self.close()
         if self._local is None:
             with uninterrupted():
-                self._local = _LocalCluster(resources, self._total, self._dashboard)
+                self._local = LocalCluster(resources, self._total, self._dashboard)
                 self._client = self._local.client
-        return _Workers(self._client, make_worker, seats, resources, None)
+        return _Workers(self._client, make_worker, seats, resources, None, self._local)
 
     @property
     def dashboard_link(self) -> str | None:
@@ -96,89 +90,20 @@ def _connect(address: str, timeout: float) -> Any:
         ) from error
 
 
-class _LocalCluster:
-    """Scheduler in this process, workers in their own, each under a nanny that replaces it when it dies."""
-
-    def __init__(self, resources: Resources, total: Resources | None, dashboard: bool) -> None:
-        import dask
-        from distributed import Client, Nanny, Scheduler, SpecCluster
-
-        self.resources = resources
-        self._scratch = tempfile.mkdtemp(prefix="dask-")
-        before = dict(dask.config.get("distributed.nanny.pre-spawn-environ"))
-        spawned = {**before, **environment(resources.threads)}
-        self._changed = {name: os.environ.get(name) for name in (*spawned, "PYTHONHASHSEED")}
-        devices = devices_here() if total is None else [str(n) for n in range(int(total.gpus))]
-        options = {
-            "nthreads": 1,
-            "memory_limit": resources.memory or 0,
-            "host": "127.0.0.1",
-            "protocol": "tcp://",
-            "dashboard": False,
-            "dashboard_address": LOOPBACK,
-            "local_directory": self._scratch,
-            "silence_logs": logging.CRITICAL,
-        }
-        workers = {}
-        for number in range(resources.workers):
-            mine = ",".join(devices_of(number, resources.gpus, devices))
-            workers[number] = {"cls": Nanny, "options": {**options, "env": {"CUDA_VISIBLE_DEVICES": mine}}}
-        scheduler = {
-            "cls": Scheduler,
-            "options": {
-                "host": "127.0.0.1",
-                "protocol": "tcp://",
-                "dashboard": dashboard,
-                "dashboard_address": LOOPBACK,
-            },
-        }
-        settings = {
-            "distributed.nanny.pre-spawn-environ": spawned,
-            "distributed.scheduler.worker-ttl": None,
-        }
-        # Threads and processes inherit the mask: a Ctrl-C reaches this process, which then ends the workers.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with dask.config.set(settings):
-                self.cluster = SpecCluster(
-                    workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL
-                )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self.client = Client(self.cluster, set_as_default=False, direct_to_workers=True)
-
-    def kill(self) -> None:
-        """Stop at once, whatever the workers are busy with."""
-        self.cluster.sync(self._kill_workers)
-        self.stop()
-
-    async def _kill_workers(self) -> None:
-        async def kill(nanny: Any) -> None:
-            nanny.close_gracefully()
-            await nanny.kill(timeout=0.2)
-
-        nannies = list(self.cluster.workers.values())
-        await asyncio.gather(*(kill(nanny) for nanny in nannies), return_exceptions=True)
-
-    def stop(self) -> None:
-        self.client.close()
-        self.cluster.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        for name, value in self._changed.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 class _Workers:
     """The backend: one seat a worker process."""
 
     def __init__(
-        self, client: Any, make_worker: bytes, wanted: int | None, resources: Resources, address: str | None
+        self,
+        client: Any,
+        make_worker: bytes,
+        wanted: int | None,
+        resources: Resources,
+        address: str | None,
+        local: LocalCluster | None,
     ) -> None:
         self.client, self.make_worker, self.wanted = client, make_worker, wanted
-        self.resources, self.address = resources, address
+        self.resources, self.address, self.local = resources, address, local
         self.run = uuid.uuid4().hex
         self.seats: dict[str, dict[int, Any]] = {}
         self.events: queue.SimpleQueue[tuple[str, int, bytes | BaseException]] = queue.SimpleQueue()
@@ -223,7 +148,8 @@ class _Workers:
     def look(self) -> list[Event]:
         """Compare the seats with the workers the scheduler has."""
         try:
-            there = self.client.nthreads()
+            there = set(self.client.nthreads())
+            fit = there if self.local is None else there & self.local.ready()
         except (OSError, TimeoutError) as error:
             raise ClusterError(
                 f"The Dask scheduler is gone ({error}).\n"
@@ -234,7 +160,7 @@ class _Workers:
         for seat in [seat for seat in self.seats if seat not in there]:
             self.drop(seat)
             events.append(Lost(seat, f"the worker at {seat} left the scheduler"))
-        for seat in there:
+        for seat in fit:
             if seat not in self.seats and (self.wanted is None or len(self.seats) < self.wanted):
                 if self.address is not None:
                     self.refuse_less(seat)

@@ -22,7 +22,7 @@ from cluster.executor import DEFAULT, Completed, OnDone, R, Resources, T
 from cluster.limits import refuse_excess, refuse_odd_gpus
 from cluster.worker import Answer, NotLoaded
 
-SHORT = 0.5  # seconds; longer tasks are not queued behind another, the way to the worker costs them nothing
+SHORT = 2.0  # seconds; longer tasks do not queue behind another, the way to a worker costs them nothing
 TICK = 0.5  # seconds between two looks at whether somebody is still there
 
 

@@ -178,9 +178,7 @@ if __name__ == "__main__":
 def test_a_ray_address_loses_a_node(tmp_path: Path) -> None:
     script = tmp_path / "nodes.py"
     script.write_text(NODES)
-    result = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=120, check=False
-    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if "raylet" not in line]
     assert "Asked for 3 workers x 1 CPUs; found 2 CPUs on 2 nodes (room for 2 such workers)." in lines

@@ -62,9 +62,7 @@ def alive(processes: list[psutil.Process], timeout: float = 20) -> list[str]:
     return [f"{p.pid} {p.name()}" for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize(
-    ("kind", "group"), [("serial", False), ("dask", False), ("dask", True), ("ray", True)]
-)
+@pytest.mark.parametrize(("kind", "group"), [("serial", False), ("dask", False), ("dask", True), ("ray", True)])
 def test_ctrl_c(kind: str, group: bool, tmp_path: Path) -> None:
     """The signal reaches the driver alone, or, as from a terminal, every process of the group."""
     driver, below = start(kind, tmp_path)

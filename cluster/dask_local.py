@@ -1,0 +1,120 @@
+"""An own Dask cluster on this machine, quiet, on the loopback, and gone without a trace when stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from typing import Any
+
+from cluster.executor import Resources
+from cluster.limits import devices_here, devices_of
+from cluster.threads import environment
+
+LOOPBACK = "127.0.0.1:0"  # for the HTTP server of health and metrics, which Dask always starts
+GIVEN_UP = 3.0  # seconds without a process after which a nanny is taken for useless
+
+
+class LocalCluster:
+    """Scheduler in this process, workers in their own, each under a nanny that replaces it when it dies."""
+
+    def __init__(self, resources: Resources, total: Resources | None, dashboard: bool) -> None:
+        import dask
+        from distributed import Client, Nanny, Scheduler, SpecCluster
+
+        self.resources = resources
+        self._down: dict[int, float] = {}
+        self._closing: set[asyncio.Future[Any]] = set()
+        self._scratch = tempfile.mkdtemp(prefix="dask-")
+        before = dict(dask.config.get("distributed.nanny.pre-spawn-environ"))
+        spawned = {**before, **environment(resources.threads)}
+        self._changed = {name: os.environ.get(name) for name in (*spawned, "PYTHONHASHSEED")}
+        devices = devices_here() if total is None else [str(n) for n in range(int(total.gpus))]
+        options = {
+            "nthreads": 1,
+            "memory_limit": resources.memory or 0,
+            "host": "127.0.0.1",
+            "protocol": "tcp://",
+            "dashboard": False,
+            "dashboard_address": LOOPBACK,
+            "local_directory": self._scratch,
+            "silence_logs": logging.CRITICAL,
+        }
+        workers = {}
+        for number in range(resources.workers):
+            mine = ",".join(devices_of(number, resources.gpus, devices))
+            workers[number] = {"cls": Nanny, "options": {**options, "env": {"CUDA_VISIBLE_DEVICES": mine}}}
+        scheduler = {
+            "cls": Scheduler,
+            "options": {
+                "host": "127.0.0.1",
+                "protocol": "tcp://",
+                "dashboard": dashboard,
+                "dashboard_address": LOOPBACK,
+            },
+        }
+        settings = {
+            "distributed.nanny.pre-spawn-environ": spawned,
+            "distributed.scheduler.worker-ttl": None,
+        }
+        # Threads and processes inherit the mask: a Ctrl-C reaches this process, which then ends the workers.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with dask.config.set(settings):
+                self.cluster = SpecCluster(
+                    workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.client = Client(self.cluster, set_as_default=False, direct_to_workers=True)
+
+    def ready(self) -> set[str]:
+        """Addresses of the workers that are up; a nanny that gave its worker up is replaced."""
+        return self.cluster.sync(self._ready)
+
+    async def _ready(self) -> set[str]:
+        # A worker that dies while its nanny still waits for its first words is not started again by it.
+        up, now = set(), time.monotonic()
+        for name, nanny in list(self.cluster.workers.items()):
+            process = nanny.process
+            if process is not None and process.pid is not None:
+                self._down.pop(name, None)
+                if process.status.name == "running":
+                    up.add(nanny.worker_address)
+            elif now - self._down.setdefault(name, now) > GIVEN_UP:
+                del self._down[name]
+                del self.cluster.workers[name]
+                closing = asyncio.ensure_future(nanny.close(timeout=1))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+        if len(self.cluster.workers) < len(self.cluster.worker_spec):
+            self.cluster.scale(len(self.cluster.worker_spec))
+        return up
+
+    def kill(self) -> None:
+        """Stop at once, whatever the workers are busy with."""
+        self.cluster.sync(self._kill_workers)
+        self.stop()
+
+    async def _kill_workers(self) -> None:
+        async def kill(nanny: Any) -> None:
+            nanny.close_gracefully()
+            await nanny.kill(timeout=0.2)
+
+        nannies = list(self.cluster.workers.values())
+        await asyncio.gather(*(kill(nanny) for nanny in nannies), return_exceptions=True)
+
+    def stop(self) -> None:
+        """Stop scheduler and workers; what starting them changed in this process is undone."""
+        self.client.close()
+        self.cluster.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        for name, value in self._changed.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
