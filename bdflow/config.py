@@ -73,6 +73,7 @@ class ReconstructSettings(Section):
     mixing: Annotated[float, Field(ge=0, le=1)] = 0.4
     noise_index: Literal["authors", "diffusers"] = "authors"
     latent: Literal["sample", "mean"] = "sample"
+    upper_bound: bool = False
     batch_size: Count = 8
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from bdflow import metrics
 from bdflow.config import Config, Variant
-from bdflow.stage import Context, Expected, Work
+from bdflow.stage import Context, Expected, Work, painted
 from stores import Provenance, Store, catalog, text
 
 NAME = "evaluate"
@@ -19,7 +19,7 @@ def provenances(config: Config, known: Expected) -> dict[str, Provenance]:
     variants = list(config.reconstruct.variants)
     settings = {"ssim": config.evaluate.ssim, "variants": variants, "chunk": config.chunks.images}
     found = {}
-    for subject in config.subjects:
+    for subject in painted(config, config.subjects):
         paths = ["stimuli", *(f"reconstructions/{subject}/{variant}" for variant in variants)]
         upstream = {path: known[path].fingerprint for path in paths}
         found[f"metrics/{subject}"] = Provenance(NAME, settings, upstream=upstream)
@@ -31,7 +31,7 @@ def works(context: Context) -> Iterator[Work]:
     stimuli = context.ready("stimuli")
     names = list(metrics.pixel_metrics(config.evaluate.ssim))
     stores, images = {}, {}
-    for subject in context.subjects:
+    for subject in context.painted:
         for variant in variants:
             images[subject, variant] = context.ready(f"reconstructions/{subject}/{variant}")
         ids = images[subject, variants[0]].read("nsd_id")

@@ -6,6 +6,7 @@ One pass decodes the guesses of every subject; a second paints every variant fro
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from bdflow import ridge
 from bdflow.config import Config, Variant
 from bdflow.models.bundle import open_bundle
-from bdflow.stage import Context, Expected, Work
-from stores import Provenance, Store, StoreError, catalog
+from bdflow.stage import TRUE, Context, Expected, Work, painted
+from stores import Provenance, Store, StoreError, StoreSpec, catalog
 
 NAME = "reconstruct"
 USES: dict[str, tuple[str, ...]] = {
@@ -30,55 +31,58 @@ USES: dict[str, tuple[str, ...]] = {
 def provenances(config: Config, known: Expected) -> dict[str, Provenance]:
     found = {}
     inputs = {"bundle": open_bundle(config.networks.bundle).fingerprint}
-    shared = {
-        "network_dtype": config.networks.dtype,
-        "seed": config.seed,
-        "standardise": config.reconstruct.standardise,
-        "chunk": config.chunks.images,
-    }
-    painting = config.reconstruct.model_dump(exclude={"variants", "standardise", "batch_size"})
-    for subject in config.subjects:
-        predictions = {
-            space: {f"predictions/{subject}/{space}": known[f"predictions/{subject}/{space}"].fingerprint}
-            for space in USES["full"]
-        }
-        guess = found[f"guesses/{subject}"] = Provenance(NAME, shared, inputs, predictions["vdvae"])
+    common = {"network_dtype": config.networks.dtype, "seed": config.seed, "chunk": config.chunks.images}
+    painting = config.reconstruct.model_dump(exclude={"variants", "standardise", "batch_size", "upper_bound"})
+    for subject in painted(config, config.subjects):
+        shared = common if subject == TRUE else {**common, "standardise": config.reconstruct.standardise}
+        latents = {space: {path: known[path].fingerprint} for space, path in latent_stores(subject).items()}
+        guess = found[f"guesses/{subject}"] = Provenance(NAME, shared, inputs, latents["vdvae"])
         for variant in config.reconstruct.variants:
             upstream = {f"guesses/{subject}": guess.fingerprint} if "vdvae" in USES[variant] else {}
             for space in USES[variant]:
                 if space != "vdvae":
-                    upstream |= predictions[space]
+                    upstream |= latents[space]
             settings = {**shared, "variant": variant, **({} if variant == "only_vdvae" else painting)}
             found[f"reconstructions/{subject}/{variant}"] = Provenance(NAME, settings, inputs, upstream)
     return found
 
 
+def latent_stores(subject: str) -> dict[str, str]:
+    """The store that holds the latents of a subject's pictures, by target space."""
+    return {
+        space: f"targets/{space}" if subject == TRUE else f"predictions/{subject}/{space}" for space in USES["full"]
+    }
+
+
 def works(context: Context) -> Iterator[Work]:
     config, bundle = context.config, open_bundle(context.config.networks.bundle)
     per_partition = config.chunks.images
-    predictions = {
-        subject: {space: context.ready(f"predictions/{subject}/{space}") for space in USES["full"]}
-        for subject in context.subjects
+    latents = {
+        subject: Latents(
+            {space: context.ready(path) for space, path in latent_stores(subject).items()},
+            None if subject == TRUE else config.reconstruct.standardise,
+        )
+        for subject in context.painted
     }
 
-    def declare(path: str, spec: Any, subject: str, pixels: int) -> Store:
-        ids = predictions[subject]["vdvae"].read("nsd_id")
+    def declare(path: str, spec: StoreSpec, subject: str, pixels: int) -> Store:
+        ids = latents[subject].test_ids()
         sizes = {"stimulus": len(ids), "y": pixels, "x": pixels, "rgb": 3}
         return context.declare(path, spec, sizes, {"nsd_id": ids})
 
     guesses = {
         subject: declare(f"guesses/{subject}", catalog.guesses(per_partition), subject, bundle.guess_size)
-        for subject in context.subjects
+        for subject in context.painted
     }
     yield Work(
         "guesses",
         "batches",
         list(guesses.values()),
         [(subject, partition) for subject, store in guesses.items() for partition in store.missing()],
-        partial(Guesser, config, predictions, guesses),
+        partial(Guesser, config, latents, guesses),
     )
 
-    guesses = {subject: context.ready(f"guesses/{subject}") for subject in context.subjects}
+    guesses = {subject: context.ready(f"guesses/{subject}") for subject in context.painted}
     stores = {
         (subject, variant): declare(
             f"reconstructions/{subject}/{variant}",
@@ -86,7 +90,7 @@ def works(context: Context) -> Iterator[Work]:
             subject,
             bundle.image_size,
         )
-        for subject in context.subjects
+        for subject in context.painted
         for variant in config.reconstruct.variants
     }
     yield Work(
@@ -94,37 +98,57 @@ def works(context: Context) -> Iterator[Work]:
         "batches",
         list(stores.values()),
         [(*key, partition) for key, store in stores.items() for partition in store.missing()],
-        partial(Reconstructor, config, predictions, guesses, stores),
+        partial(Reconstructor, config, latents, guesses, stores),
     )
 
 
-def standardised(store: Store, rows: slice, rule: str) -> np.ndarray:
-    """Predicted latents of some stimuli, brought to the training targets' statistics by `rule`; float32."""
-    names = ("train_mean", "train_std", "prediction_mean", "prediction_std")
-    statistics = {name: store.read(name) for name in names}
-    latent = store.read("latent", {"stimulus": rows})
-    values = ridge.restandardise(latent, rule, **statistics).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise StoreError(
-            f"{store.path}: found predictions that are not finite; expected numbers.\n"
-            "What to do: look at `r2` and `train_std` of this store, and at the targets it was made from."
-        )
-    return values
+@dataclass(frozen=True)
+class Latents:
+    """The latents one subject's pictures are made from, by space: its predictions, or the targets (`rule` None)."""
+
+    stores: Mapping[str, Store]
+    rule: str | None
+
+    def test_ids(self) -> np.ndarray:
+        """nsd_id of the test stimuli, in the order of the pictures."""
+        store = self.stores["vdvae"]
+        ids = store.read("nsd_id")
+        return ids[store.read("split") == "test"] if self.rule is None else ids
+
+    def read(self, space: str, ids: np.ndarray) -> np.ndarray:
+        """Latents (n, ...) float32 of some stimuli; predictions are re-standardised by `rule`.
+
+        Raises StoreError if they are not finite.
+        """
+        store = self.stores[space]
+        rows = store.rows("nsd_id", ids)
+        order = np.argsort(rows)
+        latent = store.read("latent", {"stimulus": rows[order]})[np.argsort(order)].astype(np.float32)
+        if self.rule is not None:
+            names = ("train_mean", "train_std", "prediction_mean", "prediction_std")
+            statistics = {name: store.read(name) for name in names}
+            latent = ridge.restandardise(latent, self.rule, **statistics).astype(np.float32)
+        if not np.isfinite(latent).all():
+            raise StoreError(
+                f"{store.path}: found latents that are not finite; expected numbers.\n"
+                "What to do: look at `r2` and `train_std` of this store, and at the targets it was made from."
+            )
+        return latent
 
 
 class Guesser:
     """Loads the VDVAE decoder; a task is one block of one subject's test stimuli."""
 
-    def __init__(self, config: Config, predictions: dict[str, dict[str, Store]], stores: dict[str, Store]) -> None:
+    def __init__(self, config: Config, latents: dict[str, Latents], stores: dict[str, Store]) -> None:
         self.painter = _painter(config)
-        self.config, self.predictions, self.stores = config, predictions, stores
+        self.config, self.latents, self.stores = config, latents, stores
 
     def __call__(self, task: tuple[str, int]) -> None:
         subject, partition = task
         store = self.stores[subject]
         rows = store.spec.region(store.sizes, partition)["stimulus"]
         ids = store.read("nsd_id", {"stimulus": rows})
-        latents = standardised(self.predictions[subject]["vdvae"], rows, self.config.reconstruct.standardise)
+        latents = self.latents[subject].read("vdvae", ids)
         batch = self.config.reconstruct.batch_size
         images = [
             self.painter.guess(latents[i : i + batch], subject, ids[i : i + batch]) for i in range(0, len(ids), batch)
@@ -138,12 +162,12 @@ class Reconstructor:
     def __init__(
         self,
         config: Config,
-        predictions: dict[str, dict[str, Store]],
+        latents: dict[str, Latents],
         guesses: dict[str, Store],
         stores: Mapping[tuple[str, Variant], Store],
     ) -> None:
         self.painter = _painter(config)
-        self.config, self.predictions, self.guesses, self.stores = config, predictions, guesses, stores
+        self.config, self.latents, self.guesses, self.stores = config, latents, guesses, stores
 
     def __call__(self, task: tuple[str, Variant, int]) -> None:
         subject, variant, partition = task
@@ -155,7 +179,7 @@ class Reconstructor:
             if space == "vdvae":
                 parts[space] = self.guesses[subject].read("image", {"stimulus": rows})
             else:
-                parts[space] = standardised(self.predictions[subject][space], rows, self.config.reconstruct.standardise)
+                parts[space] = self.latents[subject].read(space, ids)
         from bdflow.models.latents import BICUBIC, resize
 
         batch, images = self.config.reconstruct.batch_size, []
@@ -173,7 +197,7 @@ def _painter(config: Config) -> Any:
     from bdflow.models.latents import Painter
     from bdflow.models.versatile import PaintOptions
 
-    options = config.reconstruct.model_dump(exclude={"variants", "standardise", "batch_size"})
+    options = config.reconstruct.model_dump(exclude={"variants", "standardise", "batch_size", "upper_bound"})
     return Painter(
         config.networks.bundle,
         device=config.networks.device,

@@ -21,7 +21,7 @@ from PIL import Image
 from bdflow import report_page, report_tables
 from bdflow.errors import InputError
 from bdflow.report_page import Picture, Stimulus
-from bdflow.stage import Context
+from bdflow.stage import TRUE, Context
 from stores import Store
 from stores.journal import entries
 from stores.store import no_space
@@ -59,8 +59,9 @@ def _stores(context: Context) -> dict[str, Store]:
     """Every store the report reads, sealed, by path."""
     predictions = [p for p in context.expected if p.startswith("predictions/") and p.split("/")[1] in context.subjects]
     paths = ["stimuli", *predictions]
-    for subject in context.subjects:
-        paths += [f"{kind}/{subject}" for kind in ("betas", "responses", "guesses", "metrics")]
+    paths += [f"{kind}/{subject}" for subject in context.subjects for kind in ("betas", "responses")]
+    for subject in context.painted:
+        paths += [f"guesses/{subject}", f"metrics/{subject}"]
         paths += [f"reconstructions/{subject}/{variant}" for variant in context.config.reconstruct.variants]
     return {path: context.ready(path) for path in paths}
 
@@ -76,7 +77,7 @@ class _Gallery:
     """Writes the thumbnails below `folder`/images and collects the rows that show them."""
 
     def __init__(self, context: Context, stores: dict[str, Store], folder: Path, pool: Executor) -> None:
-        self.subjects, self.variants = context.subjects, context.config.reconstruct.variants
+        self.subjects, self.variants = context.painted, context.config.reconstruct.variants
         self.stores, self.folder, self.pixels = stores, folder, context.config.report.thumbnail
         self.pool, self.files, self.nbytes = pool, 0, 0
 
@@ -95,15 +96,17 @@ class _Gallery:
                 for variant in self.variants
             }
             scores = report_tables.scores(self.stores[f"metrics/{subject}"])
+            source = report_tables.source(subject)
             for nsd_id in truths:
                 row: list[Picture] = []
                 if nsd_id in shown[subject]:
-                    row.append(self._picture(guesses[nsd_id], f"Guess for stimulus {nsd_id} from {subject}", "guess"))
+                    row.append(self._picture(guesses[nsd_id], f"Guess for stimulus {nsd_id} from {source}", "guess"))
                     for variant in self.variants:
                         by_metric = {name: values[nsd_id] for name, values in scores[variant].items()}
-                        ranks[nsd_id].append(by_metric[RANKED_BY])
+                        if subject != TRUE:
+                            ranks[nsd_id].append(by_metric[RANKED_BY])
                         label = variant if len(self.variants) > 1 else "reconstruction"
-                        alt = f"Reconstruction of stimulus {nsd_id} from {subject}, {variant}"
+                        alt = f"Reconstruction of stimulus {nsd_id} from {source}, {variant}"
                         named = tuple(zip(report_tables.short_names(by_metric), by_metric.values(), strict=True))
                         row.append(self._picture(painted[variant][nsd_id], alt, label, named))
                 pictures[nsd_id].append(row)

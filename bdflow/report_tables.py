@@ -10,7 +10,7 @@ from scipy import stats
 
 from bdflow import published
 from bdflow.report_page import Page, Row, Stimulus, Table, number
-from bdflow.stage import Context
+from bdflow.stage import TRUE, Context
 from stores import Store
 
 TITLE = "Seen images, reconstructed from fMRI"
@@ -57,7 +57,7 @@ def page(
         ),
         scores=[score_table(context, stores, comparable=bundle != "tiny")],
         decoding=[ridge_table(context, stores), voxel_table(context, stores)],
-        subjects=context.subjects,
+        subjects=[source(subject) for subject in context.painted],
         stimuli=stimuli,
         ranked_by="PixCorr",
         thumbnail=config.report.thumbnail,
@@ -85,6 +85,11 @@ def scores(store: Store) -> dict[str, dict[str, dict[int, float]]]:
     }
 
 
+def source(subject: str) -> str:
+    """What a subject's pictures are made from, as the page says it."""
+    return "true latents" if subject == TRUE else subject
+
+
 def short_names(metrics: Iterable[str]) -> list[str]:
     """Metric names without their protocol, where that leaves them distinct."""
     names = list(metrics)
@@ -99,21 +104,27 @@ def mean(values: Iterable[float]) -> float:
 
 
 def score_table(context: Context, stores: Stores, *, comparable: bool) -> Table:
-    by_subject = {subject: scores(stores[f"metrics/{subject}"]) for subject in context.subjects}
+    by_subject = {subject: scores(stores[f"metrics/{subject}"]) for subject in context.painted}
     first = by_subject[context.subjects[0]]
     names = list(next(iter(first.values())))
     groups, undefined = [], 0
     for variant in context.config.reconstruct.variants:
-        rows, means = [], []
+        rows, means, bound = [], [], []
         for subject, found in by_subject.items():
             values = [list(found[variant][name].values()) for name in names]
             undefined += int(sum((~np.isfinite(value)).sum() for value in values))
-            means.append([mean(value) for value in values])
-            rows.append(Row([subject, *map(number, means[-1]), str(len(values[0]))]))
+            here = [mean(value) for value in values]
+            row = Row([source(subject), *map(number, here), str(len(values[0]))])
+            if subject == TRUE:
+                bound = [row]
+            else:
+                rows.append(row)
+                means.append(here)
         if len(rows) > 1:
             average = [mean(column) for column in zip(*means, strict=True)]
             label = f"average of {len(means)} subjects"
             rows.append(Row([label, *map(number, average), ""], "average"))
+        rows += bound
         for label, known in published.rows(variant).items():
             beside = [published.score(known, name) for name in names]
             if any(score is not None for score in beside):
@@ -121,7 +132,9 @@ def score_table(context: Context, stores: Stores, *, comparable: bool) -> Table:
                 rows.append(Row([label, *cells, str(published.TEST_STIMULI)], "published"))
         groups.append((VARIANTS[variant], rows))
     arrows = [f"{name} {'↓' if published.base(name) in published.LOWER_IS_BETTER else '↑'}" for name in names]
-    note = f"Mean over the test stimuli. Table 1 and 2 are those of {published.SOURCE}. A dash: no published score."
+    note = "True latents: painted from the latents of the photo itself, the best that decoding could give. "
+    note = note if TRUE in by_subject else ""
+    note += f"Mean over the test stimuli. Table 1 and 2 are those of {published.SOURCE}. A dash: no published score."
     if not comparable:
         note += " Published scores are of the real networks on NSD: not comparable with this run."
     if undefined:

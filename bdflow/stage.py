@@ -12,6 +12,12 @@ from bdflow.config import Config
 from stores import Provenance, Store, StoreSpec, Study
 
 Expected = Mapping[str, Provenance]
+TRUE = "true"
+
+
+def painted(config: Config, subjects: tuple[str, ...]) -> tuple[str, ...]:
+    """Whose pictures are made: the subjects and, as an upper bound of what decoding could give, the true latents."""
+    return (*subjects, TRUE) if config.reconstruct.upper_bound else subjects
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,11 @@ class Context:
     study: Study
     expected: Expected
     subjects: tuple[str, ...]
+
+    @property
+    def painted(self) -> tuple[str, ...]:
+        """Whose pictures this run makes."""
+        return painted(self.config, self.subjects)
 
     def ready(self, path: str) -> Store:
         """A sealed store of this configuration. Raises NotReady, or CorruptChunk for a chunk that is gone."""

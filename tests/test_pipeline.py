@@ -11,6 +11,8 @@ import pytest
 
 from bdflow.config import parse
 from bdflow.errors import InputError
+from bdflow.models.config import PaintOptions
+from bdflow.models.latents import Painter
 from bdflow.pipeline import NAMES, Pipeline, stages_until
 from stores import NotReady, Store, StoreError, Study
 from tests.conftest import SUBJECTS, execution, snapshot
@@ -169,6 +171,19 @@ def test_a_new_variant_reuses_everything_else(settings, copied):
     images = {v: Store(study, f"reconstructions/subj01/{v}").read("image") for v in variants["variants"]}
     for variant in variants["variants"][1:]:
         assert (images[variant] != images["full"]).mean() > 0.1
+
+
+def test_the_upper_bound_is_painted_from_the_true_latents(settings, copied):
+    before = snapshot(copied / "study.zarr")
+    study = run(settings, copied, NAMES, reconstruct={"steps": 4, "batch_size": 4, "upper_bound": True})
+    assert {name: snapshot(study)[name] for name in before} == before
+    targets, guesses = Store(study, "targets/vdvae"), Store(study, "guesses/true")
+    ids = guesses.read("nsd_id")
+    assert ids.tolist() == targets.read("nsd_id")[targets.read("split") == "test"].tolist()
+    painter = Painter("tiny", options=PaintOptions(steps=4))
+    latents = targets.read("latent")[targets.rows("nsd_id", ids)].astype(np.float32)
+    np.testing.assert_array_equal(painter.guess(latents[:4], "true", ids[:4]), guesses.read("image")[:4])
+    assert "true latents" in (copied / "report/index.html").read_text()
 
 
 @pytest.mark.parametrize(
