@@ -73,6 +73,31 @@ def ssim(truth: np.ndarray, reconstruction: np.ndarray, protocol: str = "paper")
     return float(similarity[inside].mean())
 
 
+def two_way(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    """Two-way identification of each reconstruction by its features (paper, Methods; chance is 0.5).
+
+    Parameters
+    ----------
+    truth, reconstruction : features of the same n >= 2 images, shape (n, ...), flattened.
+
+    Returns
+    -------
+    shape (n,): of the n - 1 other photos, the share whose features correlate strictly less with the reconstruction's
+    than its own photo's do. The metric is the mean.
+
+    Raises
+    ------
+    ValueError : fewer than two images, or shapes that differ.
+    """
+    if truth.shape != reconstruction.shape or len(truth) < 2:
+        raise ValueError(f"two-way identification of {reconstruction.shape} features among {truth.shape}")
+    a, b = (values.reshape(len(values), -1).astype(np.float64) for values in (truth, reconstruction))
+    a, b = (values - values.mean(axis=1, keepdims=True) for values in (a, b))
+    a, b = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (a, b))
+    correlation = a @ b.T
+    return (correlation < np.diag(correlation)).sum(axis=0) / (len(truth) - 1)
+
+
 def pixel_metrics(ssim_protocol: str = "paper") -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
     """The two pixel metrics by the names they carry in the metrics store."""
     return {

@@ -48,6 +48,18 @@ def test_identical_images_score_one_and_both_metrics_are_symmetric(seed):
         assert -1 <= score(a, b) < 1
 
 
+def test_two_way_reference_and_chance():
+    with np.load(REFERENCE) as reference:
+        truth, found = reference["features_ground_truth"], reference["features_reconstruction"]
+        assert metrics.two_way(truth, found).mean() == pytest.approx(float(reference["two_way"]), abs=1e-6)
+    rng = np.random.default_rng(0)
+    scores = [metrics.two_way(*rng.normal(size=(2, 40, 3, 5))).mean() for _ in range(30)]
+    assert abs(np.mean(scores) - 0.5) < 0.03
+    assert metrics.two_way(truth, truth).min() == 1
+    with pytest.raises(ValueError, match="two-way"):
+        metrics.two_way(truth, found[:3])
+
+
 def test_a_flat_picture_has_no_pixcorr():
     a, _ = images()
     assert np.isnan(metrics.pixcorr(a, np.full_like(a, 7)))
