@@ -169,27 +169,10 @@ class Predictor:
         stores = self.stores[space]
         first = next(iter(stores.values()))
         region = first.spec.region(first.sizes, partition)
-        block = self.targets[space].read("latent", region)
-        shape = block.shape[1:]
-        block = block.reshape(len(block), -1)
+        latents = self.targets[space].read("latent", region)
+        shape = latents.shape[1:]
+        latents = latents.reshape(len(latents), -1)
         for subject, store in stores.items():
-            train_rows, test_rows = self.rows[subject]
-            train, train_mean, train_std = ridge.training_block(block, train_rows)
-            predicted = ridge.predict(self.hat_matrix[subject], train, train_mean)
-            prediction_mean, prediction_std = ridge.column_statistics(predicted)
-            r2, pearson_r = ridge.scores(predicted, block[test_rows])
-            statistics = {
-                "train_mean": train_mean,
-                "train_std": train_std,
-                "prediction_mean": prediction_mean,
-                "prediction_std": prediction_std,
-                "r2": r2,
-                "pearson_r": pearson_r,
-            }
-            store.write(
-                partition,
-                {
-                    "latent": predicted.reshape(len(predicted), *shape),
-                    **{name: value.reshape(shape) for name, value in statistics.items()},
-                },
-            )
+            block = ridge.predict_block(self.hat_matrix[subject], latents, *self.rows[subject])
+            values = {name: value.reshape(-1, *shape) for name, value in block._asdict().items()}
+            store.write(partition, {n: value if n == "latent" else value[0] for n, value in values.items()})

@@ -14,12 +14,13 @@ which do half the work.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
 
 Array = Any
-ROWS_IN_CACHE = 256
+Rows = Any
+ROWS_IN_CACHE = 64
 
 
 def z_score(train: Array, other: Array) -> tuple[Array, Array, Array, Array]:
@@ -171,93 +172,121 @@ def _centred_rows(hat_matrix: Array) -> Array:
     return hat_matrix - xp.mean(hat_matrix, axis=1, keepdims=True)
 
 
-def training_block(latents: Array, rows: Array | slice) -> tuple[Array, Array, Array]:
-    """Training targets of one block of columns, with their statistics, in one walk through memory.
+class Block(NamedTuple):
+    """Predictions of one block of columns and all that is worth knowing of them.
+
+    Attributes
+    ----------
+    latent : (m, t) raw predictions.
+    train_mean, train_std : (t,) of the training targets (ddof 0).
+    prediction_mean, prediction_std : (t,) of the predictions over the test set (ddof 0).
+    r2, pearson_r : (t,) scores on the test set; not a number where the true (for r, also the predicted) column is
+        constant.
+    """
+
+    latent: Array
+    train_mean: Array
+    train_std: Array
+    prediction_mean: Array
+    prediction_std: Array
+    r2: Array
+    pearson_r: Array
+
+
+def predict_block(hat_matrix: Array, latents: Array, train: Rows, test: Rows) -> Block:
+    """Predict one block of columns and score it, in one walk through memory.
 
     Parameters
     ----------
-    latents : block of a target store, shape (stimuli, t), float16 or float32.
-    rows : the training stimuli.
+    hat_matrix : (m, n) float32, rows summing to 0.
+    latents : block of a target store, (stimuli, t), float16 or float32.
+    train, test : its rows of the n training and m test stimuli.
 
     Returns
     -------
-    targets (n, t) float32; their mean and SD (ddof 0), shape (t,) float32, each within 1e-6 of float64.
+    Block, float32; statistics are accumulated in float64 from sums over few rows, after a shift that keeps them exact.
     """
-    xp = array_namespace(latents)
-    chosen = latents[rows, ...]
-    n, t = chosen.shape
-    targets = xp.empty((n, t), dtype=xp.float32)
-    shift = xp.astype(chosen[0, :], xp.float32)
-    total = xp.zeros((t,), dtype=xp.float64)
-    squares = xp.zeros((t,), dtype=xp.float64)
-    for start in range(0, n, ROWS_IN_CACHE):
-        stop = min(start + ROWS_IN_CACHE, n)
-        part = xp.astype(chosen[start:stop, :], xp.float32)
-        targets[start:stop, :] = part
-        part = part - shift
-        total += xp.astype(xp.sum(part, axis=0), xp.float64)
-        squares += xp.astype(xp.sum(part * part, axis=0), xp.float64)
-    mean = total / n
-    variance = xp.maximum(squares / n - mean * mean, xp.zeros_like(mean))
-    return (
-        targets,
-        xp.astype(mean + xp.astype(shift, xp.float64), xp.float32),
-        xp.astype(xp.sqrt(variance), xp.float32),
+    xp = array_namespace(hat_matrix, latents)
+    shift = as_float32(latents[train, ...][:1, :])[0, :]
+    targets, total, squares = _shifted(latents[train, ...], shift)
+    n = targets.shape[0]
+    offset = total / n
+    mean = shift + xp.astype(offset, xp.float32)
+    predicted = hat_matrix @ targets
+    predicted += xp.astype(offset, xp.float32)
+
+    m, t = predicted.shape
+    sums = {name: xp.zeros((t,), dtype=xp.float64) for name in ("p", "pp", "y", "yy", "py", "ee")}
+    true = latents[test, ...]
+    for start, stop in _few_rows(m):
+        p = predicted[start:stop, :]
+        y = as_float32(true[start:stop, :]) - shift
+        e = y - p
+        for name, product in (("p", p), ("pp", p * p), ("y", y), ("yy", y * y), ("py", p * y), ("ee", e * e)):
+            sums[name] += xp.astype(xp.sum(product, axis=0), xp.float64)
+    spread_p = xp.maximum(sums["pp"] - sums["p"] ** 2 / m, xp.zeros_like(offset))
+    spread_y = xp.maximum(sums["yy"] - sums["y"] ** 2 / m, xp.zeros_like(offset))
+    covariance = sums["py"] - sums["p"] * sums["y"] / m
+    constant_y = xp.all(true == true[:1, :], axis=0)
+    constant = constant_y | xp.all(predicted == predicted[:1, :], axis=0)
+    predicted += shift
+    return Block(
+        predicted,
+        mean,
+        _float32_root(squares / n - offset * offset),
+        shift + xp.astype(sums["p"] / m, xp.float32),
+        _float32_root(spread_p / m),
+        xp.astype(1 - _ratio(sums["ee"], spread_y, constant_y), xp.float32),
+        xp.astype(_ratio(covariance, xp.sqrt(spread_p * spread_y), constant), xp.float32),
     )
 
 
-def predict(hat_matrix: Array, targets: Array, mean: Array | None = None) -> Array:
-    """Predictions of a block of targets.
-
-    Parameters
-    ----------
-    hat_matrix : shape (m, n).
-    targets : training targets, shape (n, t).
-    mean : of the targets, shape (t,), if it is known already.
-
-    Returns
-    -------
-    shape (m, t), `hat_matrix @ targets + mean(targets)`.
-    """
-    xp = array_namespace(hat_matrix, targets)
-    predicted = hat_matrix @ targets
-    predicted += xp.mean(targets, axis=0) if mean is None else mean
-    return predicted
+def _shifted(latents: Array, shift: Array) -> tuple[Array, Array, Array]:
+    """`latents - shift` in float32, (n, t), with its column sums and sums of squares in float64."""
+    xp = array_namespace(latents)
+    n, t = latents.shape
+    values = xp.empty((n, t), dtype=xp.float32)
+    total = xp.zeros((t,), dtype=xp.float64)
+    squares = xp.zeros((t,), dtype=xp.float64)
+    for start, stop in _few_rows(n):
+        part = as_float32(latents[start:stop, :]) - shift
+        values[start:stop, :] = part
+        total += xp.astype(xp.sum(part, axis=0), xp.float64)
+        squares += xp.astype(xp.sum(part * part, axis=0), xp.float64)
+    return values, total, squares
 
 
-def column_statistics(values: Array) -> tuple[Array, Array]:
-    """Mean and SD (ddof 0) of each column, accumulated in float64, returned in float32."""
+def _few_rows(n: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows that stay in cache."""
+    return ((start, min(start + ROWS_IN_CACHE, n)) for start in range(0, n, ROWS_IN_CACHE))
+
+
+def as_float32(values: Array) -> Array:
+    """The values in float32; NumPy's float16 through torch, whose conversion is ten times as fast and as exact."""
+    if is_numpy_array(values) and values.dtype == "float16":
+        import torch
+
+        return torch.from_numpy(values).to(torch.float32).numpy()
     xp = array_namespace(values)
-    wide = xp.astype(values, xp.float64)
-    mean, std = xp.mean(wide, axis=0), xp.std(wide, axis=0)
-    return xp.astype(mean, xp.float32), xp.astype(std, xp.float32)
+    return xp.astype(values, xp.float32)
 
 
-def scores(predicted: Array, true: Array) -> tuple[Array, Array]:
-    """Test scores of each column: coefficient of determination and Pearson correlation.
+def _float32_root(values: Array) -> Array:
+    xp = array_namespace(values)
+    return xp.astype(xp.sqrt(xp.maximum(values, xp.zeros_like(values))), xp.float32)
 
-    Parameters
-    ----------
-    predicted, true : shape (m, t).
 
-    Returns
-    -------
-    r2, pearson_r : float32, shape (t,); not a number where the true (or, for r, the predicted) column is constant.
-    """
-    xp = array_namespace(predicted, true)
-    predicted, true = xp.astype(predicted, xp.float64), xp.astype(true, xp.float64)
-    centred_true = true - xp.mean(true, axis=0)
-    centred_predicted = predicted - xp.mean(predicted, axis=0)
-    total = xp.sum(centred_true**2, axis=0)
-    spread = xp.sum(centred_predicted**2, axis=0)
-    nan = xp.full_like(total, float("nan"))
-    one = xp.ones_like(total)
-    residual = xp.sum((true - predicted) ** 2, axis=0)
-    r2 = xp.where(total > 0, 1 - residual / xp.where(total > 0, total, one), nan)
-    product = total * spread
-    covariance = xp.sum(centred_true * centred_predicted, axis=0)
-    r = xp.where(product > 0, covariance / xp.sqrt(xp.where(product > 0, product, one)), nan)
-    return xp.astype(r2, xp.float32), xp.astype(r, xp.float32)
+def _ratio(above: Array, below: Array, undefined: Array) -> Array:
+    xp = array_namespace(above)
+    undefined = undefined | (below <= 0)
+    nan = xp.full_like(above, float("nan"))
+    return xp.where(undefined, nan, above / xp.where(undefined, xp.ones_like(below), below))
+
+
+def predict(hat_matrix: Array, targets: Array) -> Array:
+    """Predictions alone: `hat_matrix @ targets + mean(targets)`, (m, n) and (n, t) to (m, t)."""
+    xp = array_namespace(hat_matrix, targets)
+    return hat_matrix @ targets + xp.mean(targets, axis=0)
 
 
 def restandardise(

@@ -96,27 +96,50 @@ def test_shapes_and_values_that_cannot_be_are_refused():
         next(ridge.hat_matrices(x, other, [1.0]))
 
 
-def test_scores_equal_scipy_and_scikit_learn():
-    rng = np.random.default_rng(1)
-    true = rng.normal(size=(30, 8))
-    predicted = (true + rng.normal(size=(30, 8))).astype("f4")
-    r2, r = ridge.scores(predicted, true)
-    np.testing.assert_allclose(r2, r2_score(true, predicted, multioutput="raw_values"), rtol=1e-5)
-    np.testing.assert_allclose(
-        r, [scipy.stats.pearsonr(a, b)[0] for a, b in zip(true.T, predicted.T, strict=True)], rtol=1e-5
-    )
-    true[:, 3] = 1
-    predicted[:, 4] = 2
-    r2, r = ridge.scores(predicted, true)
-    assert np.isnan(r2).tolist() == [i == 3 for i in range(8)]
-    assert np.isnan(r).tolist() == [i in (3, 4) for i in range(8)]
+@pytest.mark.parametrize(("array_module", "dtype"), [(np, "f2"), (np, "f4"), (array_api_strict, "f4")])
+@pytest.mark.parametrize("mean", [0, 100])
+def test_a_block_is_predicted_and_scored_as_by_scipy_and_scikit_learn(array_module, dtype, mean):
+    rng = np.random.default_rng(3)
+    n, m, t = 300, 90, 8
+    x = rng.normal(size=(n + m, 20))
+    latents = (mean + x @ rng.normal(size=(20, t)) + rng.normal(size=(n + m, t))).astype(dtype)
+    latents[:, 3] = mean + 1
+    train, test = slice(m, m + n), slice(0, m)
+    z, z_test, _, _ = ridge.z_score(x[train], x[test])
+    (hat,) = ridge.hat_matrices(z, z_test, [5.0])
+    as_array = array_module.asarray
+    found = ridge.predict_block(as_array(hat.astype("f4")), as_array(latents), train, test)
+    found = ridge.Block(*(np.asarray(value) for value in found))
+    wide = latents.astype("f8")
+    reference = Ridge(alpha=5).fit(z, wide[train]).predict(z_test)
+    np.testing.assert_allclose(found.latent, reference, atol=2e-5 + 1e-6 * mean)
+    np.testing.assert_allclose(found.train_mean, wide[train].mean(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.train_std, wide[train].std(0), rtol=1e-6)
+    np.testing.assert_allclose(found.prediction_mean, reference.mean(0), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(found.prediction_std, reference.std(0), rtol=1e-4, atol=1e-6)
+    rest = np.delete(np.arange(t), 3)
+    r2 = r2_score(wide[test][:, rest], reference[:, rest], multioutput="raw_values")
+    np.testing.assert_allclose(found.r2[rest], r2, atol=1e-5)
+    r = [scipy.stats.pearsonr(a, b)[0] for a, b in zip(wide[test].T[rest], reference.T[rest], strict=True)]
+    np.testing.assert_allclose(found.pearson_r[rest], r, atol=1e-5)
+    assert np.isnan(found.r2[3])
+    assert np.isnan(found.pearson_r[3])
+    assert all(value.dtype == np.float32 for value in found)
+
+
+def test_rows_may_be_in_any_order():
+    rng = np.random.default_rng(4)
+    latents, rows = rng.normal(size=(50, 4)).astype("f4"), rng.permutation(50)
+    hat = rng.normal(size=(7, 30)).astype("f4")
+    hat -= hat.mean(axis=1, keepdims=True)
+    found = ridge.predict_block(hat, latents, rows[:30], rows[30:37])
+    np.testing.assert_allclose(found.latent, ridge.predict(hat, latents[rows[:30]]), atol=1e-4)
 
 
 def test_restandardised_predictions_have_the_training_statistics():
     rng = np.random.default_rng(2)
     train, predicted = rng.normal(3, 4, (50, 6)), rng.normal(1, 0.1, (20, 6))
-    train_mean, train_std = ridge.column_statistics(train)
-    mean, std = ridge.column_statistics(predicted)
+    train_mean, train_std, mean, std = train.mean(0), train.std(0), predicted.mean(0), predicted.std(0)
     statistics = {"train_mean": train_mean, "train_std": train_std, "prediction_mean": mean, "prediction_std": std}
     found = ridge.restandardise(predicted, "test_set", **statistics)
     np.testing.assert_allclose(found.mean(0), train.mean(0), rtol=1e-5)
@@ -124,20 +147,6 @@ def test_restandardised_predictions_have_the_training_statistics():
     assert ridge.restandardise(predicted, "none", **statistics) is predicted
     with pytest.raises(ValueError, match="held"):
         ridge.restandardise(predicted, "held", **statistics)
-
-
-@pytest.mark.parametrize(("array_module", "dtype"), [(np, "f2"), (np, "f4"), (array_api_strict, "f4")])
-def test_statistics_of_a_training_block_are_those_of_float64(dtype, array_module):
-    rng = np.random.default_rng(3)
-    latents = (rng.normal(100, 0.5, (1300, 9)) * [1, 1, 1, 1, 0, 1, 1, 1, 1]).astype(dtype)
-    targets, mean, std = (np.asarray(a) for a in ridge.training_block(array_module.asarray(latents), slice(200, 1200)))
-    reference = latents[200:1200].astype("f8")
-    np.testing.assert_array_equal(targets, reference.astype("f4"))
-    np.testing.assert_allclose(mean, reference.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(std, reference.std(0), rtol=1e-5)
-    rows = rng.permutation(1300)[:400]
-    _, mean, _ = ridge.training_block(latents, rows)
-    np.testing.assert_allclose(mean, latents[rows].astype("f8").mean(0), rtol=1e-6)
 
 
 def test_blocks_of_voxels_add_up_to_all_of_them():
