@@ -1,0 +1,404 @@
+"""Ridge through the real stage and the real stores, against the machine's own limits measured in the same run.
+
+    python benchmarks/ridge.py --scale small              a quick look
+    python benchmarks/ridge.py --scale full --dir /scratch   the paper's size: 36,418 stimuli x 347,680 latents, four
+                                                         subjects; about 40 GB of disk, removed afterwards
+
+Prints a table and, with --json, writes it. The arithmetic counted is that of the method: Gram matrix n^2 p, a Cholesky
+n^3/3 for each alpha, the solves, and 2 m n t for the predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from threadpoolctl import threadpool_limits
+
+from bdflow import regress, ridge
+from bdflow.config import SPACES, Config, parse
+from bdflow.pipeline import _Filler
+from bdflow.stage import Context
+from cluster import Resources, open_executor
+from stores import Provenance, Store, Study, catalog, text
+from stores.journal import Journal, entries
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of one benchmark: training stimuli and voxels of each subject, test stimuli, target spaces."""
+
+    train: int
+    test: int
+    voxels: dict[str, int]
+    spaces: dict[str, tuple[int, ...]]
+    stimuli: int
+    columns: int
+
+    @property
+    def latents(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.spaces.values())
+
+
+PAPER_VOXELS = {"subj01": 15724, "subj02": 14278, "subj05": 13039, "subj07": 12682}
+SCALES = {
+    "tiny": Scale(
+        300, 60, {"subj01": 700, "subj02": 600},
+        {"vdvae": (2048,), "clip_vision": (9, 128), "clip_text": (5, 128)}, 64, 512,
+    ),
+    "small": Scale(
+        2500, 300, {"subj01": 4000, "subj02": 3500},
+        {"vdvae": (24576,), "clip_vision": (32, 768), "clip_text": (16, 768)}, 512, 4096,
+    ),
+    "full": Scale(
+        8859, 982, PAPER_VOXELS, {"vdvae": (91168,), "clip_vision": (257, 768), "clip_text": (77, 768)}, 512, 4096
+    ),
+}  # fmt: skip
+
+
+def best(call: Callable[[], Any], repeats: int = 5) -> float:
+    """Least seconds of several calls."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def sgemm_rate(threads: int) -> float:
+    """FLOP/s of a large float32 matrix product."""
+    n = 5120
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, n, n), dtype=np.float32)
+    with threadpool_limits(threads):
+        return 2 * n**3 / best(lambda: a @ b)
+
+
+def disk_rates(folder: Path, nbytes: int = GIB) -> tuple[float, float]:
+    """Bytes/s of writing a file to the disk, and of reading it back from there and not from memory."""
+    block, file = np.random.default_rng(0).bytes(2**26), folder / "disk.bin"
+    start = time.perf_counter()
+    with file.open("wb") as out:
+        for _ in range(nbytes // len(block)):
+            out.write(block)
+        out.flush()
+        os.fsync(out.fileno())
+    written = nbytes / (time.perf_counter() - start)
+    with file.open("rb", buffering=0) as back:
+        os.posix_fadvise(back.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        while back.read(2**26):
+            pass
+        read = nbytes / (time.perf_counter() - start)
+    file.unlink()
+    return written, read
+
+
+class PeakMemory(threading.Thread):
+    """Largest proportional set size of this process and all it started, with what it was before."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.stopped = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.2):
+            me, total = psutil.Process(), 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+            self.peak = max(self.peak, total)
+
+    def __enter__(self) -> PeakMemory:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stopped.set()
+        self.join()
+
+
+# --- synthetic stores -----------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Fills one partition of a synthetic store a task, from a pool of Gaussian numbers."""
+
+    def __init__(self, stores: dict[str, Store]) -> None:
+        self.stores = stores
+        self.pool = np.random.default_rng(0).standard_normal(2**24, dtype=np.float32)
+
+    def __call__(self, task: tuple[str, int]) -> None:
+        path, partition = task
+        store = self.stores[path]
+        rng = np.random.default_rng([partition, *path.encode()])
+        region = store.spec.region(store.sizes, partition)
+        data = {}
+        for spec in store.spec.data:
+            shape = [
+                (region[d].stop - region[d].start) if d in region else store.sizes[d] for d in store.dims(spec.name)
+            ]
+            dtype = store.arrays[spec.name].dtype
+            if spec.name in ("voxel_mean", "voxel_scale", "valid"):
+                data[spec.name] = np.full(shape, spec.name != "voxel_mean", dtype)
+                continue
+            pool = self.pool.astype(dtype)
+            values = np.empty(shape, dtype)
+            for row in values.reshape(shape[0], -1):
+                at = int(rng.integers(0, pool.size - min(row.size, pool.size - 1)))
+                row[:] = np.resize(pool[at : at + row.size], row.size)
+            data[spec.name] = values
+        if "response" in data:
+            test = store.read("split") == "test"
+            data["voxel_mean"][:] = data["response"][~test].mean(axis=0)
+            data["voxel_scale"][:] = data["response"][~test].std(axis=0, ddof=1)
+        store.write(partition, data)
+
+
+def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str, Store]:
+    """Declare responses of every subject and targets of every space."""
+    subjects, test = list(scale.voxels), np.arange(scale.test)
+    own = {s: scale.test + i * scale.train + np.arange(scale.train) for i, s in enumerate(subjects)}
+    ids = np.concatenate([test, *own.values()])
+    split = text(["test"] * scale.test + ["train"] * (len(ids) - scale.test))
+    stores = {}
+    for subject, voxels in scale.voxels.items():
+        path = f"responses/{subject}"
+        sizes = {"stimulus": scale.test + scale.train, "voxel": voxels}
+        given = {
+            "repeats": np.full(sizes["stimulus"], 3),
+            "nsd_id": np.concatenate([test, own[subject]]),
+            "split": split[: sizes["stimulus"]],
+        }
+        stores[path] = study.declare(path, catalog.responses(1024), sizes, given, known[path])
+    for space, shape in scale.spaces.items():
+        path = f"targets/{space}"
+        sizes = {"stimulus": len(ids), **dict(zip(catalog.space_dims(shape), shape, strict=True))}
+        spec = catalog.targets(shape, "f2", scale.stimuli, scale.columns)
+        stores[path] = study.declare(path, spec, sizes, {"nsd_id": ids, "split": split}, known[path])
+    return stores
+
+
+class Reader:
+    """Reads one block of columns of a target store a task, as the stage does, and does nothing with it."""
+
+    def __init__(self, targets: dict[str, Store], columns: int) -> None:
+        self.targets, self.columns = targets, columns
+
+    def __call__(self, task: tuple[str, int]) -> int:
+        space, partition = task
+        store = self.targets[space]
+        cut = catalog.column_blocks(store.arrays["latent"].shape[1:], self.columns)
+        ((dim, length),) = cut.items()
+        block = store.read("latent", {dim: slice(partition * length, min((partition + 1) * length, store.sizes[dim]))})
+        return block.nbytes
+
+
+# --- the competition ------------------------------------------------------------------------------------------------
+
+
+def compare(threads: int, scale: Scale) -> dict[str, float]:
+    """Seconds for the same predictions at a common size: hat matrix, the authors' loop, himalaya."""
+    from sklearn.linear_model import Ridge
+
+    n, m, p, tokens, width = min(scale.train, 2500), min(scale.test, 300), 4000, 257, 768
+    tokens = tokens if scale.train > 1000 else 8
+    p = min(p, max(scale.voxels.values()))
+    rng = np.random.default_rng(1)
+    x, other = (rng.standard_normal((k, p), dtype=np.float32) for k in (n, m))
+    y = rng.standard_normal((n, tokens, width), dtype=np.float32)
+    with threadpool_limits(threads):
+
+        def hat() -> np.ndarray:
+            train, test, _, _ = ridge.z_score(x, other)
+            (matrix,) = ridge.hat_matrices(train, test, [60_000.0])
+            return ridge.predict(matrix, y.reshape(n, -1))
+
+        ours = best(hat, 3)
+        train, test, _, _ = ridge.z_score(x.astype(np.float64), other.astype(np.float64))
+        sample = 3
+
+        def loop() -> None:
+            for token in range(sample):
+                Ridge(alpha=60_000).fit(train, y[:, token].astype(np.float64)).predict(test)
+
+        authors = best(loop, 1) / sample * tokens
+        found = {"n": n, "p": p, "m": m, "t": tokens * width, "hat matrix": ours, "authors' loop": authors}
+        try:
+            from himalaya.kernel_ridge import KernelRidge
+        except ImportError:
+            return found
+        narrow, other_narrow = train.astype(np.float32), test.astype(np.float32)
+
+        def himalaya() -> None:
+            KernelRidge(alpha=60_000, kernel="linear", fit_intercept=True).fit(narrow, y.reshape(n, -1)).predict(
+                other_narrow
+            )
+
+        found["himalaya"] = best(himalaya, 1)
+    return found
+
+
+def error_against_float64(study: Path, subject: str, alpha: float) -> float:
+    """Largest error of stored predictions against float64, relative to the largest prediction, on 64 latents."""
+    responses, predictions = Store(study, f"responses/{subject}"), Store(study, f"predictions/{subject}/vdvae")
+    targets = Store(study, "targets/vdvae")
+    test = responses.read("split") == "test"
+    x = responses.read("response").astype(np.float64)
+    train, other, _, _ = ridge.z_score(x[~test], x[test])
+    columns = {"feature": slice(0, 64)}
+    y = targets.read("latent", {"stimulus": targets.rows("nsd_id", responses.read("nsd_id")[~test]), **columns})
+    (hat,) = ridge.hat_matrices(train, other, [alpha])
+    reference = ridge.predict(hat, y.astype(np.float64))
+    return float(np.abs(predictions.read("latent", columns) - reference).max() / np.abs(reference).max())
+
+
+def arithmetic(scale: Scale) -> float:
+    """FLOP of the method for all subjects."""
+    n, m, t = scale.train, scale.test, scale.latents
+    total = 0.0
+    for p in scale.voxels.values():
+        total += n * n * p + 2 * m * n * p + len(SPACES) * (n**3 / 3 + 2 * m * n * n) + 2 * m * n * t
+    return total
+
+
+def configuration(root: Path, scale: Scale, executor: str, workers: int, threads: int) -> Config:
+    return parse(
+        {
+            "study": str(root / "study.zarr"),
+            "subjects": list(scale.voxels),
+            "nsd": {"root": str(root)},
+            "report": {"path": str(root / "report")},
+            "chunks": {"stimuli": scale.stimuli, "columns": scale.columns},
+            "execution": {"regress": {"executor": executor, "workers": workers, "threads": threads}},
+        }
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument(
+        "--dir", type=Path, default=None, help="where to build the stores (default: a temporary folder)"
+    )
+    parser.add_argument("--executor", choices=("serial", "dask"), default="dask")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each worker")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--no-comparison", action="store_true", help="leave scikit-learn and himalaya out")
+    options = parser.parse_args()
+    scale = SCALES[options.scale]
+    cores = options.workers * options.threads
+    root = Path(tempfile.mkdtemp(prefix="bdflow-ridge-", dir=options.dir))
+    try:
+        result = measure(root, scale, options, cores)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    show(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -> dict[str, Any]:
+    config = configuration(root, scale, options.executor, options.workers, options.threads)
+    study = Study(config.study)
+    study.create("ridge benchmark", {})
+    known = {f"responses/{s}": Provenance("benchmark", {"subject": s}) for s in scale.voxels}
+    known |= {f"targets/{space}": Provenance("benchmark", {"space": space}) for space in SPACES}
+    result: dict[str, Any] = {"scale": options.scale, "executor": options.executor, "cores": cores}
+    result["disk write, disk read (B/s)"] = disk_rates(root)
+    resources = Resources(workers=options.workers, threads=options.threads)
+    stores = build(study, scale, known)
+    with open_executor("dask") as executor:
+        executor.run(
+            partial(Writer, stores),
+            [(path, i) for path, store in stores.items() for i in store.missing()],
+            resources=resources,
+        )
+        for store in stores.values():
+            store.seal()
+        targets = {space: stores[f"targets/{space}"] for space in SPACES}
+        blocks = [(space, i) for space, shape in scale.spaces.items() for i in range(_n_blocks(shape, scale.columns))]
+        sizes: list[int] = []
+        executor.run(partial(Reader, targets, scale.columns), blocks[:2], resources=resources)
+        start = time.perf_counter()
+        executor.run(
+            partial(Reader, targets, scale.columns),
+            blocks,
+            resources=resources,
+            on_done=lambda done: sizes.append(done.result),
+        )
+        seconds = time.perf_counter() - start
+    result["target bytes"] = sum(sizes)
+    result["plain store reading (B/s)"] = sum(sizes) / seconds
+    before = sgemm_rate(cores)
+    expected = known | regress.provenances(config, known)
+    context = Context(config, study, expected, config.subjects)
+    journal = Journal(study.path, "benchmark")
+    with PeakMemory() as memory, ExitStack() as stack:
+        start = time.perf_counter()
+        _Filler(context, journal, print, stack).fill("regress")
+        result["seconds"] = time.perf_counter() - start
+    result["peak memory (B)"] = memory.peak
+    result["sgemm (FLOP/s)"] = statistics.mean([before, sgemm_rate(cores)])
+    result["works"] = {entry["work"]: entry["wall_seconds"] for entry in entries(study.path)}
+    result["arithmetic (FLOP)"] = arithmetic(scale)
+    result["fraction of sgemm"] = arithmetic(scale) / result["seconds"] / result["sgemm (FLOP/s)"]
+    result["error against float64"] = error_against_float64(study.path, config.subjects[0], config.regress.alpha.vdvae)
+    if not options.no_comparison:
+        result["comparison (s)"] = compare(cores, scale)
+    return result
+
+
+def _n_blocks(shape: tuple[int, ...], columns: int) -> int:
+    ((dim, length),) = catalog.column_blocks(shape, columns).items()
+    return -(-shape[0] // length) if dim in ("token", "feature") else 0
+
+
+def show(result: dict[str, Any]) -> None:
+    gemm = result["sgemm (FLOP/s)"]
+    rows = [
+        ("scale, executor, cores", f"{result['scale']}, {result['executor']}, {result['cores']}"),
+        ("whole stage", f"{result['seconds']:.1f} s"),
+        *((f"  {work}", f"{seconds:.1f} s") for work, seconds in result["works"].items()),
+        ("arithmetic", f"{result['arithmetic (FLOP)'] / 1e12:.2f} TFLOP"),
+        ("sgemm of this machine", f"{gemm / 1e9:.0f} GFLOP/s"),
+        ("fraction of sgemm reached", f"{result['fraction of sgemm']:.0%}"),
+        ("targets read", f"{result['target bytes'] / GIB:.2f} GiB"),
+        ("plain store reading", f"{result['plain store reading (B/s)'] / 1e9:.2f} GB/s"),
+        ("disk write, read", " ".join(f"{rate / 1e9:.2f}" for rate in result["disk write, disk read (B/s)"]) + " GB/s"),
+        ("peak memory, all processes", f"{result['peak memory (B)'] / GIB:.2f} GiB"),
+        ("error against float64", f"{result['error against float64']:.1e}"),
+    ]
+    if "comparison (s)" in result:
+        compared = dict(result["comparison (s)"])
+        size = ", ".join(f"{name} {int(compared.pop(name)):,}" for name in ("n", "p", "m", "t"))
+        rows.append(("common size", size))
+        ours = compared["hat matrix"]
+        rows += [(f"  {name}", f"{seconds:.2f} s, {seconds / ours:.0f} x") for name, seconds in compared.items()]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+if __name__ == "__main__":
+    main()
