@@ -6,6 +6,7 @@ never reads it. Sources: the NSD data manual for files and types; Allen et al. 2
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,13 +15,13 @@ from typing import Any
 
 import h5py
 import numpy as np
-from scipy.sparse.linalg import eigsh
 from threadpoolctl import threadpool_limits
 
 from bdflow import noise, nsd
 from bdflow.errors import InputError
 from bdflow.scenes import scene
-from bdflow.simulate_brain import NOISE_SD, brain, encode
+from bdflow.simulate_brain import FLOC, brain
+from bdflow.simulate_encoding import NOISE_SD, QUANTILES, Components, Encoding, Layers, encode, summary
 from bdflow.simulate_files import (
     N_SUBJECTS,
     make_design,
@@ -30,8 +31,7 @@ from bdflow.simulate_files import (
     write_stim_info,
 )
 
-FORMAT = 1
-_COMPONENTS = 40  # per latent space
+FORMAT = 2
 _BATCH = 32  # stimuli drawn, and their features extracted, at once
 
 Features = Callable[[np.ndarray, list[list[str]], list[int]], dict[str, np.ndarray]]
@@ -121,17 +121,26 @@ def simulate(
     *,
     bundle: str = "tiny",
     features: Features | None = None,
+    layers: Layers | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write the dataset of `options` to `root`, whole or not at all; return at once if it is already there.
 
     The voxels encode the latents that `features` gives; by default those of `bundle`'s three target spaces.
+    `layers` are the (channels, height, width) of their vdvae space, channel-major; by default `bundle`'s, or with
+    `features` of your own none: then nothing is known of where a latent lies in the photo, and V1 to hV4 encode
+    random mixtures of the whole space instead of what is in their receptive fields (truth.json says so).
     Only stimuli that a simulated subject is shown are drawn; all others are black and without captions.
-    Raises InputError where `root` holds anything else, or the disk is full.
+    Raises InputError where `root` holds anything else, the disk is full, or `layers` do not add up to the vdvae space.
     """
     root, options = Path(root), options or SimulateOptions()
     name = bundle if features is None else getattr(features, "__qualname__", type(features).__qualname__)
-    made_of = json.loads(json.dumps({"format": FORMAT, "features": name, "options": asdict(options)}))
+    if features is None and layers is None:
+        from bdflow.models.bundle import open_bundle
+
+        layers = open_bundle(bundle).layers
+    given = {"format": FORMAT, "features": name, "layers": layers or (), "options": asdict(options)}
+    made_of = json.loads(json.dumps(given))
     if _already_there(root, made_of):
         return root
     partial = root.with_name(root.name + ".partial")
@@ -139,7 +148,7 @@ def simulate(
     try:
         extract = features or _bundle_features(bundle, options.seed)
         with threadpool_limits(1):  # so that the bytes do not depend on the number of cores
-            _Writer(partial, options, extract, progress).write(made_of)
+            _Writer(partial, options, extract, layers or (), progress).write(made_of)
         partial.replace(root)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -159,8 +168,15 @@ def simulate(
 
 
 class _Writer:
-    def __init__(self, root: Path, options: SimulateOptions, features: Features, progress: Progress | None) -> None:
-        self.root, self.options, self.features = root, options, features
+    def __init__(
+        self,
+        root: Path,
+        options: SimulateOptions,
+        features: Features,
+        layers: Layers,
+        progress: Progress | None,
+    ) -> None:
+        self.root, self.options, self.features, self.layers = root, options, features, layers
         self.progress = progress or (lambda what, done, total: None)
 
     def write(self, made_of: dict) -> None:
@@ -168,23 +184,30 @@ class _Writer:
         self.design = make_design(options.n_shared, options.n_own, options.repeats, options.seed)
         shown = np.unique(self.design["subjectim"][[nsd.subject_index(s) - 1 for s in options.subjects]]) - 1
         self._write_design()
-        latents = self._write_stimuli(shown)
-        components, spaces, bases = _components(latents)
+        latents, attributes = self._write_stimuli(shown)
+        _check_layers(self.layers, latents)
+        parts = Components.of(latents, self.layers)
         truth: dict[str, Any] = {
             "nsd_id": shown,
-            "components": components,
-            "component_space": spaces.astype("U"),
-            **bases,
+            "components": parts.values,
+            "component_space": parts.space,
+            "component_layer": parts.layer,
+            "component_position": parts.position,
+            "kinds": np.array(list(FLOC)),
+            **parts.made,
+            **{f"scene/{key}": value for key, value in attributes.items()},
         }
-        summary = {}
+        subjects = {}
         for number, subject in enumerate(options.subjects):
             self.progress("subjects", number, len(options.subjects))
-            planted, summary[subject] = self._write_subject(subject, shown, components, spaces)
-            truth |= {f"{subject}/{key}": value for key, value in planted.items()}
+            planted, subjects[subject] = self._write_subject(subject, shown, parts, attributes["kind"])
+            truth |= {f"{subject}/{key}": value for key, value in asdict(planted).items()}
         self.progress("subjects", len(options.subjects), len(options.subjects))
-        truth |= {f"latents/{space}": values for space, values in latents.items()}
-        np.savez(self.root / "truth.npz", **truth)
-        text = json.dumps({**made_of, "subjects": summary}, indent=2)
+        np.savez_compressed(self.root / "truth.npz", **truth)
+        early = "receptive fields" if parts.spatial else "whole vdvae space, no layer has positions"
+        content = {**made_of, "v1_to_hv4_encode": early, "quantiles": QUANTILES, "subjects": subjects}
+        text = json.dumps(content, indent=2)
+        text = re.sub(r"[\[{][^][{}]*[]}]", lambda leaf: re.sub(r"\s+", " ", leaf[0]), text)  # one line each
         (self.root / "truth.json").write_text(text + "\n")
 
     def _file(self, path: str | Path) -> Path:
@@ -196,14 +219,15 @@ class _Writer:
         write_design(self._file(nsd.DESIGN), self.design)
         write_stim_info(self._file(nsd.STIM_INFO), self.design, self.options.repeats)
 
-    def _write_stimuli(self, shown: np.ndarray) -> dict[str, np.ndarray]:
+    def _write_stimuli(self, shown: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Draw the stimuli of `shown`; write images and captions; return their latents, {space: (n, d)
-        float32}.
+        float32}, and the scenes' attributes, {name: (n,)}.
         """
         options = self.options
         size = options.stimulus_size
         captions = np.full((options.n_stimuli, 5), "", dtype=object)
         found: dict[str, list[np.ndarray]] = {}
+        scenes: list[dict[str, str | int | float]] = []
         with h5py.File(self._file(nsd.STIMULI), "w") as file:
             brick = file.create_dataset(
                 "imgBrick",
@@ -217,6 +241,7 @@ class _Writer:
                 self.progress("stimuli", start, shown.size)
                 ids = shown[start : start + _BATCH]
                 drawn = [scene(int(i), options.seed, size) for i in ids]
+                scenes += [one.attributes for one in drawn]
                 for nsd_id, one in zip(ids, drawn, strict=True):
                     brick[nsd_id] = one.image
                     captions[nsd_id] = one.captions
@@ -225,18 +250,20 @@ class _Writer:
                     found.setdefault(space, []).append(np.asarray(values, np.float32).reshape(ids.size, -1))
             self.progress("stimuli", shown.size, shown.size)
         np.save(self._file(nsd.CAPTIONS), captions.astype(str), allow_pickle=False)
-        return {space: np.concatenate(parts) for space, parts in found.items()}
+        names = [name for name in scenes[0] if all(name in one for one in scenes)]
+        attributes = {name: np.array([one[name] for one in scenes]) for name in names}
+        return {space: np.concatenate(parts) for space, parts in found.items()}, attributes
 
     def _write_subject(
-        self, subject: str, shown: np.ndarray, components: np.ndarray, spaces: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], dict]:
+        self, subject: str, shown: np.ndarray, parts: Components, kind: np.ndarray
+    ) -> tuple[Encoding, dict[str, Any]]:
         options = self.options
         anatomy = brain(subject, options.volume_shape, options.seed)
         shape = anatomy.inside.shape
         for name, labels in anatomy.rois.items():
             path = f"nsddata/ppdata/{subject}/{nsd.SPACE}/roi/{name}.nii.gz"
             write_nifti(self._file(path), labels.shape, labels.dtype, [labels])
-        planted = encode(anatomy.groups(), components, spaces, options.noise_ceiling, options.seed, subject)
+        planted = encode(anatomy, parts, kind, options.noise_ceiling, options.seed, subject)
 
         folder = f"nsddata_betas/ppdata/{subject}/{nsd.SPACE}/{nsd.PREPARATION}"
         ncsnr = np.zeros(shape, np.float32)
@@ -248,7 +275,7 @@ class _Writer:
         mean[anatomy.inside] = rng.normal(0, 0.3, anatomy.inside.sum())
         noise_sd[anatomy.inside] = NOISE_SD * np.exp(0.3 * rng.standard_normal(anatomy.inside.sum()))
         mean[anatomy.general], noise_sd[anatomy.general] = planted.mean, planted.noise_sd
-        signal = (components - components.mean(axis=0)) @ planted.weights
+        signal = (parts.values - parts.values.mean(axis=0)) @ planted.weights
         row = np.searchsorted(shown, self._trials(subject))
         for session in range(1, options.n_sessions + 1):
             rows = row[(session - 1) * options.session_trials : session * options.session_trials]
@@ -265,12 +292,7 @@ class _Writer:
             file = self._file(f"{folder}/betas_session{session:02d}.{options.betas_format}")
             write = write_nifti if options.betas_format == "nii.gz" else write_hdf5
             write(file, (*shape, rows.size), np.dtype(np.int16), volumes())
-        summary = {
-            "volume_shape": shape,
-            "voxels": int(planted.ncsnr.size),
-            "median_noise_ceiling_percent": float(np.median(nsd.noise_ceiling(planted.ncsnr, 3))),
-        }
-        return {key: np.asarray(value) for key, value in asdict(planted).items()}, summary
+        return planted, summary(anatomy, planted, parts, kind)
 
     def _trials(self, subject: str) -> np.ndarray:
         """0-based stimulus of every trial of the design."""
@@ -278,28 +300,15 @@ class _Writer:
         return self.design["subjectim"][nsd.subject_index(subject) - 1, positions] - 1
 
 
-def _components(latents: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Leading components of the z-scored latents, (n, components), the space of each, and how they were made.
-
-    ``components = ((latents - mean) / std) @ basis``; the scale of each is the square root of its own, so
-    that the first do not drown the others.
-    """
-    parts: list[np.ndarray] = []
-    spaces: list[str] = []
-    made: dict[str, np.ndarray] = {}
-    for space, values in latents.items():
-        mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
-        scored = (values - mean) / np.where(std > 0, std, 1)
-        count = min(_COMPONENTS, len(scored) - 1, values.shape[1])
-        power, vectors = eigsh(scored @ scored.T / len(scored), count, v0=np.ones(len(scored)))
-        kept = np.argsort(power)[::-1]
-        kept = kept[power[kept] > 1e-9 * power.max()]
-        basis = scored.T @ vectors[:, kept] / np.sqrt(power[kept] * len(scored))
-        basis *= np.sign(basis.sum(axis=0)) * power[kept] ** -0.25 / power.max() ** 0.25
-        parts.append(scored @ basis)
-        spaces += [space] * kept.size
-        made |= {f"basis/{space}": basis, f"mean/{space}": mean, f"std/{space}": std}
-    return np.hstack(parts), np.array(spaces), made
+def _check_layers(layers: Layers, latents: dict[str, np.ndarray]) -> None:
+    found, expected = sum(c * h * w for c, h, w in layers), latents["vdvae"].shape[1] if "vdvae" in latents else 0
+    if layers and found != expected:
+        raise InputError(
+            "layers",
+            found=f"{found} latents in {len(layers)} layers",
+            expected=f"{expected}, as many as the vdvae space has",
+            action="give (channels, height, width) of every layer of that space, in its order.",
+        )
 
 
 def _bundle_features(bundle: str, seed: int) -> Features:

@@ -1,28 +1,36 @@
-"""A small brain in NSD's format: where cortex, nsdgeneral and the ROIs lie, and what each voxel encodes."""
+"""A small brain in NSD's format: where cortex, nsdgeneral and the ROIs lie, and what each voxel looks at."""
 
 import itertools
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from bdflow import noise
 from bdflow.nsd import ROI_LABELS, subject_index
 
 VOXEL_SIZE = 1.8  # mm
-NOISE_SD = 1.5  # of one trial, percent signal change, median over voxels
+PHOTO = 8.4  # degrees of visual angle, the side of a photo in NSD
+
+FLOC = {"face": "floc-faces", "words": "floc-words", "place": "floc-places", "body": "floc-bodies"}
+"""NSD's localiser file of each kind of scene that it knows (scenes.LOCALISER_KINDS)."""
+
+AREAS = {"V1": (1, 2), "V2": (3, 4), "V3": (5, 6), "hV4": (7,)}
+"""Labels of prf-visualrois of each area, ventral first."""
 
 _GENERAL_SHARE = 0.17  # of cortex; NSD's subject 1: 15,724 of 107,104
 _SHAPE_STEPS = (3, 5, 2)
-_COMPONENT_DENSITY = 0.3
-_NCSNR_SPREAD = 0.5  # SD of log ncsnr
 
-
-SHARES: dict[str, dict[str, float]] = {
-    "early": {"vdvae": 0.9, "clip_vision": 0.1},
-    "category": {"vdvae": 0.1, "clip_vision": 0.5, "clip_text": 0.4},
-    "other": {"vdvae": 0.4, "clip_vision": 0.35, "clip_text": 0.25},
-}
-"""Share of a voxel's signal variance from each latent space, by where the voxel lies."""
+_FURTHEST = 5.5  # degrees; a photo's corners are at 5.9
+_HALF_MAGNIFICATION = 0.75  # degrees at which cortical magnification is half the fovea's (Horton & Hoyt 1991)
+_ECCENTRICITIES = (0.5, 1.0, 2.0, 4.0)  # degrees, between the labels of prf-eccrois
+_PRF_SIZE = {"V1": (0.25, 0.12), "V2": (0.35, 0.18), "V3": (0.5, 0.25), "hV4": (0.8, 0.4)}
+"""A pRF's SD is the first number (degrees) plus the second times eccentricity: it grows with eccentricity and
+from V1 to hV4, as in Dumoulin & Wandell 2008 and Amano et al. 2009 (round numbers)."""
+_POLAR = {1: (0, 90), 2: (0, -90), 3: (90, 0), 4: (-90, 0), 5: (0, 90), 6: (0, -90), 7: (90, -90)}
+"""Polar angle from the near to the far end of each prf-visualrois label: degrees above the horizontal meridian.
+Areas meet at meridians: V1 and V2 at the vertical, V2 and V3 at the horizontal, V3v and hV4 at the upper
+vertical one (Wandell et al. 2007)."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,13 @@ class Brain:
     ----------
     inside : (x, y, z) bool, the brain mask that NSD's betas carry (0 outside).
     rois : for each of NSD's ROI files an (x, y, z) int16 volume: -1 outside cortex, 0 none, 1.. labels.
+    prf : (x, y, z, 3) float64, the population receptive field of every voxel of prf-visualrois: its centre to
+        the right of and above fixation, and its SD, in degrees of visual angle; not a number elsewhere.
     """
 
     inside: np.ndarray
     rois: dict[str, np.ndarray]
+    prf: np.ndarray
 
     @property
     def general(self) -> np.ndarray:
@@ -44,27 +55,15 @@ class Brain:
         return self.rois["nsdgeneral"] > 0
 
     def groups(self) -> np.ndarray:
-        """Which of SHARES each nsdgeneral voxel follows, (voxels,) str, in C order of (x, y, z)."""
+        """early (prf-visualrois), category (floc-*) or other: (voxels,) str of nsdgeneral, in C order of
+        (x, y, z).
+        """
         early = self.rois["prf-visualrois"][self.general] > 0
-        category = np.any([v[self.general] > 0 for n, v in self.rois.items() if n.startswith("floc-")], axis=0)
-        return np.where(early, "early", np.where(category, "category", "other"))
+        return np.where(early, "early", np.where(self.prefers().any(axis=1), "category", "other"))
 
-
-@dataclass(frozen=True)
-class Encoding:
-    """What was planted in a subject's nsdgeneral voxels (C order of (x, y, z)).
-
-    Attributes
-    ----------
-    weights : (components, voxels) float64; signal = components @ weights, in percent signal change.
-    mean, noise_sd : (voxels,) percent signal change; `noise_sd` is of one trial.
-    ncsnr : (voxels,) SD of the signal over the stimuli, over `noise_sd`.
-    """
-
-    weights: np.ndarray
-    mean: np.ndarray
-    noise_sd: np.ndarray
-    ncsnr: np.ndarray
+    def prefers(self) -> np.ndarray:
+        """(voxels, kinds) bool: the kinds of FLOC that each nsdgeneral voxel prefers; two where areas overlap."""
+        return np.stack([self.rois[name][self.general] > 0 for name in FLOC.values()], axis=1)
 
 
 def volume_shape(subject: str, base: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -115,9 +114,8 @@ def brain(subject: str, base: tuple[int, int, int], seed: int) -> Brain:
     rois["prf-visualrois"][between(0.43, depth, 0.52) & below] = 7
 
     early = rois["prf-visualrois"] > 0
-    distance = np.broadcast_to(np.hypot(x, z), shape)[early]
-    edges = np.quantile(distance, (0.15, 0.35, 0.6, 0.85))
-    rois["prf-eccrois"][early] = 1 + np.searchsorted(edges, distance)
+    prf = _retinotopy(rois["prf-visualrois"], depth, np.abs(angle), left)
+    rois["prf-eccrois"][early] = 1 + np.searchsorted(_ECCENTRICITIES, np.hypot(*prf[early, :2].T), side="right")
 
     ahead = (depth >= 0.43) & ~early
     for name, place, limits in (
@@ -132,31 +130,27 @@ def brain(subject: str, base: tuple[int, int, int], seed: int) -> Brain:
     ):
         there = between(stretch[0], depth, stretch[1]) & between(sector[0], angle, sector[1])
         rois["floc-places"][ahead & there] = label
-    return Brain(inside, rois)
+    return Brain(inside, rois, prf)
 
 
-def encode(
-    groups: np.ndarray, components: np.ndarray, spaces: np.ndarray, ceiling: float, seed: int, subject: str
-) -> Encoding:
-    """Plant an encoding of `components` (stimuli, components), each of a latent space named in `spaces`.
+def _retinotopy(labels: np.ndarray, depth: np.ndarray, medial: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Receptive fields, (x, y, z, 3), of the voxels with a label of prf-visualrois.
 
-    Each voxel takes a sparse random mixture of the components of each space, in the shares of its group
-    (SHARES). Its ncsnr is log-normal, with the median that makes the median noise ceiling of three repeats
-    `ceiling` percent.
+    Each area of each hemisphere maps its part of the opposite half of the visual field: polar angle runs with
+    `depth`, eccentricity from the lateral side (fovea) to the `medial` one, and both evenly: by rank, so that
+    each degree has as much cortex as cortical magnification gives it.
     """
-    rng = noise.generator(seed, "encoding", subject)
-    n_voxels = groups.size
-    weights = np.zeros((components.shape[1], n_voxels))
-    for space in np.unique(spaces):
-        mine = spaces == space
-        drawn = rng.standard_normal((mine.sum(), n_voxels))
-        drawn *= rng.random(drawn.shape) < _COMPONENT_DENSITY
-        drawn[rng.integers(len(drawn), size=n_voxels), np.arange(n_voxels)] += 1.0
-        share = np.array([SHARES[group].get(str(space), 0.0) for group in groups])
-        weights[mine] = drawn / (components[:, mine] @ drawn).std(axis=0) * np.sqrt(share)
-    noise_sd = NOISE_SD * np.exp(0.3 * rng.standard_normal(n_voxels))
-    fraction = ceiling / 100
-    median = np.sqrt(fraction / (1 - fraction) / 3)
-    ncsnr = median * np.exp(_NCSNR_SPREAD * rng.standard_normal(n_voxels))
-    weights *= ncsnr * noise_sd / (components @ weights).std(axis=0)
-    return Encoding(weights, rng.normal(0.8, 0.6, n_voxels), noise_sd, ncsnr)
+    prf = np.full((*labels.shape, 3), np.nan)
+    steps = np.linspace(0, _FURTHEST, 1001)
+    scaled = steps / _HALF_MAGNIFICATION
+    cortex = np.log1p(scaled) - scaled / (1 + scaled)  # integral of e / (e + e2)^2, area below an eccentricity
+    for (label, polar), side in itertools.product(_POLAR.items(), (True, False)):
+        here = (labels == label) & (left == side)
+        count = here.sum()
+        along, across = ((rankdata(v[here], "ordinal") - 0.5) / max(count, 1) for v in (depth, medial))
+        eccentricity = np.interp(across * cortex[-1], cortex, steps)
+        theta = np.radians(np.interp(along, (0, 1), polar))
+        (size, slope) = next(_PRF_SIZE[area] for area, of in AREAS.items() if label in of)
+        x = eccentricity * np.cos(theta) * (1 if side else -1)
+        prf[here] = np.stack([x, eccentricity * np.sin(theta), size + slope * eccentricity], axis=-1)
+    return prf

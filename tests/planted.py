@@ -19,7 +19,7 @@ def decoding_ceiling(
     truth = np.load(Path(root) / "truth.npz")
     rows = np.searchsorted(truth["nsd_id"], nsd_ids)
     assert (truth["nsd_id"][rows] == nsd_ids).all(), "latents of stimuli that no simulated subject was shown"
-    signal = truth["components"][rows] @ truth[f"{subject}/weights"]
+    signal = truth["components"][rows].astype(np.float64) @ truth[f"{subject}/weights"]
     signal -= signal.mean(axis=0)
     wanted = np.asarray(latents, np.float64).reshape(len(rows), -1)
     wanted = wanted - wanted.mean(axis=0)

@@ -194,7 +194,9 @@ def test_best_linear_decoder_reaches_the_ceiling_and_none_exceeds_it(root):
     rows = np.searchsorted(truth["nsd_id"], shown)
     responses = np.stack([betas[ids == i].mean(axis=0) for i in shown])
     responses -= responses.mean(axis=0)
-    latents = truth["latents/vdvae"][rows].astype(float)
+    scenes = [scene(int(i), SMALL.seed, SMALL.stimulus_size) for i in shown]
+    images = np.stack([one.image for one in scenes])
+    latents = stand_in_features(images, [one.captions for one in scenes], shown.tolist())["vdvae"].astype(float)
     latents -= latents.mean(axis=0)
     ceiling = decoding_ceiling(root, "subj01", latents, shown, repeats=3)
     signal = truth["components"][rows] @ truth["subj01/weights"]
