@@ -222,6 +222,16 @@ def recipes() -> None:
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="`tiny`, or a directory of weights.")]
 
 
+@bundle_app.command("init")
+def bundle_init(
+    folder: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Holds the published files, in either layout.")],
+) -> None:
+    """Recognise published weights in a directory and write the manifest that makes it a bundle."""
+    from bdflow.models.manifest import write_manifest
+
+    typer.echo(f"wrote {write_manifest(folder)}; `bdflow bundle check {folder}` looks into every file")
+
+
 @bundle_app.command("check")
 def bundle_check(bundle: BundleArgument) -> None:
     """Every missing, extra or misshapen tensor and every wrong file, at once."""

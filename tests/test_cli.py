@@ -1,5 +1,6 @@
 """The command as a user types it."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+
+import bdflow.models as bdflow_models
 
 BDFLOW = Path(sys.executable).with_name("bdflow")
 
@@ -70,6 +73,24 @@ def test_errors_are_one_message_without_a_traceback(arguments, words, tmp_path):
     for word in words:
         assert word in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_bundles_are_described_checked_and_made(tmp_path):
+    assert bdflow("bundle", "check", "tiny").returncode == 0
+    info = bdflow("bundle", "info", "tiny").stdout
+    for word in ("clip_vision", "Apache-2.0", "target spaces", "fingerprint"):
+        assert word in info
+    tiny = Path(bdflow_models.__file__).parent / "tiny"
+    shutil.copytree(tiny, tmp_path / "bundle")
+    (tmp_path / "bundle/vae/diffusion_pytorch_model.safetensors").unlink()
+    (tmp_path / "bundle/image_encoder/model.safetensors").write_bytes(b"<html>not found</html>")
+    check = bdflow("bundle", "check", tmp_path / "bundle")
+    assert check.returncode == 1
+    for word in ("vae/diffusion_pytorch_model.safetensors", "image_encoder/model.safetensors", "2 problems"):
+        assert word in check.stdout
+    init = bdflow("bundle", "init", tmp_path)
+    assert init.returncode == 1
+    assert "imagenet64-iter-1600000-model-ema.th" in init.stderr
 
 
 def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(config):
