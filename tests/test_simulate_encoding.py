@@ -15,7 +15,7 @@ from bdflow.nsd import noise_ceiling
 from bdflow.scenes import LOCALISER_KINDS, scene
 from bdflow.simulate import SimulateOptions, simulate
 from bdflow.simulate_brain import AREAS, FLOC, PHOTO
-from bdflow.simulate_encoding import receptive_field
+from bdflow.simulate_encoding import Components, encode, receptive_field
 from tests.planted import decoding_ceiling
 from tests.stand_in import stand_in_features
 
@@ -217,7 +217,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("which", ["colours", "tiny"])
 def test_ridge_recovers_the_spatial_layers(which, request):
-    """From 300 stimuli to 50 others: layers up to 8 px to 80 % of the best linear decoder's correlation."""
+    """From 300 stimuli to 50 others: layers up to 8 px to three quarters of the best linear decoder's correlation."""
     planted = request.getfixturevalue(which)
     shared = np.flatnonzero(np.isin(planted["nsd_id"], shared_ids(planted.root)))
     own = np.setdiff1d(np.arange(350), shared)
@@ -230,7 +230,7 @@ def test_ridge_recovers_the_spatial_layers(which, request):
         power = latents.var(axis=0)
         reached, possible = (np.average(v, weights=power) for v in (r, ceiling))
         assert possible > 0.7
-        assert reached > 0.8 * possible, (number, reached, possible)
+        assert reached > 0.75 * possible, (number, reached, possible)
 
 
 def shared_ids(root: Path) -> np.ndarray:
@@ -239,15 +239,34 @@ def shared_ids(root: Path) -> np.ndarray:
     return NSD(root).design().sharedix - 1
 
 
-def test_a_pattern_on_an_area_decodes_to_its_kind(tiny):
-    """1 on an area's voxels, 0 elsewhere: of all kinds of scenes, the decoded CLIP latents are most like its own."""
-    patterns = tiny.response.mean(axis=0) + tiny.prefers.T * tiny.response.std(axis=0)
+@pytest.mark.parametrize("subject", ["subj01", "subj02", "subj05", "subj07"])
+def test_a_pattern_on_an_area_decodes_to_its_kind(tiny, subject):
+    """1 on an area's voxels, 0 elsewhere: of the localisers' kinds, the decoded CLIP latents are most like its own."""
+    names = ("components", "component_space", "component_layer", "component_position")
+    parts = Components(*(tiny[name] for name in names), tiny.summary["layers"], {})
+    anatomy = simulate_brain.brain(subject, OPTIONS.volume_shape, OPTIONS.seed)
+    planted = encode(anatomy, parts, tiny.kind, 30.0, OPTIONS.seed, subject)
+    signal = parts.values @ planted.weights
+    response = signal + np.random.default_rng(0).normal(size=signal.shape) * planted.noise_sd / np.sqrt(3)
+    patterns = response.mean(axis=0) + planted.prefers.T * response.std(axis=0)
     for space in ("clip_vision", "clip_text"):
         latents = tiny["components"][:, tiny["component_space"] == space].astype(float)
-        decoded = decode(tiny.response, patterns, latents) - latents.mean(axis=0)
+        decoded = decode(response, patterns, latents) - latents.mean(axis=0)
         means = np.stack([latents[tiny.kind == kind].mean(axis=0) for kind in FLOC]) - latents.mean(axis=0)
         like = np.corrcoef(decoded, means)[:4, 4:]
         assert (like.argmax(axis=1) == np.arange(4)).all(), (space, like.round(2))
+
+
+def test_a_pattern_on_an_eccentricity_decodes_to_detail_there(colours):
+    """1 on the voxels of an eccentricity: where the decoded 8 px layer differs from its mean."""
+    labels = colours.anatomy.rois["prf-eccrois"][colours.anatomy.general]
+    rings = np.stack([labels == label for label in range(1, 6)])
+    patterns = colours.response.mean(axis=0) + rings * colours.response.std(axis=0)
+    latents = colours.layer(2)
+    energy = ((decode(colours.response, patterns, latents) - latents.mean(axis=0)) / latents.std(axis=0)) ** 2
+    away = np.hypot(*colours["component_position"][colours["component_layer"] == 2, :2].T)
+    centre = energy @ away / energy.sum(axis=1)
+    assert centre[:2].max() < away.mean() < centre[3:].min()
 
 
 def test_truth_tells_what_is_covered(colours):
