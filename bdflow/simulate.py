@@ -312,9 +312,21 @@ def _check_layers(layers: Layers, latents: dict[str, np.ndarray]) -> None:
 
 
 def _bundle_features(bundle: str, seed: int) -> Features:
+    import torch
+
     from bdflow.models.latents import FeatureExtractor
 
-    return FeatureExtractor(bundle, seed=seed, vdvae_latent="mean")
+    extractor = FeatureExtractor(bundle, seed=seed, vdvae_latent="mean")
+
+    def extract(*stimuli: Any) -> dict[str, np.ndarray]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the other half of threadpool_limits: torch's own matrix library
+        try:
+            return extractor(*stimuli)
+        finally:
+            torch.set_num_threads(threads)
+
+    return extract
 
 
 def _already_there(root: Path, made_of: dict) -> bool:

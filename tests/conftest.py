@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
+from bdflow.simulate import SimulateOptions, simulate
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 SUBJECTS = ("subj01", "subj02")
+SMALL = SimulateOptions(
+    subjects=SUBJECTS, n_shared=6, n_own=20, volume_shape=(14, 16, 12), stimulus_size=64, trials_per_session=26
+)
 
 
 @pytest.fixture(scope="session")
 def nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two subjects, 6 shared and 20 own stimuli, 3 repeats, small photos: for tests of plumbing."""
-    from bdflow.simulate import SimulateOptions, simulate
-
     root = tmp_path_factory.mktemp("data") / "nsd"
-    options = SimulateOptions(
-        subjects=SUBJECTS, n_shared=6, n_own=20, volume_shape=(14, 16, 12), stimulus_size=64, trials_per_session=26
-    )
-    simulate(root, options)
+    simulate(root, SMALL)
     return root
 
 

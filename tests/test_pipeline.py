@@ -1,5 +1,6 @@
 """The whole house on small simulated data: every stage, every executor, resumption, staleness, damage, bad input."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,8 +15,9 @@ from bdflow.errors import InputError
 from bdflow.models.config import PaintOptions
 from bdflow.models.latents import Painter
 from bdflow.pipeline import NAMES, Pipeline, stages_until
+from bdflow.simulate import simulate
 from stores import NotReady, Store, StoreError, Study
-from tests.conftest import SUBJECTS, execution, snapshot
+from tests.conftest import SMALL, SUBJECTS, execution, snapshot
 
 TO_EVALUATE = tuple(stages_until("evaluate"))
 
@@ -262,6 +264,15 @@ def test_an_environment_with_only_xarray_zarr_and_dask_opens_every_store(finishe
             assert long_name, f"{path}/{name} has no long_name"
             assert lazy or coordinate or name in dims
             assert coordinate or name not in ("nsd_id", "split", "owner", "i", "j", "k", "roi", "variant", "metric")
+
+
+def test_hdf5_betas_give_the_same_stores(settings, finished, tmp_path):
+    simulate(tmp_path / "nsd", dataclasses.replace(SMALL, betas_format="hdf5"))
+    assert not list((tmp_path / "nsd").rglob("betas_session*.nii.gz"))
+    study = run(settings, tmp_path, ("ingest",), nsd={"root": str(tmp_path / "nsd"), "sessions": 3})
+    for subject in SUBJECTS:
+        for path, name in ((f"betas/{subject}", "beta"), (f"responses/{subject}", "response")):
+            np.testing.assert_array_equal(Store(study, path).read(name), Store(finished, path).read(name))
 
 
 # --- bad input: one clear error, nothing half-written ---------------------------------------------------------------
