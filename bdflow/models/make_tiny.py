@@ -1,13 +1,10 @@
-"""Make the `tiny` bundle: the real bundle's classes, code paths and directory layout, small enough to ship.
-
-`python -m bdflow.models.make_tiny OUT` writes it, the same bytes every time. Its weights are seeded random
-numbers, scaled so that outputs depend on inputs and images are not saturated; they show nothing.
+"""The shape of the `tiny` bundle: the real bundle's classes, code paths and directory layout, small enough to
+ship; its untrained networks; and how it is written. `bdflow.models.train_tiny` trains it.
 """
 
 import hashlib
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,11 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from bdflow import noise
 from bdflow.models import keys
-from bdflow.models.bundle import Bundle
-from bdflow.models.manifest import FORMAT, MANIFEST, SCHEDULER, FileEntry, Manifest, NetworkEntry
+from bdflow.models.manifest import FORMAT, MANIFEST, SCHEDULER, FileEntry, NetworkEntry
+from bdflow.models.networks import build_module
 from bdflow.models.tiny_words import WORDS, learn_merges, vocabulary
+from bdflow.models.vdvae import VDVAE as VDVAE_CLASS
 
 SEED = 20231109
 LICENCE = "Apache-2.0"
@@ -31,31 +28,31 @@ VOCABULARY = vocabulary(MERGES)
 
 VDVAE = {
     "image_size": 32,
-    "enc_blocks": "32x2,32d2,16x2,16d2,8x2,8d2,4x2,4d4,1x1",
-    "dec_blocks": "1x1,4m1,4x2,8m4,8x2,16m8,16x1,32m16,32x1",
+    "enc_blocks": "32d2,16x2,16d2,8x2,8d2,4x2,4d4,1x1",
+    "dec_blocks": "1x1,4m1,4x2,8m4,8x2,16m8,16x1,32m16",
     "zdim": 4,
     "width": 48,
     "bottleneck_multiple": 0.5,
     "no_bias_above": 32,
-    "num_mixtures": 10,
+    "num_mixtures": 5,
     "n_latent_blocks": 8,
 }
 CLIP_VISION = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "image_size": 64,
-    "patch_size": 16,
+    "patch_size": 8,
     "projection_dim": 48,
     "hidden_act": "quick_gelu",
 }
 CLIP_TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
+    "hidden_size": 96,
+    "intermediate_size": 192,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "max_position_embeddings": 16,
+    "max_position_embeddings": 24,
     "projection_dim": 48,
     "hidden_act": "quick_gelu",
     "vocab_size": len(VOCABULARY),
@@ -67,7 +64,7 @@ UNET = {
     "sample_size": 16,
     "in_channels": 4,
     "out_channels": 4,
-    "block_out_channels": [32, 48],
+    "block_out_channels": [48, 64],
     "layers_per_block": 1,
     "attention_head_dim": 4,
     "cross_attention_dim": 48,
@@ -76,16 +73,16 @@ UNET = {
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
 }
 VAE = {
-    "sample_size": 128,
+    "sample_size": 64,
     "in_channels": 3,
     "out_channels": 3,
-    "block_out_channels": [16, 24, 32, 48],
+    "block_out_channels": [16, 32, 64],
     "layers_per_block": 1,
     "latent_channels": 4,
     "norm_num_groups": 8,
     "scaling_factor": 0.18215,
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
 }
 PROCESSOR = {
     "do_resize": True,
@@ -128,15 +125,25 @@ TEXTS: dict[str, dict[str, tuple[str, Any]]] = {
 LAYOUTS = {"vdvae": "openai", "clip_vision": "transformers", "clip_text": "transformers"}
 
 
-def write_bundle(out: Path, weights: dict[str, dict[str, np.ndarray]], *, name: str = "tiny", source: str) -> Path:
+def write_bundle(
+    out: Path,
+    weights: dict[str, dict[str, np.ndarray]],
+    *,
+    name: str = "tiny",
+    source: str,
+    scaling_factor: float = float(VAE["scaling_factor"]),  # type: ignore[arg-type]
+) -> Path:
     """Write a bundle of tiny's shape at `out` from each network's weights (our names), stored as float16.
 
-    Returns the manifest's path; the same weights always give the same bytes.
+    `scaling_factor` is the autoencoder's: its latents times this have a standard deviation of 1. Returns the
+    manifest's path; the same weights always give the same bytes.
     """
     networks: dict[str, Any] = {}
     for network, texts in TEXTS.items():
         files: dict[str, str] = {}
         for role, (path, content) in texts.items():
+            if network == "vae":
+                content = {**content, "scaling_factor": scaling_factor}
             _write(out / path, content if isinstance(content, str) else json.dumps(content, indent=2) + "\n")
             files[role] = path
         for role, path in WEIGHTS[network].items():
@@ -171,58 +178,37 @@ def _file(out: Path, path: str) -> dict[str, Any]:
     return {"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def tiny_modules() -> dict[str, nn.Module]:
-    """The five networks of tiny's shape on the meta device: name -> module."""
-    configs = {"vdvae": VDVAE, "clip_vision": CLIP_VISION, "clip_text": CLIP_TEXT, "unet": UNET, "vae": VAE}
-    entries: dict[str, NetworkEntry] = {
-        name: NetworkEntry(name, LAYOUTS.get(name, "diffusers"), dict[str, FileEntry](), config)
-        for name, config in configs.items()
-    }
-    bundle = Bundle(Manifest(Path(MANIFEST), "tiny", LICENCE, "", entries))
-    return {name: bundle.build(name) for name in configs}
+def untrained(network: str, seed: int = SEED) -> nn.Module:
+    """A network of tiny's shape with the weights that training starts from; the same for the same seed.
 
-
-def random_weights(seed: int = SEED) -> dict[str, dict[str, np.ndarray]]:
-    """Seeded weights of every network: name -> (our parameter name -> float32 array)."""
-    return {
-        network: {name: _draw(seed, network, name, tuple(p.shape)) for name, p in module.state_dict().items()}
-        for network, module in tiny_modules().items()
-    }
-
-
-def _draw(seed: int, network: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One parameter: He-scaled weights, norms at identity, small biases, and last layers whose images are
-    mid-range.
+    The libraries' initialisation; the VDVAE's as in Child (2021), with quiet residual and stochastic branches; an
+    autoencoder that starts with next to no noise; cross-attention that makes up for the small scale of normalised
+    embeddings.
     """
-    leaf = name.rsplit(".", 1)[-1]
-    if name == "decoder.gain" or (len(shape) == 1 and leaf == "weight"):
-        return np.ones(shape, np.float32)
-    draw = noise.normal(shape, seed, "tiny", network, name)
-    if leaf in ("bias", "class_embedding") or "bias_xs" in name or "_embedding.weight" in name:
-        values = draw * np.float32(0.3 if leaf != "bias" else 0.05)
-        if name.endswith("out_net.out_conv.bias"):
-            values[10:].reshape(3, 30)[:, 10:20] -= 3
-        return values
-    values = draw * np.float32(_gain(network, name) / math.sqrt(math.prod(shape[1:])))
-    if name.endswith((".enc.c4.weight", ".prior.c4.weight")):
-        zdim = int(VDVAE["zdim"])  # type: ignore[call-overload]
-        values[zdim : 2 * zdim] *= np.float32(0.1)
-    return values
+    configs = {"vdvae": VDVAE, "clip_vision": CLIP_VISION, "clip_text": CLIP_TEXT, "unet": UNET, "vae": VAE}
+    entry = NetworkEntry(network, LAYOUTS.get(network, "diffusers"), dict[str, FileEntry](), configs[network])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = build_module(entry)
+        with torch.no_grad():
+            if isinstance(module, VDVAE_CLASS):
+                _quieten(module)
+            if network == "vae":
+                channels = int(VAE["latent_channels"])  # type: ignore[call-overload]
+                module.quant_conv.bias[channels:] -= 6  # type: ignore[index, operator, union-attr]
+            if network == "unet":
+                for name, weight in module.named_parameters():
+                    if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+                        weight.mul_(math.sqrt(weight.shape[1]))
+    return module.train()
 
 
-def _gain(network: str, name: str) -> float:
-    if network == "vdvae":
-        return 0.3 if ".c4." in name else 0.1 if "out_conv" in name else math.sqrt(2)
-    return 0.5 if name == "decoder.conv_out.weight" else 1.0
-
-
-def main(out: Path) -> None:
-    """Write the shipped bundle to `out`."""
-    write_bundle(out, random_weights(), source="python -m bdflow.models.make_tiny (seeded random weights)")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m bdflow.models.make_tiny OUT")
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+def _quieten(vdvae: VDVAE_CLASS) -> None:
+    encoder, decoder = vdvae.encoder.enc_blocks, vdvae.decoder.blocks
+    for block in encoder:
+        block.c4.weight.mul_(1 / math.sqrt(len(encoder)))  # type: ignore[union-attr, operator]
+    for layer in decoder:
+        layer.prior.c4.weight.zero_()
+        layer.prior.c4.bias.zero_()  # type: ignore[union-attr]
+        for quiet in (layer.z_proj, layer.resnet.c4):
+            quiet.weight.mul_(1 / math.sqrt(len(decoder)))

@@ -12,24 +12,24 @@ across along is are was be has have there this that these those it its they thei
 which while as some one two three four five six seven eight nine ten many few several single pair group
 couple row number lot big large huge small little tiny tall short long wide narrow round square flat high low
 old young new red orange yellow green blue purple violet pink brown black white grey gray dark bright light
-pale golden silver colorful colored color colour striped plain
+pale blond golden silver colorful colored color colour striped plain
 person people man woman boy girl child children baby face faces head eyes eye mouth nose ear hair smile
 smiling portrait looking stare happy sad friend crowd hand arm leg body bodies figure standing sitting
 walking running jumping lying holding wearing playing riding eating waiting dancing stretching
-word words text letter letters sign written writing reads says saying page book poster label name stop open
-exit hello love home cat dog sun sky hot cold go yes no
-place places house houses building buildings tower church bridge street road path city town village room
-kitchen bedroom bathroom hall wall door window floor roof fence garden park field meadow grass hill mountain
+word words text letter letters sign written writing reads says saying page book books poster posters label name stop
+open exit hello love home cat dog sun sky hot cold go yes no
+place places house houses building buildings tower towers church churches bridge street road path city town village room
+kitchen bedroom bathroom hall wall door window floor roof fence garden park field meadow grass hill hills mountain
 mountains valley forest wood tree trees bush flower flowers leaf leaves beach sand sea ocean lake river water
 wave waves island desert snow ice rock stone sky cloud clouds sun moon star stars night day evening morning
 sunset sunrise rain storm horizon landscape scene view background foreground ground
-animal animals bird birds horse sheep cow elephant bear zebra giraffe duck fish rabbit mouse
-car bus train truck boat ship plane airplane bicycle bike motorcycle wheel ball balls box cup glass bottle
-bowl plate table chair bed sofa lamp clock phone computer television toy kite umbrella bag hat shirt dress
-shoe food fruit apple banana pizza cake bread
-circle circles triangle triangles square squares ring shape shapes line lines dot dots stripe stripes pattern
-photo picture image painting drawing shows showing seen filled covered full empty next other another same
-floating hanging flying shining resting placed set against lit calm wild wooden
+animal animals cat cats bird birds horse sheep cow elephant bear zebra giraffe duck fish rabbit mouse
+car cars bus train truck boat boats ship plane airplane bicycle bike motorcycle wheel ball balls balloon balloons box
+cup glass bottle bowl plate table chair bed sofa lamp clock phone computer television toy kite umbrella
+bag hat shirt shirts dress shoe food fruit apple banana pizza cake bread
+circle circles board boards signs triangle triangles square squares ring shape shapes line lines dot dots stripe stripes
+pattern photo picture image painting drawing shows showing seen filled covered full empty next other another same
+floating hanging flying shining waving resting placed set against lit calm wild wooden
 """
 WORDS = TEXT.split()
 

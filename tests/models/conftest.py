@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bdflow.models import keys
-from bdflow.models.bundle import TINY
-from bdflow.models.make_tiny import CLIP_TEXT, CLIP_VISION, PROCESSOR, UNET, VAE, VDVAE, random_weights
+from bdflow.models.bundle import TINY, open_bundle
+from bdflow.models.make_tiny import CLIP_TEXT, CLIP_VISION, PROCESSOR, UNET, VAE, VDVAE
 from bdflow.models.manifest import MANIFEST, write_manifest
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -48,8 +48,12 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 @pytest.fixture(scope="session")
 def tiny_weights() -> dict[str, dict[str, np.ndarray]]:
-    """The shipped weights before rounding to float16."""
-    return random_weights()
+    """The shipped weights: network -> (our parameter name -> array)."""
+    bundle = open_bundle("tiny")
+    return {
+        network: {name: value.numpy() for name, value in bundle.load(network).state_dict().items()}
+        for network in ("vdvae", "clip_vision", "clip_text", "unet", "vae")
+    }
 
 
 @pytest.fixture(scope="session")
@@ -70,12 +74,12 @@ def authors_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Any) 
 
     vae = {}
     for name, value in tensors["vae"].items():
-        theirs = keys.original_vae(name, 4)
+        theirs = keys.original_vae(name, len(VAE["block_out_channels"]))
         vae[theirs] = value[..., None, None] if ".attn_1." in theirs and value.ndim == 2 else value
     torch.save({"state_dict": {**vae, "loss.logvar": torch.zeros(())}}, root / "kl-f8.pth")
 
     whole = {**tensors["clip_vision"], **tensors["clip_text"], "logit_scale": torch.zeros(())}
-    whole["text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    whole["text_model.embeddings.position_ids"] = torch.arange(CLIP_TEXT["max_position_embeddings"])[None]
     torch.save(whole, root / "clip" / "pytorch_model.bin")
     config = {"projection_dim": 48, "vision_config": CLIP_VISION, "text_config": CLIP_TEXT}
     (root / "clip" / "config.json").write_text(json.dumps(config))
@@ -88,7 +92,8 @@ def authors_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Any) 
     return root
 
 
-_small = {"vdvae": VDVAE, "unet": UNET, "vae": VAE}
+_vae = json.loads((TINY / "vae" / "config.json").read_text())
+_small = {"vdvae": VDVAE, "unet": UNET, "vae": {**VAE, "scaling_factor": _vae["scaling_factor"]}}
 
 
 def edit_manifest(root: Path, change: Callable[[dict[str, Any]], Any]) -> None:

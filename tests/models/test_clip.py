@@ -74,7 +74,7 @@ def test_vision_equals_the_formula(vision: ClipVision, images: np.ndarray) -> No
 def test_text_equals_the_formula(text: ClipText) -> None:
     found = text.embed(CAPTIONS)
     for caption, row in zip(CAPTIONS, found, strict=True):
-        ids = text.tokenizer([caption], padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+        ids = text.tokenizer([caption], padding="max_length", max_length=24, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             encoder = text.model.text_model
             out = (encoder or text.model)(input_ids=ids["input_ids"])
@@ -84,7 +84,7 @@ def test_text_equals_the_formula(text: ClipText) -> None:
 
 
 def test_pooled_token_is_the_first_end_token(text: ClipText) -> None:
-    ids = text.tokenizer(["two dogs"], padding="max_length", max_length=16, return_tensors="pt")["input_ids"][0]
+    ids = text.tokenizer(["two dogs"], padding="max_length", max_length=24, return_tensors="pt")["input_ids"][0]
     end = text.model.config.eos_token_id
     position = int((ids == end).nonzero()[0])
     assert (ids[position:] == end).all()
@@ -120,4 +120,4 @@ def test_everyday_words_are_single_tokens(text: ClipText) -> None:
 
 
 def test_no_texts_no_rows(text: ClipText) -> None:
-    assert text.embed([]).shape == (0, 16, 48)
+    assert text.embed([]).shape == (0, 24, 48)

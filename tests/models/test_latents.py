@@ -55,7 +55,7 @@ def test_resizing_is_the_protocols(
             [np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.BILINEAR)) for i in images]
         )
 
-    np.testing.assert_array_equal(latents["clip_vision"], extractor.clip_vision.embed(bilinear(128)).numpy())
+    np.testing.assert_array_equal(latents["clip_vision"], extractor.clip_vision.embed(bilinear(64)).numpy())
     draws = [
         torch.from_numpy(np.stack([noise.normal(shape, 0, "vdvae posterior", i, block) for i in IDS]))
         for block, shape in enumerate(extractor.vdvae.latent_shapes)
@@ -86,7 +86,7 @@ def test_float_pictures_are_refused(extractor: FeatureExtractor, painter: Painte
     with pytest.raises(InputError, match="stimuli"):
         extractor(images / 255.0, CAPTIONS, IDS)
     with pytest.raises(InputError, match="guesses"):
-        painter.paint(np.zeros((1, 32, 32, 3)), np.zeros((1, 17, 48), np.float32), None, "subj01", [1])
+        painter.paint(np.zeros((1, 32, 32, 3)), np.zeros((1, 65, 48), np.float32), None, "subj01", [1])
     with pytest.raises(InputError, match="one for each nsd_id"):
         painter.guess(np.zeros((2, 1988), np.float32), "subj01", [1])
     with pytest.raises(InputError, match="vdvae_latent"):
@@ -151,7 +151,7 @@ def test_empty_batches(extractor: FeatureExtractor, painter: Painter) -> None:
     assert {space: array.shape[0] for space, array in empty.items()} == {"vdvae": 0, "clip_vision": 0, "clip_text": 0}
     guesses = painter.guess(empty["vdvae"], "subj01", [])
     assert guesses.shape == (0, 32, 32, 3)
-    assert painter.paint(guesses, empty["clip_vision"], None, "subj01", []).shape == (0, 128, 128, 3)
+    assert painter.paint(guesses, empty["clip_vision"], None, "subj01", []).shape == (0, 64, 64, 3)
 
 
 def test_the_mean_needs_no_noise(images: np.ndarray) -> None:

@@ -1,0 +1,358 @@
+"""Train the tiny bundle: `python -m bdflow.models.train_tiny --out DIR [--minutes M] [--short] [--network NAME]`.
+
+Scenes and checkpoints are kept in `--work`; run again, it goes on from there. Everything is drawn by seed and step,
+so an interrupted training ends as an uninterrupted one. `--evaluate` measures the bundle on held-out scenes
+instead, and writes its model card and scores.
+"""
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bdflow import noise
+from bdflow.models import tiny_losses
+from bdflow.models.bundle import open_bundle
+from bdflow.models.latents import FeatureExtractor
+from bdflow.models.make_tiny import untrained, write_bundle
+from bdflow.models.tiny_scenes import Scenes, load_scenes
+
+log = logging.getLogger("bdflow.train_tiny")
+
+SEED = 20231109
+NETWORKS = ("vae", "clip", "vdvae", "unet")
+SHARE_OF_TIME = {"vae": 0.2, "clip": 0.15, "vdvae": 0.25, "unet": 0.4}
+N_SCENES = 10_000
+N_PAINTED = 5_000
+CHECKPOINT_SECONDS = 60.0
+LOG_SECONDS = 15.0
+EMA = 0.998
+WARM_UP = 50
+DROP_BOTH, DROP_ONE = 0.1, 0.1
+MOST_UNSETTLED = 0.6
+KL_WEIGHT = 0.2
+LossOf = Callable[[int, float, np.random.Generator, torch.Generator], Tensor]
+
+
+@dataclass
+class Task:
+    """One network's training: `loss(step, progress, rng, generator)` of a batch it draws itself, to minimise."""
+
+    name: str
+    module: nn.Module
+    loss: LossOf
+    steps: int
+    lr: float
+    clip_norm: float = 1.0
+    half: bool = False
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds beside weights: steps done, seconds spent, and the loss of every step."""
+
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+def fit(task: Task, work: Path, *, minutes: float | None = None) -> Progress:
+    """Train to the end, from the checkpoint if there is one; with `minutes`, all within them.
+
+    The learning rate warms up and follows a cosine over steps, or over the minutes where these are shorter.
+    Updates with a gradient norm that is not finite are left out. An exponential moving average of the weights is
+    kept, and is what the module holds on return.
+    """
+    path = work / f"{task.name}.pt"
+    parameters = list(task.module.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=task.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    average = [parameter.detach().clone() for parameter in parameters]
+    done = Progress()
+    if path.is_file():
+        saved = torch.load(path, weights_only=True)
+        done = Progress(**saved["progress"])
+        task.module.load_state_dict(saved["weights"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average = saved["average"]
+    limit = math.inf if minutes is None else 60 * minutes
+    started, logged, kept = time.monotonic() - done.seconds, 0.0, time.monotonic()
+
+    def save() -> None:
+        content = {
+            "progress": vars(done),
+            "weights": task.module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average,
+        }
+        torch.save(content, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    while done.step < task.steps and done.seconds < limit:
+        progress = max(done.step / task.steps, done.seconds / limit)
+        warm = min(1.0, (done.step + 1) / WARM_UP)
+        for group in optimizer.param_groups:
+            group["lr"] = task.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rng = noise.generator(SEED, "train tiny", task.name, done.step)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=task.half):
+            loss = task.loss(done.step, progress, rng, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(parameters, task.clip_norm))
+        if math.isfinite(norm):
+            optimizer.step()
+        decay = min(EMA, (1 + done.step) / (10 + done.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
+        now = time.monotonic()
+        done.step, done.seconds = done.step + 1, now - started
+        done.losses.append(float(loss.detach()))
+        if now - logged > LOG_SECONDS:
+            rate = done.step / done.seconds
+            left = min((task.steps - done.step) / rate, limit - done.seconds)
+            recent = float(np.mean(done.losses[-50:]))
+            log.info(
+                "%s: step %d of %d, loss %.4f, gradient %.2f, %.2f steps/s, %.1f minutes left",
+                task.name, done.step, task.steps, recent, norm, rate, left / 60,
+            )  # fmt: skip
+            logged = now
+        if now - kept > CHECKPOINT_SECONDS:
+            save()
+            kept = now
+    save()
+    with torch.no_grad():
+        for parameter, smooth in zip(parameters, average, strict=True):
+            parameter.copy_(smooth)
+    task.module.eval()
+    log.info("%s: done, %d steps in %.1f minutes", task.name, done.step, done.seconds / 60)
+    return done
+
+
+def build(name: str) -> nn.Module:
+    """The untrained module of a task: one network, or both CLIP towers and their temperature."""
+    if name != "clip":
+        return untrained(name)
+    towers = nn.ModuleDict({tower: untrained(f"clip_{tower}") for tower in ("vision", "text")})
+    towers.register_parameter("logit_scale", nn.Parameter(torch.tensor(math.log(1 / 0.07))))
+    return towers
+
+
+def trained(name: str, work: Path) -> nn.Module:
+    """The module of a task with the averaged weights of its checkpoint, or untrained where there is none."""
+    module, path = build(name), work / f"{name}.pt"
+    if path.is_file():
+        average = torch.load(path, weights_only=True)["average"]
+        with torch.no_grad():
+            for parameter, smooth in zip(module.parameters(), average, strict=True):
+                parameter.copy_(smooth)
+    return module.eval()
+
+
+def vae_task(scenes: Scenes, short: bool) -> Task:
+    module = build("vae")
+
+    def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows = np.sort(rng.choice(len(scenes.nsd_ids), 6, replace=False))
+        return tiny_losses.vae_loss(module, tiny_losses.signed(scenes.painted[rows]), generator)
+
+    return Task("vae", module, loss, steps=16 if short else 6000, lr=2e-3, half=True)
+
+
+def clip_task(scenes: Scenes, short: bool, extractor: FeatureExtractor) -> Task:
+    module = build("clip")
+    tokens = caption_tokens(scenes, extractor)
+    normalise = extractor.clip_vision.processing._normalise
+    batch = 32 if short else 128
+
+    def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows = np.sort(rng.choice(len(scenes.nsd_ids), batch, replace=False))
+        pixels = normalise(torch.from_numpy(scenes.clip[rows].astype(np.float32) / np.float32(255)))
+        texts = tokens[rows, rng.integers(5, size=batch)]
+        return tiny_losses.clip_loss(module["vision"], module["text"], module.logit_scale, pixels, texts)  # type: ignore[index, arg-type]
+
+    return Task("clip", module, loss, steps=30 if short else 1500, lr=1e-3)
+
+
+def vdvae_task(scenes: Scenes, short: bool) -> Task:
+    module: Any = build("vdvae")
+
+    def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows = np.sort(rng.choice(len(scenes.nsd_ids), 8, replace=False))
+        images = torch.from_numpy(np.array(scenes.guess[rows]))
+        return tiny_losses.vdvae_loss(module, images, generator, kl_weight=KL_WEIGHT, from_prior=0.5)[0]
+
+    return Task("vdvae", module, loss, steps=16 if short else 10_000, lr=2e-3, clip_norm=2.0, half=True)
+
+
+def unet_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
+    """Trained on what the bundle's own autoencoder and CLIP make of the scenes."""
+    module = build("unet")
+    z, vision, text = painting_material(scenes, bundle, work)
+    versatile = open_bundle(bundle).versatile()
+    nothing_seen, nothing_said = versatile.unconditional_vision, versatile.unconditional_text
+    mean_vision, mean_text = vision.float().mean(0), text.float().mean(0)
+    alphas = versatile.alphas_cumprod.float()
+    batch = 8
+
+    def dropped(given: Tensor, nothing: Tensor, which: np.ndarray) -> Tensor:
+        return torch.where(torch.from_numpy(which)[:, None, None], nothing, given)
+
+    def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows, others = rng.integers(len(z), size=(2, batch))
+        share = [torch.from_numpy(rng.uniform(0, MOST_UNSETTLED, batch).astype(np.float32)) for _ in range(2)]
+        seen = tiny_losses.unsettle(vision[rows].float(), mean_vision, share[0], vision[others].float())
+        said = tiny_losses.unsettle(text[rows].float(), mean_text, share[1], text[others].float())
+        draw = rng.random(batch)
+        both, only_said, only_seen = (
+            draw < DROP_BOTH,
+            (draw >= DROP_BOTH) & (draw < DROP_BOTH + DROP_ONE),
+            draw > 1 - DROP_ONE,
+        )
+        seen = dropped(seen, nothing_seen, both | only_said)
+        said = dropped(said, nothing_said, both | only_seen)
+        mixing = float((0, 1, 0.4, rng.random())[rng.choice(4, p=(0.1, 0.1, 0.4, 0.4))])
+        return tiny_losses.unet_loss(module, alphas, z[rows], seen, said, mixing, generator)
+
+    return Task("unet", module, loss, steps=24 if short else 8000, lr=1e-3, half=True)
+
+
+def caption_tokens(scenes: Scenes, extractor: FeatureExtractor) -> Tensor:
+    """(n, 5, T) token ids of all captions."""
+    length = extractor.spaces["clip_text"][0]
+    texts = [text for row in scenes.captions for text in row]
+    rows = extractor.clip_text.tokenizer(
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    return rows["input_ids"].reshape(len(scenes.captions), 5, length)
+
+
+def painting_material(scenes: Scenes, bundle: Path, work: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled latents (n, c, h, w) float32, vision and text embeddings (n, T, F) float16, of the first N_PAINTED
+    scenes; kept in `work`.
+    """
+    scenes = scenes.first(N_PAINTED)
+    extractor = FeatureExtractor(bundle)
+    versatile = open_bundle(bundle).versatile()
+    makers: dict[str, tuple[tuple[str, ...], Callable[[slice], Tensor]]] = {
+        "z": (("vae",), lambda rows: versatile.encode(np.asarray(scenes.painted[rows]), None, "mean")),
+        "vision": (
+            ("clip_vision",),
+            lambda rows: torch.from_numpy(extractor.vision_embeddings(np.asarray(scenes.painted[rows]))).half(),
+        ),
+        "text": (
+            ("clip_text",),
+            lambda rows: torch.from_numpy(
+                extractor.caption_embeddings(scenes.captions[rows], scenes.nsd_ids[rows])
+            ).half(),
+        ),
+    }
+    networks = open_bundle(bundle).manifest.networks
+    found = []
+    for what, (sources, make) in makers.items():
+        digest = "-".join(str(networks[source].files["weights"].sha256)[:12] for source in sources)
+        path = work / f"{what}-{len(scenes.nsd_ids)}-{digest}.pt"
+        if not path.is_file():
+            log.info("unet: %s of %d scenes", what, len(scenes.nsd_ids))
+            rows = [slice(start, start + 64) for start in range(0, len(scenes.nsd_ids), 64)]
+            torch.save(torch.cat([make(part) for part in rows]), path)
+        found.append(torch.load(path, weights_only=True))
+    return found[0], found[1], found[2]
+
+
+def settle_latents(vae: Any, images_u8: np.ndarray) -> float:
+    """Give the autoencoder's latent channels mean 0 and one common standard deviation, by its 1x1 convolutions
+    alone; the images it decodes stay the same. Returns the scaling factor, 1 / that standard deviation.
+    """
+    pixels = tiny_losses.signed(images_u8)
+    with torch.no_grad():
+        z = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(16)])
+        mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+        common = std.square().mean().sqrt()
+        gain, channels = common / std, len(mean)
+        into, out_of = vae.quant_conv, vae.post_quant_conv
+        into.weight[:channels] *= gain[:, None, None, None]
+        into.bias[:channels] = (into.bias[:channels] - mean) * gain
+        into.bias[channels:] += 2 * gain.log()
+        out_of.bias += (out_of.weight[..., 0, 0] * mean).sum(1)
+        out_of.weight /= gain[None, :, None, None]
+    return float(1 / common)
+
+
+def write(out: Path, work: Path, scenes: Scenes) -> None:
+    """Write the bundle of all checkpoints in `work`."""
+    towers: Any = trained("clip", work)
+    modules: dict[str, nn.Module] = {name: trained(name, work) for name in ("vdvae", "vae", "unet")}
+    modules |= {"clip_vision": towers["vision"], "clip_text": towers["text"]}
+    scale = settle_latents(modules["vae"], np.asarray(scenes.painted[:256]))
+    weights = {
+        name: {key: value.detach().numpy() for key, value in module.state_dict().items()}
+        for name, module in modules.items()
+    }
+    write_bundle(out, weights, source="python -m bdflow.models.train_tiny", scaling_factor=round(scale, 5))
+
+
+def train(
+    out: Path,
+    work: Path,
+    networks: Iterable[str] = NETWORKS,
+    *,
+    minutes: float | None = None,
+    short: bool = False,
+    processes: int = 1,
+    n_scenes: int | None = None,
+) -> dict[str, Progress]:
+    """Train `networks` in their order and write the bundle after each; `minutes` are shared among them."""
+    work.mkdir(parents=True, exist_ok=True)
+    chosen = [name for name in NETWORKS if name in set(networks)]
+    scenes = load_scenes(work, "train", n_scenes or (128 if short else N_SCENES), processes)
+    found = {}
+    for name in chosen:
+        write(out, work, scenes)
+        if name == "vae":
+            task = vae_task(scenes, short)
+        elif name == "vdvae":
+            task = vdvae_task(scenes, short)
+        elif name == "clip":
+            task = clip_task(scenes, short, FeatureExtractor(out))
+        else:
+            task = unet_task(scenes, short, out, work)
+        share = SHARE_OF_TIME[name] / sum(SHARE_OF_TIME[other] for other in chosen)
+        found[name] = fit(task, work, minutes=None if minutes is None else minutes * share)
+    write(out, work, scenes)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bdflow.models.train_tiny", description="Train the tiny bundle.")
+    parser.add_argument("--out", type=Path, required=True, help="where the bundle is written")
+    parser.add_argument("--work", type=Path, help="where scenes and checkpoints are kept (default: OUT.work)")
+    parser.add_argument("--minutes", type=float, help="end within so many minutes of training")
+    parser.add_argument("--short", action="store_true", help="a few steps of each network, to see that it works")
+    parser.add_argument("--network", choices=NETWORKS, help="train only this one")
+    parser.add_argument("--evaluate", action="store_true", help="measure the bundle at OUT; train nothing")
+    parser.add_argument("--processes", type=int, default=1, help="that draw the scenes")
+    parser.add_argument("--threads", type=int, default=1, help="of the networks")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(given.threads)
+    work = given.work or given.out.with_name(given.out.name + ".work")
+    if given.evaluate:
+        from bdflow.models.judge_tiny import judge
+
+        judge(given.out, work)
+        return
+    networks = NETWORKS if given.network is None else (given.network,)
+    train(given.out, work, networks, minutes=given.minutes, short=given.short, processes=given.processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The training of the tiny bundle in its short mode, its losses against references, and the shipped scores."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import logistic
+from torch import nn
+
+from bdflow.models import tiny_losses, train_tiny
+from bdflow.models.bundle import TINY, check_bundle, open_bundle
+from bdflow.models.config import PaintOptions
+from bdflow.models.judge_tiny import N_HELD_OUT, SCORES, held_out_scores, two_way
+from bdflow.models.latents import FeatureExtractor, Painter
+from bdflow.models.make_tiny import untrained
+from bdflow.models.tiny_scenes import FIRST_ID, SCENE_SIZE, load_scenes
+from bdflow.scenes import scene
+
+SCORE_TOLERANCE = 0.03
+PSNR_TOLERANCE = 0.3
+
+
+def test_the_short_mode_learns_and_writes_a_bundle_that_paints(tmp_path: Path) -> None:
+    out, work = tmp_path / "bundle", tmp_path / "work"
+    found = train_tiny.train(out, work, short=True)
+    assert set(found) == set(train_tiny.NETWORKS)
+    for name, progress in found.items():
+        assert np.mean(progress.losses[-5:]) < 0.97 * np.mean(progress.losses[:3]), name
+    assert check_bundle(out).problems == ()
+    one = scene(7, 0, 64)
+    latents = FeatureExtractor(out)(one.image[None], [one.captions], [7])
+    painter = Painter(out, options=PaintOptions(steps=3))
+    guess = painter.guess(latents["vdvae"], "subj01", [7])
+    painted = painter.paint(guess, latents["clip_vision"], latents["clip_text"], "subj01", [7])
+    size = open_bundle(out).image_size
+    assert painted.shape == (1, size, size, 3)
+    again = train_tiny.train(out, work, ["vae"], short=True)
+    assert again["vae"].losses == found["vae"].losses
+
+
+def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_tiny, "CHECKPOINT_SECONDS", 0.0)
+
+    def task(dies_at: int | None = None) -> train_tiny.Task:
+        torch.manual_seed(0)
+        module = nn.Linear(3, 2)
+
+        def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+            if step == dies_at:
+                raise KeyboardInterrupt
+            return module(torch.randn(4, 3, generator=generator)).square().mean() + float(rng.random())
+
+        return train_tiny.Task("toy", module, loss, steps=9, lr=0.1)
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    expected = task()
+    losses = train_tiny.fit(expected, whole).losses
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny.fit(task(dies_at=4), broken)
+    resumed = task()
+    assert train_tiny.fit(resumed, broken).losses == losses
+    assert torch.equal(resumed.module.weight, expected.module.weight)  # type: ignore[arg-type]
+
+
+def test_an_untrained_network_is_the_same_every_time() -> None:
+    first, second = untrained("unet").state_dict(), untrained("unet").state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_mixture_likelihood_is_that_of_scipys_logistic() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 3, 3, 3), dtype=np.uint8)
+    images[0, 0, 0], images[0, 0, 1] = 0, 255
+    parameters = rng.normal(size=(2, 3, 3, 20))
+    found = tiny_losses.mixture_log_likelihood(torch.from_numpy(parameters), torch.from_numpy(images), 2)
+    x = images / 127.5 - 1
+    logits, rest = parameters[..., :2], parameters[..., 2:].reshape(2, 3, 3, 3, 6)
+    weight = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    mean, scale, c = rest[..., :2], np.exp(rest[..., 2:4]), np.tanh(rest[..., 4:])
+    shift = np.zeros_like(mean)
+    shift[..., 1, :] = c[..., 0, :] * x[..., 0, None]
+    shift[..., 2, :] = c[..., 1, :] * x[..., 0, None] + c[..., 2, :] * x[..., 1, None]
+    value = x[..., None]
+    above = np.where(value > 0.999, 1, logistic.cdf(value + 1 / 255, mean + shift, scale))
+    below = np.where(value < -0.999, 0, logistic.cdf(value - 1 / 255, mean + shift, scale))
+    expected = np.log(((above - below).prod(-2) * weight).sum(-1)).sum((1, 2))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3)
+
+
+def test_settled_latents_have_one_scale_and_decode_to_the_same() -> None:
+    vae = untrained("vae").eval()
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    pixels = tiny_losses.signed(images)
+    with torch.no_grad():
+        before = vae.decode(vae.encode(pixels).latent_dist.mean).sample  # type: ignore[operator]
+        scale = train_tiny.settle_latents(vae, images)
+        z = vae.encode(pixels).latent_dist.mean  # type: ignore[operator]
+        after = vae.decode(z).sample  # type: ignore[operator]
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close((z * scale).std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+
+
+def test_scenes_are_drawn_once_and_in_any_number_of_processes(tmp_path: Path) -> None:
+    one, two = load_scenes(tmp_path / "a", "train", 120), load_scenes(tmp_path / "b", "train", 120, processes=2)
+    np.testing.assert_array_equal(one.painted, two.painted)
+    assert one.captions == two.captions
+    folder = next((tmp_path / "a").iterdir())
+    stamp = (folder / "clip.npy").stat().st_mtime_ns
+    load_scenes(tmp_path / "a", "train", 120)
+    assert (folder / "clip.npy").stat().st_mtime_ns == stamp
+
+
+def test_two_way_counts_the_others() -> None:
+    features = np.random.default_rng(0).normal(size=(5, 8))
+    assert two_way(features, features) == 1
+    assert two_way(features, -features) == 0
+
+
+def test_the_shipped_bundle_has_the_scores_it_is_said_to_have() -> None:
+    said = json.loads((TINY / SCORES).read_text())
+    nsd_ids = [FIRST_ID["held_out"] + index for index in range(N_HELD_OUT)]
+    found, _ = held_out_scores("tiny", [scene(nsd_id, 0, SCENE_SIZE) for nsd_id in nsd_ids], nsd_ids)
+    assert found.keys() == said.keys()
+    for name, value in found.items():
+        assert value == pytest.approx(said[name], abs=PSNR_TOLERANCE if "dB" in name else SCORE_TOLERANCE), name
