@@ -85,9 +85,7 @@ def bare_loop(tasks: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=2000, help="trivial tasks")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--pause", type=float, default=0.1, help="seconds of a stand-in task, for efficiency")
@@ -95,9 +93,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there too")
     asked = parser.parse_args()
     rows = [measure(kind, asked.tasks, asked.workers, asked.pause) for kind in asked.kinds]
-    print(
-        f"{asked.tasks} trivial tasks, {asked.workers} workers; bare loop {bare_loop(asked.tasks):.5f} ms a task"
-    )
+    print(f"{asked.tasks} trivial tasks, {asked.workers} workers; bare loop {bare_loop(asked.tasks):.5f} ms a task")
     print(f"{'executor':10}{'first run':>12}{'next run':>12}{'a task':>12}{'efficiency':>12}{'stop':>10}")
     for row in rows:
         print(

@@ -65,9 +65,7 @@ class LocalCluster:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with dask.config.set(settings):
-                self.cluster = SpecCluster(
-                    workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL
-                )
+                self.cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.client = Client(self.cluster, set_as_default=False, direct_to_workers=True)

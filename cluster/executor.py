@@ -151,8 +151,6 @@ def open_executor(
         from cluster.on_ray import RayExecutor
 
         if dashboard:
-            raise ValueError(
-                "dashboard=True: only an own Dask cluster brings one; start Ray and give its address."
-            )
+            raise ValueError("dashboard=True: only an own Dask cluster brings one; start Ray and give its address.")
         return RayExecutor(address=address, total=total, attempts=attempts, start_timeout=start_timeout)
     raise ValueError(f"kind={kind!r}: expected 'serial', 'dask' or 'ray'.")

@@ -113,9 +113,7 @@ class _Workers:
         job: tuple[Any, ...] = (call_seat, self.run, task)
         if task is None:
             job = (load_seat, self.run, self.make_worker, self.resources.threads)
-        future = self.client.submit(
-            *job, key=(f"{job[0].__name__}-{self.run}", flight), workers=[seat], pure=False
-        )
+        future = self.client.submit(*job, key=(f"{job[0].__name__}-{self.run}", flight), workers=[seat], pure=False)
         self.seats[seat][flight] = future
         self.client.loop.add_callback(self._await, future, seat, flight)
 
@@ -196,9 +194,7 @@ class _Workers:
 
     def look_at(self) -> str:
         if self.address:
-            return (
-                "the logs of the Dask workers and of the scheduler's job, and `dmesg` on the worker's machine"
-            )
+            return "the logs of the Dask workers and of the scheduler's job, and `dmesg` on the worker's machine"
         return "`dmesg` (lines of the OOM killer) and what the worker wrote to stderr"
 
     def finish(self) -> None:

@@ -227,9 +227,7 @@ class _Actors:
         )
 
     def look_at(self) -> str:
-        return (
-            "`dmesg` (lines of the OOM killer) and the logs below /tmp/ray/session_latest/logs on its machine"
-        )
+        return "`dmesg` (lines of the OOM killer) and the logs below /tmp/ray/session_latest/logs on its machine"
 
     def kill(self) -> None:
         for seat in list(self.actors):

@@ -245,9 +245,7 @@ class PoolExecutor:
 
     name = "pool"
 
-    def __init__(
-        self, *, address: str | None, total: Resources | None, attempts: int, start_timeout: float
-    ) -> None:
+    def __init__(self, *, address: str | None, total: Resources | None, attempts: int, start_timeout: float) -> None:
         self.address, self._total = address, total
         self._attempts, self._start_timeout = attempts, start_timeout
 

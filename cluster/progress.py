@@ -78,9 +78,7 @@ class Progress:
             console=Console(file=stream),
             transient=True,
         )
-        self._task = self._bar.add_task(
-            self.label, total=self.total, completed=self.already, unit=self.unit, rate="-"
-        )
+        self._task = self._bar.add_task(self.label, total=self.total, completed=self.already, unit=self.unit, rate="-")
         self._bar.start()
 
     def _write(self, line: str) -> None:
