@@ -80,6 +80,17 @@ def mixture_log_likelihood(parameters: Tensor, images_u8: Tensor, num_mixtures: 
     return torch.logsumexp(log_p.sum(-2) + logits.log_softmax(-1), dim=-1).sum((1, 2))
 
 
+def temper(vdvae: VDVAE, temperature: float) -> None:
+    """Sample the mixture at another temperature, by the last layer's weights: logits divided by it, scales times it."""
+    count, out = vdvae.config.num_mixtures, vdvae.decoder.out_net.out_conv
+    with torch.no_grad():
+        out.weight[:count] /= temperature
+        bias = out.bias
+        assert bias is not None
+        bias[:count] /= temperature
+        bias[count:].view(3, 3 * count)[:, count : 2 * count] += math.log(temperature)
+
+
 def vae_loss(vae: nn.Module, pixels: Tensor, generator: torch.Generator) -> Tensor:
     """L1 of pixels and of their differences, squared error, and a small KL, for pixels (n, 3, h, w) in [-1, 1]."""
     posterior = vae.encode(pixels).latent_dist  # type: ignore[operator]

@@ -39,6 +39,7 @@ WARM_UP = 50
 DROP_BOTH, DROP_ONE = 0.1, 0.1
 MOST_UNSETTLED = 0.6
 KL_WEIGHT = 0.2
+TEMPERATURE = 0.2
 LossOf = Callable[[int, float, np.random.Generator, torch.Generator], Tensor]
 
 
@@ -97,7 +98,7 @@ def fit(task: Task, work: Path, *, minutes: float | None = None) -> Progress:
 
     while done.step < task.steps and done.seconds < limit:
         progress = max(done.step / task.steps, done.seconds / limit)
-        warm = min(1.0, (done.step + 1) / WARM_UP)
+        warm = min(1.0, (done.step + 1) / min(WARM_UP, math.ceil(task.steps / 8)))
         for group in optimizer.param_groups:
             group["lr"] = task.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         rng = noise.generator(SEED, "train tiny", task.name, done.step)
@@ -163,7 +164,7 @@ def vae_task(scenes: Scenes, short: bool) -> Task:
         rows = np.sort(rng.choice(len(scenes.nsd_ids), 6, replace=False))
         return tiny_losses.vae_loss(module, tiny_losses.signed(scenes.painted[rows]), generator)
 
-    return Task("vae", module, loss, steps=16 if short else 6000, lr=2e-3, half=True)
+    return Task("vae", module, loss, steps=12 if short else 6000, lr=2e-3, half=True)
 
 
 def clip_task(scenes: Scenes, short: bool, extractor: FeatureExtractor) -> Task:
@@ -189,7 +190,7 @@ def vdvae_task(scenes: Scenes, short: bool) -> Task:
         images = torch.from_numpy(np.array(scenes.guess[rows]))
         return tiny_losses.vdvae_loss(module, images, generator, kl_weight=KL_WEIGHT, from_prior=0.5)[0]
 
-    return Task("vdvae", module, loss, steps=16 if short else 10_000, lr=2e-3, clip_norm=2.0, half=True)
+    return Task("vdvae", module, loss, steps=12 if short else 10_000, lr=2e-3, clip_norm=2.0, half=True)
 
 
 def unet_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
@@ -221,7 +222,7 @@ def unet_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
         mixing = float((0, 1, 0.4, rng.random())[rng.choice(4, p=(0.1, 0.1, 0.4, 0.4))])
         return tiny_losses.unet_loss(module, alphas, z[rows], seen, said, mixing, generator)
 
-    return Task("unet", module, loss, steps=24 if short else 8000, lr=1e-3, half=True)
+    return Task("unet", module, loss, steps=20 if short else 8000, lr=1e-3, half=True)
 
 
 def caption_tokens(scenes: Scenes, extractor: FeatureExtractor) -> Tensor:
@@ -291,6 +292,7 @@ def write(out: Path, work: Path, scenes: Scenes) -> None:
     towers: Any = trained("clip", work)
     modules: dict[str, nn.Module] = {name: trained(name, work) for name in ("vdvae", "vae", "unet")}
     modules |= {"clip_vision": towers["vision"], "clip_text": towers["text"]}
+    tiny_losses.temper(modules["vdvae"], TEMPERATURE)  # type: ignore[arg-type]
     scale = settle_latents(modules["vae"], np.asarray(scenes.painted[:256]))
     weights = {
         name: {key: value.detach().numpy() for key, value in module.state_dict().items()}
