@@ -289,3 +289,7 @@ def _expected(error: Exception) -> bool:
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))
     return isinstance(error, tuple(kinds))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from bdflow.config import parse
 from bdflow.errors import InputError
@@ -97,9 +98,18 @@ def test_predictions_equal_scikit_learn(settings, finished):
             np.testing.assert_allclose(predictions.read("r2").ravel(), residual, rtol=1e-2, atol=2e-3)
 
 
+def run_elsewhere(settings, root: Path, **sections) -> Path:
+    """As `run`, by the command in a process of its own: Ray starts once in a process."""
+    (root / "config.yaml").write_text(yaml.safe_dump(settings(root, **sections)))
+    command = [sys.executable, "-m", "bdflow.cli", "run", str(root / "config.yaml"), "--until", "evaluate"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    return root / "study.zarr"
+
+
 @pytest.mark.parametrize(("executor", "workers"), [("dask", 2), ("ray", 2)])
 def test_the_same_bytes_on_every_executor(settings, finished, tmp_path, executor, workers):
-    study = run(settings, tmp_path, execution=execution(executor, workers))
+    study = run_elsewhere(settings, tmp_path, execution=execution(executor, workers))
     assert snapshot(study) == snapshot(finished)
 
 
@@ -107,22 +117,31 @@ def test_the_same_bytes_on_every_executor(settings, finished, tmp_path, executor
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("executor", ["dask", "ray"])
 def test_the_same_bytes_with_any_number_of_workers(settings, finished, tmp_path, executor, workers):
-    study = run(settings, tmp_path, execution=execution(executor, workers))
+    study = run_elsewhere(settings, tmp_path, execution=execution(executor, workers))
     assert snapshot(study) == snapshot(finished)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_any_batch_size_within_one_grey_level(settings, finished, copied, batch_size):
-    """Sums may be taken in another order: latents move by a float16 step, pixels by one level."""
-    features = {"batch_size": batch_size}
-    study = run(settings, copied / "other", features=features, reconstruct={"steps": 4, "batch_size": batch_size})
+def test_any_batch_size_within_a_step_of_what_is_stored(settings, finished, tmp_path, batch_size):
+    """Sums may be taken in another order: latents move by at most one float16 step, all but a few pixels by one level.
+
+    The rest of the pipeline is compared from the same targets, so that each stage shows its own difference.
+    """
+    config = {"features": {"batch_size": batch_size}, "reconstruct": {"steps": 4, "batch_size": batch_size}}
+    study = run(settings, tmp_path, ("ingest", "features"), **config)
     for space in ("vdvae", "clip_vision", "clip_text"):
-        a, b = (Store(root, f"targets/{space}").read("latent").astype(float) for root in (finished, study))
-        assert np.abs(a - b).max() <= 2e-3 * a.std()
+        a, b = (Store(root, f"targets/{space}").read("latent") for root in (finished, study))
+        step = np.spacing(np.maximum(abs(a), abs(b))).astype(float)
+        assert (np.abs(a.astype(float) - b.astype(float)) <= np.maximum(step, 2e-5)).all()
+    shutil.rmtree(study)
+    shutil.copytree(finished, study)
+    for path in ("guesses", "reconstructions", "metrics"):
+        shutil.rmtree(study / path)
+    run(settings, tmp_path, **config)
     for subject in SUBJECTS:
         for path in (f"guesses/{subject}", f"reconstructions/{subject}/full"):
             a, b = (Store(root, path).read("image").astype(int) for root in (finished, study))
-            assert (np.abs(a - b) > 1).mean() < 2e-3
+            assert (np.abs(a - b) > 1).mean() < 1e-3
 
 
 def test_running_again_computes_nothing(settings, copied):
