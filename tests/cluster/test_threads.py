@@ -93,3 +93,17 @@ def test_the_same_bytes_with_one_two_and_three_workers(opened: dict[str, Executo
                 opened[kind].run(Arithmetic, range(24), resources=resources, on_done=done.append)
                 hashes.add(tuple(c.result for c in sorted(done, key=lambda c: c.index)))
         assert len(hashes) == 1
+
+
+class Environment:
+    """Reports a variable of the worker's environment."""
+
+    def __call__(self, name: str) -> str | None:
+        return os.environ.get(name)
+
+
+def test_workers_keep_memory_they_will_need_again(executor: Executor) -> None:
+    """With Dask's MALLOC_TRIM_THRESHOLD_ every large array costs page faults: half the speed of a network."""
+    found: list[str | None] = []
+    executor.run(Environment, ["MALLOC_TRIM_THRESHOLD_"], on_done=lambda done: found.append(done.result))
+    assert found == [None]
