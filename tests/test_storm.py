@@ -144,7 +144,7 @@ def _is_worker(process: psutil.Process, kind: str) -> bool:
     try:
         words = " ".join(process.cmdline())
         if kind == "ray":
-            return words.startswith("ray::")
+            return words.startswith("ray::") and "Agent" not in words and "IDLE" not in words
         return "spawn_main" in words and process.cpu_times().user > 1
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
