@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.executor import Resources
 from cluster.limits import devices_here, devices_of
-from cluster.threads import environment
+from cluster.threads import TRIM, environment, untrimmed
 
 LOOPBACK = "127.0.0.1:0"  # for the HTTP server of health and metrics, which Dask always starts
 GIVEN_UP = 3.0  # seconds without a process after which a nanny is taken for useless
@@ -31,9 +31,9 @@ class LocalCluster:
         self._closing: set[asyncio.Future[Any]] = set()
         self._scratch = tempfile.mkdtemp(prefix="dask-")
         spawned = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **environment(resources.threads)}
-        # Dask's own setting gives memory back after every large array: millions of page faults, half the speed.
-        spawned.pop("MALLOC_TRIM_THRESHOLD_", None)
-        self._changed = {name: os.environ.get(name) for name in (*spawned, "PYTHONHASHSEED")}
+        spawned.pop(TRIM, None)
+        self._changed = {name: os.environ.get(name) for name in (*spawned, "PYTHONHASHSEED", TRIM)}
+        untrimmed()
         devices = devices_here() if total is None else [str(n) for n in range(int(total.gpus))]
         options = {
             "nthreads": 1,

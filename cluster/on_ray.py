@@ -14,7 +14,7 @@ from cluster.errors import ClusterError
 from cluster.executor import Resources
 from cluster.limits import devices_here, excess, gib, gpu_places, memory_here, refuse_gpus
 from cluster.pool import Answered, Backend, Event, Joined, Lost, PoolExecutor, uninterrupted
-from cluster.threads import environment
+from cluster.threads import TRIM, environment, untrimmed
 from cluster.worker import Seat
 
 OBJECT_STORE = 100 * 2**20  # bytes; results are small and travel beside it
@@ -100,14 +100,17 @@ class RayExecutor(PoolExecutor):
 
 @contextlib.contextmanager
 def _variables(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
+    before = {name: os.environ.get(name) for name in (*values, TRIM)}
     os.environ.update({name: value for name, value in values.items() if before[name] is None})
+    untrimmed()
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _refuse_nodes(resources: Resources) -> None:

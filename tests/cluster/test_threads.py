@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import subprocess
 import sys
 
 import cloudpickle
@@ -95,15 +96,30 @@ def test_the_same_bytes_with_one_two_and_three_workers(opened: dict[str, Executo
         assert len(hashes) == 1
 
 
-class Environment:
-    """Reports a variable of the worker's environment."""
+TRIMMED = """
+import os, sys
+from cluster import open_executor
 
-    def __call__(self, name: str) -> str | None:
-        return os.environ.get(name)
+def variable(task):
+    return os.environ.get("MALLOC_TRIM_THRESHOLD_")
+
+if __name__ == "__main__":
+    found = []
+    with open_executor(sys.argv[1]) as executor:
+        executor.run(lambda: variable, range(2), on_done=lambda done: found.append(done.result))
+    print(*found, variable(0))
+"""
 
 
-def test_workers_keep_memory_they_will_need_again(executor: Executor) -> None:
-    """With Dask's MALLOC_TRIM_THRESHOLD_ every large array costs page faults: half the speed of a network."""
-    found: list[str | None] = []
-    executor.run(Environment, ["MALLOC_TRIM_THRESHOLD_"], on_done=lambda done: found.append(done.result))
-    assert found == [None]
+@pytest.mark.parametrize("kind", ["dask", "ray"])
+@pytest.mark.parametrize(("value", "seen"), [(None, None), ("65536", None), ("1000000", "1000000")])
+def test_workers_keep_memory_they_will_need_again(kind: str, value: str | None, seen: str | None, tmp_path) -> None:
+    """Dask's MALLOC_TRIM_THRESHOLD_ costs half the speed of a network. Any nanny of a process leaves it behind."""
+    script = tmp_path / "trimmed.py"
+    script.write_text(TRIMMED)
+    inherited = {name: text for name, text in os.environ.items() if name != "MALLOC_TRIM_THRESHOLD_"}
+    mine = {"MALLOC_TRIM_THRESHOLD_": value} if value else {}
+    run = subprocess.run(
+        [sys.executable, script, kind], env=inherited | mine, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert run.stdout.split() == [str(seen), str(seen), str(value)]
