@@ -20,7 +20,8 @@ from bdflow.models.bundle import describe_bundle, open_bundle
 from bdflow.models.clip import resize
 from bdflow.models.latents import BICUBIC, FeatureExtractor, Painter
 from bdflow.models.tiny_scenes import FIRST_ID, SCENE_SIZE
-from bdflow.models.train_tiny import TEMPERATURE
+from bdflow.models.train_tiny import BATCH, MOST_UNSETTLED, N_SCENES, TEMPERATURE
+from bdflow.models.train_tiny import N_PAINTED as SCENES_PAINTED
 from bdflow.scenes import Scene, scene
 
 log = logging.getLogger("bdflow.train_tiny")
@@ -137,12 +138,12 @@ def judge(bundle: Path, work: Path) -> dict[str, float]:
 
 
 def training(work: Path) -> dict[str, tuple[int, float]]:
-    """(steps, minutes) of each network's checkpoint."""
+    """(steps, minutes of CPU) of each network's checkpoint."""
     found = {}
     for path in sorted(work.glob("*.pt")):
         saved: Any = torch.load(path, weights_only=True, mmap=True)
         if isinstance(saved, dict) and "progress" in saved:
-            found[path.stem] = (saved["progress"]["step"], saved["progress"]["seconds"] / 60)
+            found[path.stem] = (saved["progress"]["step"], saved["progress"]["cpu_seconds"] / 60)
     return found
 
 
@@ -152,7 +153,7 @@ def card(bundle: Path, scores: dict[str, float], trained: dict[str, tuple[int, f
     parameters = {f"{network.name}_parameters": f"{network.parameters:,}" for network in described.networks}
     size = sum(nbytes for network in described.networks for _, nbytes in network.files) / 1e6
     steps = [
-        f"| {name} | {text} | {trained[name][0]:,} | {trained[name][1]:.0f} |"
+        f"| {name} | {text} | {BATCH[name]} | {trained[name][0]:,} | {trained[name][1]:.0f} |"
         for name, text in LOSSES.items()
         if name in trained
     ]
@@ -164,6 +165,9 @@ def card(bundle: Path, scores: dict[str, float], trained: dict[str, tuple[int, f
         spaces=described.spaces,
         image_size=described.image_size,
         temperature=TEMPERATURE,
+        n_scenes=N_SCENES,
+        n_scenes_painted=SCENES_PAINTED,
+        unsettled=MOST_UNSETTLED,
         n_held_out=N_HELD_OUT,
         n_painted=N_PAINTED,
         training="\n".join(steps),
@@ -173,7 +177,7 @@ def card(bundle: Path, scores: dict[str, float], trained: dict[str, tuple[int, f
 
 LOSSES = {
     "vdvae": "-log likelihood + 0.2 KL; half of each batch with all but the regressed layers from the prior",
-    "clip": "InfoNCE, 128 images with one of their captions, learnt temperature",
+    "clip": "InfoNCE, images with one of their captions each, learnt temperature",
     "vae": "L1 and L2 of pixels, L1 of their differences, 1e-4 KL",
     "unet": "predicted noise, min-SNR weights; conditions dropped: both 10%, each alone 10%",
 }
@@ -196,22 +200,20 @@ blocks regressed ({vdvae.n_latents:,} values), the others drawn from the prior |
 
 ## Training
 
-`python -m bdflow.models.train_tiny --out DIR`, on one CPU core. Data: 10,000 procedural scenes with five captions
-each, ids from 1,000,000 (far above any demo's), no augmentation; the UNet saw the first 5,000.
+`python -m bdflow.models.train_tiny --out DIR`, on CPU cores. Data: {n_scenes:,} procedural scenes with five captions
+each, ids from 1,000,000 (far above any demo's), no augmentation; the UNet saw the first {n_scenes_painted:,}.
 
-| network | loss | steps | minutes of a shared core |
-|---|---|---|---|
+| network | loss | batch | steps | minutes of one CPU core |
+|---|---|---|---|---|
 {training}
 
 Moving averages of the weights are shipped. The autoencoder's latent channels were brought to mean 0 and one common
 standard deviation, which `scaling_factor` makes 1. The UNet's conditions were mixed with those of other scenes, up to
-60%, so that it knows what regressions make of them. The VDVAE's mixture has a temperature of {temperature},
+{unsettled:.0%}, so that it knows what regressions make of them. The VDVAE's mixture has a temperature of {temperature},
 folded into its last layer, for guesses that are blurry rather than noisy; its bits below are those at temperature 1.
 
-These very weights were trained in several sittings under `--minutes`: the VDVAE's KL weight rose from 0.2 to 1 in its
-first 3,000 steps; the autoencoder's squared error had a weight of 0 until step 650 and of 2 until step 970, then 6;
-the UNet's first 365 steps were on an earlier state of the autoencoder. A run of the script gives a bundle like this
-one, not this one.
+One run of the script gave these weights, one thread a process, `vae` then `vdvae` beside `clip` then `unet`; on the
+same machine it gives the same again, since every batch and every noise is drawn by seed and step.
 
 ## Held-out scores
 

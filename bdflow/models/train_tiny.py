@@ -1,15 +1,18 @@
-"""Train the tiny bundle: `python -m bdflow.models.train_tiny --out DIR [--minutes M] [--short] [--network NAME]`.
+"""Train the tiny bundle: `python -m bdflow.models.train_tiny --out DIR [--minutes M] [--short] [--network NAME ...]`.
 
 Scenes and checkpoints are kept in `--work`; run again, it goes on from there. Everything is drawn by seed and step,
-so an interrupted training ends as an uninterrupted one. `--evaluate` measures the bundle on held-out scenes
-instead, and writes its model card and scores.
+so an interrupted training ends as an uninterrupted one. `vae`, `clip` and `vdvae` may train side by side, each in a
+process of its own with the same `--out`; `unet` learns from what `vae` and `clip` make of the scenes, and comes after
+them. `--evaluate` measures the bundle on held-out scenes instead, and writes its model card and scores.
 """
 
 import argparse
+import fcntl
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,15 +32,17 @@ log = logging.getLogger("bdflow.train_tiny")
 
 SEED = 20231109
 NETWORKS = ("vae", "clip", "vdvae", "unet")
-SHARE_OF_TIME = {"vae": 0.2, "clip": 0.15, "vdvae": 0.25, "unet": 0.4}
-N_SCENES = 10_000
-N_PAINTED = 5_000
+BATCH = {"vae": 8, "clip": 128, "vdvae": 8, "unet": 16}
+STEPS = {"vae": 6_000, "clip": 3_000, "vdvae": 15_000, "unet": 15_000}
+SHARE_OF_TIME = {"vae": 0.15, "clip": 0.15, "vdvae": 0.25, "unet": 0.45}
+N_SCENES = 20_000
+N_PAINTED = 10_000
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 15.0
 EMA = 0.998
-WARM_UP = 50
+WARM_UP = 150
 DROP_BOTH, DROP_ONE = 0.1, 0.1
-MOST_UNSETTLED = 0.6
+MOST_UNSETTLED = 0.5
 KL_WEIGHT = 0.2
 TEMPERATURE = 0.2
 LossOf = Callable[[int, float, np.random.Generator, torch.Generator], Tensor]
@@ -58,10 +63,11 @@ class Task:
 
 @dataclass
 class Progress:
-    """What a checkpoint holds beside weights: steps done, seconds spent, and the loss of every step."""
+    """What a checkpoint holds beside weights: steps done, seconds and CPU seconds spent, the loss of every step."""
 
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
 
 
@@ -85,6 +91,7 @@ def fit(task: Task, work: Path, *, minutes: float | None = None) -> Progress:
         average = saved["average"]
     limit = math.inf if minutes is None else 60 * minutes
     started, logged, kept = time.monotonic() - done.seconds, 0.0, time.monotonic()
+    computed = time.process_time() - done.cpu_seconds
 
     def save() -> None:
         content = {
@@ -115,6 +122,7 @@ def fit(task: Task, work: Path, *, minutes: float | None = None) -> Progress:
             torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
         now = time.monotonic()
         done.step, done.seconds = done.step + 1, now - started
+        done.cpu_seconds = time.process_time() - computed
         done.losses.append(float(loss.detach()))
         if now - logged > LOG_SECONDS:
             rate = done.step / done.seconds
@@ -133,7 +141,10 @@ def fit(task: Task, work: Path, *, minutes: float | None = None) -> Progress:
         for parameter, smooth in zip(parameters, average, strict=True):
             parameter.copy_(smooth)
     task.module.eval()
-    log.info("%s: done, %d steps in %.1f minutes", task.name, done.step, done.seconds / 60)
+    log.info(
+        "%s: done, %d steps in %.1f minutes, %.1f of CPU",
+        task.name, done.step, done.seconds / 60, done.cpu_seconds / 60,
+    )  # fmt: skip
     return done
 
 
@@ -161,17 +172,17 @@ def vae_task(scenes: Scenes, short: bool) -> Task:
     module = build("vae")
 
     def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        rows = np.sort(rng.choice(len(scenes.nsd_ids), 6, replace=False))
+        rows = np.sort(rng.choice(len(scenes.nsd_ids), BATCH["vae"], replace=False))
         return tiny_losses.vae_loss(module, tiny_losses.signed(scenes.painted[rows]), generator)
 
-    return Task("vae", module, loss, steps=12 if short else 6000, lr=2e-3, half=True)
+    return Task("vae", module, loss, steps=12 if short else STEPS["vae"], lr=2e-3, half=True)
 
 
 def clip_task(scenes: Scenes, short: bool, extractor: FeatureExtractor) -> Task:
     module = build("clip")
     tokens = caption_tokens(scenes, extractor)
     normalise = extractor.clip_vision.processing._normalise
-    batch = 32 if short else 128
+    batch = 32 if short else BATCH["clip"]
 
     def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         rows = np.sort(rng.choice(len(scenes.nsd_ids), batch, replace=False))
@@ -179,18 +190,18 @@ def clip_task(scenes: Scenes, short: bool, extractor: FeatureExtractor) -> Task:
         texts = tokens[rows, rng.integers(5, size=batch)]
         return tiny_losses.clip_loss(module["vision"], module["text"], module.logit_scale, pixels, texts)  # type: ignore[index, arg-type]
 
-    return Task("clip", module, loss, steps=30 if short else 1500, lr=1e-3)
+    return Task("clip", module, loss, steps=30 if short else STEPS["clip"], lr=1e-3)
 
 
 def vdvae_task(scenes: Scenes, short: bool) -> Task:
     module: Any = build("vdvae")
 
     def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        rows = np.sort(rng.choice(len(scenes.nsd_ids), 8, replace=False))
+        rows = np.sort(rng.choice(len(scenes.nsd_ids), BATCH["vdvae"], replace=False))
         images = torch.from_numpy(np.array(scenes.guess[rows]))
         return tiny_losses.vdvae_loss(module, images, generator, kl_weight=KL_WEIGHT, from_prior=0.5)[0]
 
-    return Task("vdvae", module, loss, steps=12 if short else 10_000, lr=2e-3, clip_norm=2.0, half=True)
+    return Task("vdvae", module, loss, steps=12 if short else STEPS["vdvae"], lr=2e-3, clip_norm=2.0, half=True)
 
 
 def unet_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
@@ -201,7 +212,7 @@ def unet_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
     nothing_seen, nothing_said = versatile.unconditional_vision, versatile.unconditional_text
     mean_vision, mean_text = vision.float().mean(0), text.float().mean(0)
     alphas = versatile.alphas_cumprod.float()
-    batch = 8
+    batch = 8 if short else BATCH["unet"]
 
     def dropped(given: Tensor, nothing: Tensor, which: np.ndarray) -> Tensor:
         return torch.where(torch.from_numpy(which)[:, None, None], nothing, given)
@@ -222,7 +233,7 @@ def unet_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
         mixing = float((0, 1, 0.4, rng.random())[rng.choice(4, p=(0.1, 0.1, 0.4, 0.4))])
         return tiny_losses.unet_loss(module, alphas, z[rows], seen, said, mixing, generator)
 
-    return Task("unet", module, loss, steps=20 if short else 8000, lr=1e-3, half=True)
+    return Task("unet", module, loss, steps=20 if short else STEPS["unet"], lr=1e-3)
 
 
 def caption_tokens(scenes: Scenes, extractor: FeatureExtractor) -> Tensor:
@@ -317,19 +328,29 @@ def train(
     scenes = load_scenes(work, "train", n_scenes or (128 if short else N_SCENES), processes)
     found = {}
     for name in chosen:
-        write(out, work, scenes)
-        if name == "vae":
-            task = vae_task(scenes, short)
-        elif name == "vdvae":
-            task = vdvae_task(scenes, short)
-        elif name == "clip":
-            task = clip_task(scenes, short, FeatureExtractor(out))
-        else:
-            task = unet_task(scenes, short, out, work)
+        with alone(work):
+            write(out, work, scenes)
+            if name == "vae":
+                task = vae_task(scenes, short)
+            elif name == "vdvae":
+                task = vdvae_task(scenes, short)
+            elif name == "clip":
+                task = clip_task(scenes, short, FeatureExtractor(out))
+            else:
+                task = unet_task(scenes, short, out, work)
         share = SHARE_OF_TIME[name] / sum(SHARE_OF_TIME[other] for other in chosen)
         found[name] = fit(task, work, minutes=None if minutes is None else minutes * share)
-    write(out, work, scenes)
+    with alone(work):
+        write(out, work, scenes)
     return found
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """While one process writes or reads the bundle, others that train beside it wait."""
+    with (work / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -339,7 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="where scenes and checkpoints are kept (default: OUT.work)")
     parser.add_argument("--minutes", type=float, help="end within so many minutes of training")
     parser.add_argument("--short", action="store_true", help="a few steps of each network, to see that it works")
-    parser.add_argument("--network", choices=NETWORKS, help="train only this one")
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=NETWORKS, help="train only these")
     parser.add_argument("--evaluate", action="store_true", help="measure the bundle at OUT; train nothing")
     parser.add_argument("--processes", type=int, default=1, help="that draw the scenes")
     parser.add_argument("--threads", type=int, default=1, help="of the networks")
@@ -352,8 +373,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         judge(given.out, work)
         return
-    networks = NETWORKS if given.network is None else (given.network,)
-    train(given.out, work, networks, minutes=given.minutes, short=given.short, processes=given.processes)
+    train(given.out, work, given.network, minutes=given.minutes, short=given.short, processes=given.processes)
 
 
 if __name__ == "__main__":
