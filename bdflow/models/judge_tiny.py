@@ -179,7 +179,7 @@ LOSSES = {
     "vdvae": "-log likelihood + 0.2 KL; half of each batch with all but the regressed layers from the prior",
     "clip": "InfoNCE, images with one of their captions each, learnt temperature",
     "vae": "L1 and L2 of pixels, L1 of their differences, 1e-4 KL",
-    "unet": "predicted noise, min-SNR weights; conditions dropped: both 10%, each alone 10%",
+    "unet": "predicted noise, min-SNR weights; conditions dropped in 10%",
 }
 CARD_TEXT = """# The tiny bundle
 

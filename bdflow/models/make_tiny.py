@@ -149,7 +149,7 @@ def write_bundle(
         for role, path in WEIGHTS[network].items():
             state = _of_role(network, role, weights[network])
             (out / path).parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.astype(np.float16) for key, value in state.items()}, out / path)
+            save_file({key: value.astype(np.float16, order="C") for key, value in state.items()}, out / path)
             files[role] = path
         networks[network] = {"layout": LAYOUTS.get(network, "diffusers"), "licence": LICENCE}
         if network == "vdvae":

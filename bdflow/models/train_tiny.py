@@ -32,16 +32,19 @@ log = logging.getLogger("bdflow.train_tiny")
 
 SEED = 20231109
 NETWORKS = ("vae", "clip", "vdvae", "unet")
-BATCH = {"vae": 8, "clip": 128, "vdvae": 8, "unet": 16}
-STEPS = {"vae": 6_000, "clip": 3_000, "vdvae": 15_000, "unet": 15_000}
+BATCH = {"vae": 8, "clip": 128, "vdvae": 16, "unet": 16}
+STEPS = {"vae": 4_500, "clip": 2_250, "vdvae": 8_000, "unet": 15_000}
+HORIZON = {"vae": 6_000, "clip": 3_000, "vdvae": 10_000, "unet": 20_000}
 SHARE_OF_TIME = {"vae": 0.15, "clip": 0.15, "vdvae": 0.25, "unet": 0.45}
 N_SCENES = 20_000
 N_PAINTED = 10_000
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 15.0
 EMA = 0.998
+COOL_DOWN = 0.15
 WARM_UP = 150
-DROP_BOTH, DROP_ONE = 0.1, 0.1
+DROPPED = 0.1
+MIXINGS, MIXING_SHARES = (0.0, 1.0, 0.4), (0.1, 0.1, 0.5)  # the rest of the steps: uniform
 MOST_UNSETTLED = 0.5
 KL_WEIGHT = 0.2
 TEMPERATURE = 0.2
@@ -50,13 +53,16 @@ LossOf = Callable[[int, float, np.random.Generator, torch.Generator], Tensor]
 
 @dataclass
 class Task:
-    """One network's training: `loss(step, progress, rng, generator)` of a batch it draws itself, to minimise."""
+    """One network's training: `loss(step, progress, rng, generator)` of a batch it draws itself, to minimise in
+    `steps`; the learning rate's cosine would end at `horizon`.
+    """
 
     name: str
     module: nn.Module
     loss: LossOf
     steps: int
     lr: float
+    horizon: float = math.inf
     clip_norm: float = 1.0
     half: bool = False
 
@@ -74,7 +80,7 @@ class Progress:
 def fit(task: Task, work: Path, *, minutes: float | None = None) -> Progress:
     """Train to the end, from the checkpoint if there is one; with `minutes`, all within them.
 
-    The learning rate warms up and follows a cosine over steps, or over the minutes where these are shorter.
+    The learning rate warms up and follows `learning_rate` over steps, or over the minutes where these are shorter.
     Updates with a gradient norm that is not finite are left out. An exponential moving average of the weights is
     kept, and is what the module holds on return.
     """
@@ -107,7 +113,7 @@ def fit(task: Task, work: Path, *, minutes: float | None = None) -> Progress:
         progress = max(done.step / task.steps, done.seconds / limit)
         warm = min(1.0, (done.step + 1) / min(WARM_UP, math.ceil(task.steps / 8)))
         for group in optimizer.param_groups:
-            group["lr"] = task.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+            group["lr"] = task.lr * warm * learning_rate(done.step / task.horizon, progress)
         rng = noise.generator(SEED, "train tiny", task.name, done.step)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         with torch.autocast("cpu", torch.bfloat16, enabled=task.half):
@@ -148,6 +154,14 @@ def fit(task: Task, work: Path, *, minutes: float | None = None) -> Progress:
     return done
 
 
+def learning_rate(along: float, progress: float) -> float:
+    """Factor of the learning rate: a cosine from 1 to 0.02 that is `along` its way, brought down linearly in the last
+    COOL_DOWN of the training, wherever on the cosine that is.
+    """
+    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
+    return cosine * min(1.0, max(0.02, (1 - progress) / COOL_DOWN))
+
+
 def build(name: str) -> nn.Module:
     """The untrained module of a task: one network, or both CLIP towers and their temperature."""
     if name != "clip":
@@ -175,7 +189,7 @@ def vae_task(scenes: Scenes, short: bool) -> Task:
         rows = np.sort(rng.choice(len(scenes.nsd_ids), BATCH["vae"], replace=False))
         return tiny_losses.vae_loss(module, tiny_losses.signed(scenes.painted[rows]), generator)
 
-    return Task("vae", module, loss, steps=12 if short else STEPS["vae"], lr=2e-3, half=True)
+    return Task("vae", module, loss, steps=12 if short else STEPS["vae"], lr=2e-3, horizon=HORIZON["vae"], half=True)
 
 
 def clip_task(scenes: Scenes, short: bool, extractor: FeatureExtractor) -> Task:
@@ -190,18 +204,27 @@ def clip_task(scenes: Scenes, short: bool, extractor: FeatureExtractor) -> Task:
         texts = tokens[rows, rng.integers(5, size=batch)]
         return tiny_losses.clip_loss(module["vision"], module["text"], module.logit_scale, pixels, texts)  # type: ignore[index, arg-type]
 
-    return Task("clip", module, loss, steps=30 if short else STEPS["clip"], lr=1e-3)
+    return Task("clip", module, loss, steps=30 if short else STEPS["clip"], lr=1e-3, horizon=HORIZON["clip"])
 
 
 def vdvae_task(scenes: Scenes, short: bool) -> Task:
-    module: Any = build("vdvae")
+    module: Any = build("vdvae").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         rows = np.sort(rng.choice(len(scenes.nsd_ids), BATCH["vdvae"], replace=False))
         images = torch.from_numpy(np.array(scenes.guess[rows]))
         return tiny_losses.vdvae_loss(module, images, generator, kl_weight=KL_WEIGHT, from_prior=0.5)[0]
 
-    return Task("vdvae", module, loss, steps=12 if short else STEPS["vdvae"], lr=2e-3, clip_norm=2.0, half=True)
+    return Task(
+        "vdvae",
+        module,
+        loss,
+        steps=12 if short else STEPS["vdvae"],
+        lr=2e-3,
+        horizon=HORIZON["vdvae"],
+        clip_norm=2.0,
+        half=True,
+    )
 
 
 def unet_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
@@ -214,26 +237,17 @@ def unet_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
     alphas = versatile.alphas_cumprod.float()
     batch = 8 if short else BATCH["unet"]
 
-    def dropped(given: Tensor, nothing: Tensor, which: np.ndarray) -> Tensor:
-        return torch.where(torch.from_numpy(which)[:, None, None], nothing, given)
-
     def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         rows, others = rng.integers(len(z), size=(2, batch))
         share = [torch.from_numpy(rng.uniform(0, MOST_UNSETTLED, batch).astype(np.float32)) for _ in range(2)]
         seen = tiny_losses.unsettle(vision[rows].float(), mean_vision, share[0], vision[others].float())
         said = tiny_losses.unsettle(text[rows].float(), mean_text, share[1], text[others].float())
-        draw = rng.random(batch)
-        both, only_said, only_seen = (
-            draw < DROP_BOTH,
-            (draw >= DROP_BOTH) & (draw < DROP_BOTH + DROP_ONE),
-            draw > 1 - DROP_ONE,
-        )
-        seen = dropped(seen, nothing_seen, both | only_said)
-        said = dropped(said, nothing_said, both | only_seen)
-        mixing = float((0, 1, 0.4, rng.random())[rng.choice(4, p=(0.1, 0.1, 0.4, 0.4))])
+        dropped = torch.from_numpy(rng.random(batch) < DROPPED)[:, None, None]
+        seen, said = torch.where(dropped, nothing_seen, seen), torch.where(dropped, nothing_said, said)
+        mixing = float((*MIXINGS, rng.random())[rng.choice(4, p=(*MIXING_SHARES, 1 - sum(MIXING_SHARES)))])
         return tiny_losses.unet_loss(module, alphas, z[rows], seen, said, mixing, generator)
 
-    return Task("unet", module, loss, steps=20 if short else STEPS["unet"], lr=1e-3)
+    return Task("unet", module, loss, steps=20 if short else STEPS["unet"], lr=1e-3, horizon=HORIZON["unet"])
 
 
 def caption_tokens(scenes: Scenes, extractor: FeatureExtractor) -> Tensor:
