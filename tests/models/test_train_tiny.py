@@ -14,7 +14,7 @@ from bdflow.models.bundle import TINY, check_bundle, open_bundle
 from bdflow.models.config import PaintOptions
 from bdflow.models.judge_tiny import N_HELD_OUT, SCORES, held_out_scores, two_way
 from bdflow.models.latents import FeatureExtractor, Painter
-from bdflow.models.make_tiny import untrained
+from bdflow.models.make_tiny import untrained, write_bundle
 from bdflow.models.tiny_scenes import FIRST_ID, SCENE_SIZE, load_scenes
 from bdflow.scenes import scene
 
@@ -64,6 +64,26 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypa
     resumed = task()
     assert train_tiny.fit(resumed, broken).losses == losses
     assert torch.equal(resumed.module.weight, expected.module.weight)  # type: ignore[arg-type]
+
+
+def test_the_learning_rate_ends_low_wherever_on_its_cosine_the_training_ends() -> None:
+    end = train_tiny.COOL_DOWN / 2
+    assert train_tiny.learning_rate(0, 0) == pytest.approx(1)
+    for along in (0.4, 0.8):
+        before, middle, after = (train_tiny.learning_rate(along, 1 - left) for left in (2 * end, end, 0))
+        assert before == pytest.approx(0.02 + 0.49 * (1 + np.cos(np.pi * along)))
+        assert middle == pytest.approx(before / 2)
+        assert after == pytest.approx(0.02 * before)
+
+
+def test_weights_are_stored_alike_whatever_their_strides(tmp_path: Path) -> None:
+    modules = {name: untrained(name) for name in ("vdvae", "clip_vision", "clip_text", "vae", "unet")}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        modules["vdvae"] = modules["vdvae"].to(memory_format=layout)
+        weights = {name: {k: v.numpy() for k, v in module.state_dict().items()} for name, module in modules.items()}
+        write_bundle(tmp_path / str(layout), weights, source="a test")
+    one, two = (Path(path, "vdvae/model.safetensors").read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert one == two
 
 
 def test_an_untrained_network_is_the_same_every_time() -> None:
