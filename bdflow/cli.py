@@ -169,6 +169,44 @@ def verify(
 
 
 @app.command()
+def decode(
+    config: ConfigArgument,
+    patterns: Annotated[
+        Path, typer.Argument(metavar="PATTERNS.npy", help="Responses in percent signal change, (patterns, voxels).")
+    ],
+    subject: Annotated[str, typer.Option(metavar="SUBJECT", help="Whose voxels they are.")],
+    out: Annotated[Path, typer.Option(metavar="OUT.zarr", help="Where the latents go, a group for each space.")],
+    standardise: Annotated[
+        str, typer.Option(metavar="RULE", help="test_set, held_out or none (see reconstruct.standardise).")
+    ] = "none",
+    overrides: SetOption = None,
+) -> None:
+    """Decode any patterns of responses with the stored decoder; nothing is fitted again."""
+    import numpy as np
+
+    from bdflow import decode as decoding
+    from bdflow.errors import InputError
+    from bdflow.ridge import RULES
+
+    if standardise not in RULES:
+        raise InputError(
+            "--standardise", found=repr(standardise), expected=", ".join(RULES), action="choose one of these"
+        )
+    try:
+        values = np.load(patterns, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            patterns,
+            found=f"a file that cannot be read ({error})",
+            expected="an array written by numpy.save, (patterns, voxels)",
+            action="write the patterns with numpy.save",
+        ) from None
+    pipeline = _pipeline(config, overrides, subject)
+    decoding.write(pipeline.context(), subject, values, out, standardise)
+    typer.echo(f"{len(values)} patterns of {subject} decoded: {out}")
+
+
+@app.command()
 def simulate(
     root: Annotated[Path, typer.Argument(help="Directory to write; NSD's own files and folders.")],
     subjects: Annotated[str, typer.Option(metavar="S,S")] = "subj01,subj02,subj05,subj07",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from bdflow.errors import InputError
 
@@ -58,15 +58,34 @@ class AlphaSettings(Section):
     clip_text: Annotated[float, Field(gt=0)] = 100_000
 
 
+class ValidationSettings(Section):
+    """Cross-validation within the training set: which stimuli are predicted from the others, and how."""
+
+    method: Literal["leave_one_out", "k_fold"] = "leave_one_out"
+    folds: Annotated[int, Field(ge=2)] = 5
+    stimuli: Count = 512
+    columns: Count = 1024
+
+
 class RegressSettings(Section):
+    """Ridge. `choose` takes the penalty from `alpha`, or from `grid` by cross-validation: one for each target space
+    (from `validation.columns` latents drawn at random) or one for each latent. `weights` are kept for these spaces.
+    """
+
     alpha: AlphaSettings = AlphaSettings()
+    choose: Literal["fixed", "per_space", "per_target"] = "fixed"
+    grid: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        1e3, 3e3, 1e4, 3e4, 6e4, 1e5, 3e5, 1e6,
+    )  # fmt: skip
+    validation: ValidationSettings = ValidationSettings()
+    weights: tuple[Literal["vdvae", "clip_vision", "clip_text"], ...] = ()
 
 
 class ReconstructSettings(Section):
     """How predictions become pictures (paper, section Methods: second stage)."""
 
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("full",)
-    standardise: Literal["test_set", "none"] = "test_set"
+    standardise: Literal["test_set", "held_out", "none"] = "test_set"
     steps: Count = 50
     strength: Annotated[float, Field(gt=0, le=1)] = 0.75
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
@@ -96,12 +115,13 @@ class ChunkSettings(Section):
 
 
 class StageExecution(Section):
-    """Where one stage runs: which executor, how many workers, threads and GPUs each."""
+    """Where one stage runs: which executor, how many workers, threads, GPUs and memory ("4 GiB") each."""
 
     executor: Literal["serial", "dask", "ray"] = "serial"
     workers: Count = 1
     threads: Count = 1
     gpus: Annotated[float, Field(ge=0)] = 0.0
+    memory: ByteSize | None = None
 
 
 class ExecutionSettings(Section):

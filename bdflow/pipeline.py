@@ -201,7 +201,8 @@ class _Filler:
     def _do(self, stage: str, work: Work) -> None:
         if work.tasks:
             settings = getattr(self.context.config.execution, stage)
-            resources = Resources(workers=settings.workers, threads=settings.threads, gpus=settings.gpus)
+            names = ("workers", "threads", "gpus", "memory")
+            resources = Resources(**{name: getattr(settings, name) for name in names})
             done: list[Completed] = []
             start = time.perf_counter()
             with Progress(work.label, len(work.tasks), unit=work.unit) as progress:

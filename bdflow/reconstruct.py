@@ -125,9 +125,8 @@ class Latents:
         order = np.argsort(rows)
         latent = store.read("latent", {"stimulus": rows[order]})[np.argsort(order)].astype(np.float32)
         if self.rule is not None:
-            names = ("train_mean", "train_std", "prediction_mean", "prediction_std")
-            statistics = {name: store.read(name) for name in names}
-            latent = ridge.restandardise(latent, self.rule, **statistics).astype(np.float32)
+            statistics = {name: store.read(name) for name in ridge.RULES[self.rule]}
+            latent = ridge.restandardise(latent, self.rule, statistics).astype(np.float32)
         if not np.isfinite(latent).all():
             raise StoreError(
                 f"{store.path}: found latents that are not finite; expected numbers.\n"

@@ -13,14 +13,13 @@ which do half the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
 
 Array = Any
-Rows = Any
-ROWS_IN_CACHE = 64
 
 
 def z_score(train: Array, other: Array) -> tuple[Array, Array, Array, Array]:
@@ -77,47 +76,185 @@ def hat_matrices(train: Array, other: Array, alphas: Sequence[float]) -> Iterato
     ------
     ValueError : an alpha that is not positive; shapes that do not fit; values that are not finite.
     """
-    xp = array_namespace(train, other)
     if train.ndim != 2 or other.ndim != 2 or train.shape[1] != other.shape[1]:
         raise ValueError(f"responses of shapes {train.shape} and {other.shape} do not share their voxels")
     (n, p), m = train.shape, other.shape[0]
     if dual_is_cheaper(n, p, m):
-        yield from dual_hat_matrices([(train, other)], n, m, alphas)
-        return
-    _check(alphas, train, other)
-    gram = xp.zeros((p, p), dtype=train.dtype)
-    _add_gram(gram, train.T)
-    for alpha in alphas:
-        yield _centred_rows((train @ _solve(gram, float(alpha), other.T)).T)
+        kernel, cross = kernel_matrix([(train, other)], n, m)
+        return Dual(kernel).hat_matrices(cross, alphas)
+    return Primal(train).hat_matrices(other, alphas)
 
 
-def dual_hat_matrices(
-    blocks: Iterable[tuple[Array, Array]], n: int, m: int, alphas: Sequence[float]
-) -> Iterator[Array]:
-    """`hat_matrices` in the dual form, from blocks of voxels: all of Z is never held, only the n x n system.
+def kernel_matrix(blocks: Iterable[tuple[Array, Array]], n: int, m: int) -> tuple[Array, Array]:
+    """Inner products of responses, from blocks of voxels: all of Z is never held, only the n x n system.
 
     Parameters
     ----------
-    blocks : pairs of z-scored responses of some voxels: training (n, b) and to decode (m, b).
+    blocks : pairs of z-scored responses of some voxels: training (n, b) and others (m, b).
     n, m : numbers of training and other stimuli.
+
+    Returns
+    -------
+    Z Z^T, shape (n, n), and Z* Z^T, shape (m, n).
 
     Raises
     ------
-    ValueError : as `hat_matrices`.
+    ValueError : no block at all; values that are not finite.
     """
-    gram: Array = None
+    kernel: Array = None
     cross: Array = None
     for train, other in blocks:
-        _check(alphas, train, other)
-        if gram is None:
+        _check((), train, other)
+        if kernel is None:
             xp = array_namespace(train, other)
-            gram, cross = xp.zeros((n, n), dtype=train.dtype), xp.zeros((m, n), dtype=train.dtype)
-        _add_gram(gram, train)
+            kernel, cross = xp.zeros((n, n), dtype=train.dtype), xp.zeros((m, n), dtype=train.dtype)
+        _add_gram(kernel, train)
         cross += other @ train.T
-    if gram is None:
+    if kernel is None:
         raise ValueError("no voxels to decode from")
-    for alpha in alphas:
-        yield _centred_rows(_solve(gram, float(alpha), cross.T).T)
+    return _mirrored(kernel), cross
+
+
+class Dual:
+    """Ridge by the kernel matrix Z Z^T, shape (n, n), of centred training responses."""
+
+    def __init__(self, kernel: Array) -> None:
+        self.kernel, self.n = kernel, kernel.shape[0]
+
+    def of_training(self, rows: np.ndarray) -> Array:
+        """What `hat_matrices` takes for training stimuli: their rows of the kernel."""
+        return _take(self.kernel, rows, 0)
+
+    def hat_matrices(self, cross: Array, alphas: Sequence[float]) -> Iterator[Array]:
+        """(m, n) for each alpha, from `cross` = Z* Z^T, shape (m, n). Raises ValueError as `ridge.hat_matrices`."""
+        _check(alphas, cross)
+        for alpha in alphas:
+            yield centred_rows(_solve(self.kernel, float(alpha), cross.T).T)
+
+    def without(self, kept: np.ndarray, left_out: np.ndarray) -> tuple[Dual, Array]:
+        """The system of the `kept` rows, centred anew, and what `hat_matrices` takes for those left out of it."""
+        xp = array_namespace(self.kernel)
+        rows = _take(self.kernel, kept, 0)
+        inner, cross = _take(rows, kept, 1), _take(rows, left_out, 1).T
+        mean = xp.mean(inner, axis=0)
+        cross = cross - xp.mean(cross, axis=1, keepdims=True) - mean + xp.mean(mean)
+        inner = inner - mean - mean[:, None] + xp.mean(mean)
+        return Dual(inner), cross
+
+
+class Primal:
+    """Ridge by the covariance Z^T Z, shape (p, p), of centred training responses Z, shape (n, p)."""
+
+    def __init__(self, train: Array, gram: Array = None) -> None:
+        self.train, self.n = train, train.shape[0]
+        self._gram = gram
+
+    @property
+    def gram(self) -> Array:
+        """The covariance (p, p), times n."""
+        if self._gram is None:
+            xp, p = array_namespace(self.train), self.train.shape[1]
+            gram = xp.zeros((p, p), dtype=self.train.dtype)
+            _add_gram(gram, self.train.T)
+            self._gram = _mirrored(gram)
+        return self._gram
+
+    def of_training(self, rows: np.ndarray) -> Array:
+        """What `hat_matrices` takes for training stimuli: their responses."""
+        return _take(self.train, rows, 0)
+
+    def hat_matrices(self, other: Array, alphas: Sequence[float]) -> Iterator[Array]:
+        """(m, n) for each alpha, from z-scored responses (m, p). Raises ValueError as `ridge.hat_matrices`."""
+        _check(alphas, self.train, other)
+        for alpha in alphas:
+            yield centred_rows((self.train @ _solve(self.gram, float(alpha), other.T)).T)
+
+    def without(self, kept: np.ndarray, left_out: np.ndarray) -> tuple[Primal, Array]:
+        """The system of the `kept` rows, centred anew, and what `hat_matrices` takes for those left out of it."""
+        rows = _take(self.train, kept, 0)
+        mean = array_namespace(rows).mean(rows, axis=0)
+        return Primal(rows - mean), _take(self.train, left_out, 0) - mean
+
+
+System = Dual | Primal
+
+
+def _take(values: Array, rows: np.ndarray, axis: int) -> Array:
+    xp = array_namespace(values)
+    return xp.take(values, xp.asarray(rows), axis=axis)
+
+
+def leave_one_out(system: System, rows: np.ndarray, alphas: Sequence[float]) -> Iterator[Array]:
+    """What ridge predicts for training stimuli when each alone is left out, as matrices V: V @ Y, intercept included.
+
+    With A = H + 1/n the smoother of the training set, leaving stimulus i out changes its residual to
+    (y_i - A_i Y) / (1 - A_ii), exactly, since the intercept is not penalised. The voxels keep the mean and SD of the
+    whole training set.
+
+    Parameters
+    ----------
+    system : of the n training stimuli.
+    rows : those to predict, shape (s,).
+    alphas : ridge penalties, each > 0.
+
+    Yields
+    ------
+    V, shape (s, n), rows summing to 1, V[i, rows[i]] = 0.
+
+    Raises
+    ------
+    ValueError : as `hat_matrices`; fewer than two training stimuli.
+    """
+    n = system.n
+    if n < 2:
+        raise ValueError(f"{n} training stimuli: nothing is left when one is left out")
+    right = system.of_training(rows)
+    own = np.arange(len(rows))
+    for hat in system.hat_matrices(right, alphas):
+        xp = array_namespace(hat)
+        mask = np.zeros(hat.shape, dtype=bool)
+        mask[own, rows] = True
+        mask = xp.asarray(mask)
+        smoother = hat + 1 / n
+        zero = xp.zeros_like(smoother)
+        leverage = xp.sum(xp.where(mask, smoother, zero), axis=1, keepdims=True)
+        yield xp.where(mask, zero, smoother / (1 - leverage))
+
+
+def k_fold(system: System, rows: np.ndarray, alphas: Sequence[float], fold: np.ndarray) -> Iterator[Array]:
+    """As `leave_one_out`, with all stimuli of one's own fold left out: V @ Y, intercept included.
+
+    Parameters
+    ----------
+    rows : those to predict, shape (s,).
+    fold : number of each training stimulus's fold, shape (n,).
+
+    Yields
+    ------
+    V, shape (s, n), rows summing to 1 and 0 wherever the training stimulus shares the row's fold.
+
+    Raises
+    ------
+    ValueError : as `hat_matrices`; a fold that leaves no training stimulus.
+    """
+    order, solved = [], []
+    for number in np.unique(fold[rows]):
+        kept, at = np.flatnonzero(fold != number), np.flatnonzero(fold[rows] == number)
+        if not kept.size:
+            raise ValueError(f"fold {number} holds all {system.n} training stimuli")
+        inner, right = system.without(kept, rows[at])
+        order.append(at)
+        columns = np.argsort(np.concatenate([kept, np.flatnonzero(fold == number)]))
+        solved.append((columns, inner.hat_matrices(right, alphas)))
+    back = np.argsort(np.concatenate(order))
+    for _ in alphas:
+        parts = []
+        for columns, hats in solved:
+            hat = next(hats)
+            xp = array_namespace(hat)
+            left_out = xp.zeros((hat.shape[0], system.n - hat.shape[1]), dtype=hat.dtype)
+            parts.append(_take(xp.concat([hat + 1 / hat.shape[1], left_out], axis=1), columns, 1))
+        yield _take(xp.concat(parts), back, 0)
 
 
 def _check(alphas: Sequence[float], *responses: Array) -> None:
@@ -140,6 +277,18 @@ def _add_gram(gram: Array, block: Array) -> None:
         syrk(1.0, left, beta=1.0, c=gram.T, trans=left is not block, lower=1, overwrite_c=1)
     else:
         gram += block @ block.T
+
+
+def _mirrored(gram: Array) -> Array:
+    """Both triangles of a matrix kept up by `_add_gram`."""
+    if is_numpy_array(gram):
+        n = gram.shape[0]
+        for start in range(0, n, 512):
+            stop = min(start + 512, n)
+            corner = gram[start:stop, start:stop]
+            gram[start:stop, start:stop] = np.triu(corner) + np.triu(corner, 1).T
+            gram[stop:, start:stop] = gram[start:stop, stop:].T
+    return gram
 
 
 def _solve(gram: Array, alpha: float, right: Array) -> Array:
@@ -166,121 +315,10 @@ def _solve(gram: Array, alpha: float, right: Array) -> Array:
     return xp.linalg.solve(factor.T, xp.linalg.solve(factor, right))
 
 
-def _centred_rows(hat_matrix: Array) -> Array:
+def centred_rows(hat_matrix: Array) -> Array:
     """Rows shifted to sum to 0, as they do in exact arithmetic: a constant added to Y then moves nothing else."""
     xp = array_namespace(hat_matrix)
     return hat_matrix - xp.mean(hat_matrix, axis=1, keepdims=True)
-
-
-class Block(NamedTuple):
-    """Predictions of one block of columns and all that is worth knowing of them.
-
-    Attributes
-    ----------
-    latent : (m, t) raw predictions.
-    train_mean, train_std : (t,) of the training targets (ddof 0).
-    prediction_mean, prediction_std : (t,) of the predictions over the test set (ddof 0).
-    r2, pearson_r : (t,) scores on the test set; not a number where the true (for r, also the predicted) column is
-        constant.
-    """
-
-    latent: Array
-    train_mean: Array
-    train_std: Array
-    prediction_mean: Array
-    prediction_std: Array
-    r2: Array
-    pearson_r: Array
-
-
-def predict_block(hat_matrix: Array, latents: Array, train: Rows, test: Rows) -> Block:
-    """Predict one block of columns and score it, in one walk through memory.
-
-    Parameters
-    ----------
-    hat_matrix : (m, n) float32, rows summing to 0.
-    latents : block of a target store, (stimuli, t), float16 or float32.
-    train, test : its rows of the n training and m test stimuli.
-
-    Returns
-    -------
-    Block, float32; statistics are accumulated in float64 from sums over few rows, after a shift that keeps them exact.
-    """
-    xp = array_namespace(hat_matrix, latents)
-    shift = as_float32(latents[train, ...][:1, :])[0, :]
-    targets, total, squares = _shifted(latents[train, ...], shift)
-    n = targets.shape[0]
-    offset = total / n
-    mean = shift + xp.astype(offset, xp.float32)
-    predicted = hat_matrix @ targets
-    predicted += xp.astype(offset, xp.float32)
-
-    m, t = predicted.shape
-    sums = {name: xp.zeros((t,), dtype=xp.float64) for name in ("p", "pp", "y", "yy", "py", "ee")}
-    true = latents[test, ...]
-    for start, stop in _few_rows(m):
-        p = predicted[start:stop, :]
-        y = as_float32(true[start:stop, :]) - shift
-        e = y - p
-        for name, product in (("p", p), ("pp", p * p), ("y", y), ("yy", y * y), ("py", p * y), ("ee", e * e)):
-            sums[name] += xp.astype(xp.sum(product, axis=0), xp.float64)
-    spread_p = xp.maximum(sums["pp"] - sums["p"] ** 2 / m, xp.zeros_like(offset))
-    spread_y = xp.maximum(sums["yy"] - sums["y"] ** 2 / m, xp.zeros_like(offset))
-    covariance = sums["py"] - sums["p"] * sums["y"] / m
-    constant_y = xp.all(true == true[:1, :], axis=0)
-    constant = constant_y | xp.all(predicted == predicted[:1, :], axis=0)
-    predicted += shift
-    return Block(
-        predicted,
-        mean,
-        _float32_root(squares / n - offset * offset),
-        shift + xp.astype(sums["p"] / m, xp.float32),
-        _float32_root(spread_p / m),
-        xp.astype(1 - _ratio(sums["ee"], spread_y, constant_y), xp.float32),
-        xp.astype(_ratio(covariance, xp.sqrt(spread_p * spread_y), constant), xp.float32),
-    )
-
-
-def _shifted(latents: Array, shift: Array) -> tuple[Array, Array, Array]:
-    """`latents - shift` in float32, (n, t), with its column sums and sums of squares in float64."""
-    xp = array_namespace(latents)
-    n, t = latents.shape
-    values = xp.empty((n, t), dtype=xp.float32)
-    total = xp.zeros((t,), dtype=xp.float64)
-    squares = xp.zeros((t,), dtype=xp.float64)
-    for start, stop in _few_rows(n):
-        part = as_float32(latents[start:stop, :]) - shift
-        values[start:stop, :] = part
-        total += xp.astype(xp.sum(part, axis=0), xp.float64)
-        squares += xp.astype(xp.sum(part * part, axis=0), xp.float64)
-    return values, total, squares
-
-
-def _few_rows(n: int) -> Iterator[tuple[int, int]]:
-    """Runs of rows that stay in cache."""
-    return ((start, min(start + ROWS_IN_CACHE, n)) for start in range(0, n, ROWS_IN_CACHE))
-
-
-def as_float32(values: Array) -> Array:
-    """The values in float32; NumPy's float16 through torch, whose conversion is ten times as fast and as exact."""
-    if is_numpy_array(values) and values.dtype == "float16":
-        import torch
-
-        return torch.from_numpy(values).to(torch.float32).numpy()
-    xp = array_namespace(values)
-    return xp.astype(values, xp.float32)
-
-
-def _float32_root(values: Array) -> Array:
-    xp = array_namespace(values)
-    return xp.astype(xp.sqrt(xp.maximum(values, xp.zeros_like(values))), xp.float32)
-
-
-def _ratio(above: Array, below: Array, undefined: Array) -> Array:
-    xp = array_namespace(above)
-    undefined = undefined | (below <= 0)
-    nan = xp.full_like(above, float("nan"))
-    return xp.where(undefined, nan, above / xp.where(undefined, xp.ones_like(below), below))
 
 
 def predict(hat_matrix: Array, targets: Array) -> Array:
@@ -289,32 +327,32 @@ def predict(hat_matrix: Array, targets: Array) -> Array:
     return hat_matrix @ targets + xp.mean(targets, axis=0)
 
 
-def restandardise(
-    predicted: Array,
-    rule: str,
-    *,
-    train_mean: Array,
-    train_std: Array,
-    prediction_mean: Array,
-    prediction_std: Array,
-) -> Array:
+RULES: Mapping[str, tuple[str, ...]] = {
+    "test_set": ("train_mean", "train_std", "prediction_mean", "prediction_std"),
+    "held_out": ("train_mean", "train_std", "held_out_mean", "held_out_std"),
+    "none": (),
+}
+
+
+def restandardise(predicted: Array, rule: str, statistics: Mapping[str, Array]) -> Array:
     """Bring predictions to the training targets' mean and SD by a named rule.
 
     Parameters
     ----------
     predicted : raw predictions, shape (m, ...).
-    rule : `test_set` (the authors: statistics of the predictions over the whole test set, which makes each
-        prediction depend on the others) or `none` (raw).
-    train_mean, train_std, prediction_mean, prediction_std : shape (...), ddof 0.
+    rule : `test_set` (the authors: by the mean and SD of the predictions over the whole test set, which makes each
+        prediction depend on the others), `held_out` (by those of what cross-validation predicts for training
+        stimuli) or `none` (raw).
+    statistics : those that `RULES` names, of `Block`: shape (...), ddof 0.
 
     Raises
     ------
     ValueError : another rule.
     """
-    xp = array_namespace(predicted)
+    if rule not in RULES:
+        raise ValueError(f"re-standardisation rule {rule!r}: there are {', '.join(RULES)}")
     if rule == "none":
         return predicted
-    if rule != "test_set":
-        raise ValueError(f"re-standardisation rule {rule!r}: there are `test_set` and `none`")
-    divisor = xp.where(prediction_std > 0, prediction_std, xp.ones_like(prediction_std))
-    return (predicted - prediction_mean) / divisor * train_std + train_mean
+    xp = array_namespace(predicted)
+    train_mean, train_std, mean, std = (statistics[name] for name in RULES[rule])
+    return (predicted - mean) / xp.where(std > 0, std, xp.ones_like(std)) * train_std + train_mean

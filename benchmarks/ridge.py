@@ -29,7 +29,8 @@ import numpy as np
 import psutil
 from threadpoolctl import threadpool_limits
 
-from bdflow import regress, ridge
+from bdflow import regress, ridge, ridge_blocks
+from bdflow.columns import Columns, ahead
 from bdflow.config import SPACES, Config, parse
 from bdflow.pipeline import _Filler
 from bdflow.stage import Context
@@ -202,15 +203,16 @@ class Reader:
     """Reads one block of columns of a target store a task, as the stage does, and does nothing with it."""
 
     def __init__(self, targets: dict[str, Store], columns: int) -> None:
-        self.targets, self.columns = targets, columns
+        self.targets, self.columns, self.scratch = targets, columns, ridge_blocks.Scratch()
 
     def __call__(self, task: tuple[str, int]) -> int:
         space, partition = task
         store = self.targets[space]
         cut = catalog.column_blocks(store.arrays["latent"].shape[1:], self.columns)
         ((dim, length),) = cut.items()
-        block = store.read("latent", {dim: slice(partition * length, min((partition + 1) * length, store.sizes[dim]))})
-        return block.nbytes
+        region = {dim: slice(partition * length, min((partition + 1) * length, store.sizes[dim]))}
+        rows = Columns(store, np.arange(store.sizes["stimulus"]), 2048)
+        return sum(piece.nbytes for piece in ahead(rows.requests(region, self.scratch)))
 
 
 # --- the competition ------------------------------------------------------------------------------------------------
@@ -305,14 +307,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each worker")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--no-comparison", action="store_true", help="leave scikit-learn and himalaya out")
+    parser.add_argument("--keep", action="store_true", help="keep responses and targets in --dir for another run")
     options = parser.parse_args()
     scale = SCALES[options.scale]
     cores = options.workers * options.threads
-    root = Path(tempfile.mkdtemp(prefix="bdflow-ridge-", dir=options.dir))
+    if options.keep and options.dir is None:
+        parser.error("--keep needs --dir")
+    root = options.dir / options.scale if options.keep else Path(tempfile.mkdtemp("-bdflow-ridge", dir=options.dir))
+    root.mkdir(parents=True, exist_ok=True)
     try:
         result = measure(root, scale, options, cores)
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        if not options.keep:
+            shutil.rmtree(root, ignore_errors=True)
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -322,6 +329,10 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
     config = configuration(root, scale, options.executor, options.workers, options.threads)
     study = Study(config.study)
     study.create("ridge benchmark", {})
+    for path in study.paths():
+        if not path.startswith(("responses/", "targets/")):
+            study.remove(path)
+    shutil.rmtree(study.path / "runs", ignore_errors=True)
     known = {f"responses/{s}": Provenance("benchmark", {"subject": s}) for s in scale.voxels}
     known |= {f"targets/{space}": Provenance("benchmark", {"space": space}) for space in SPACES}
     result: dict[str, Any] = {"scale": options.scale, "executor": options.executor, "cores": cores}
@@ -335,7 +346,9 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
             resources=resources,
         )
         for store in stores.values():
-            store.seal()
+            if not store.sealed:
+                store.seal()
+        os.sync()
         targets = {space: stores[f"targets/{space}"] for space in SPACES}
         blocks = [(space, i) for space, shape in scale.spaces.items() for i in range(_n_blocks(shape, scale.columns))]
         sizes: list[int] = []
@@ -360,7 +373,7 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
         result["seconds"] = time.perf_counter() - start
     result["peak memory (B)"] = memory.peak
     result["sgemm (FLOP/s)"] = statistics.mean([before, sgemm_rate(cores)])
-    result["works"] = {entry["work"]: entry["wall_seconds"] for entry in entries(study.path)}
+    result["works"] = {e["work"]: e["wall_seconds"] for e in entries(study.path)}
     result["arithmetic (FLOP)"] = arithmetic(scale)
     result["fraction of sgemm"] = arithmetic(scale) / result["seconds"] / result["sgemm (FLOP/s)"]
     result["error against float64"] = error_against_float64(study.path, config.subjects[0], config.regress.alpha.vdvae)

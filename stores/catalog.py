@@ -132,29 +132,132 @@ def column_blocks(shape: Sequence[int], columns: int) -> dict[str, int]:
     return {"token": max(1, min(columns // shape[1], shape[0]))}
 
 
+ALPHA = ArraySpec("alpha", ("alpha",), "f8", "ridge penalty (scikit-learn's convention)", role="coordinate")
+TRAIN_NSD_ID = ArraySpec(
+    "train_nsd_id", ("train_stimulus",), "i4", "nsd_id of the training stimulus", role="coordinate"
+)
+KERNEL_ROWS = 1024
+
+
+def systems(dual: bool) -> StoreSpec:
+    """The kernel of stimuli (dual), or the covariance of voxels (primal): what ridge solves."""
+    rows, columns = ("stimulus", "train_stimulus") if dual else ("voxel", "other_voxel")
+    doc = "inner product of the z-scored responses to two stimuli"
+    given: tuple[ArraySpec, ...] = (NSD_ID, SPLIT, TRAIN_NSD_ID)
+    if not dual:
+        doc = "inner product over training stimuli of the z-scored responses of two valid voxels"
+        given = (ArraySpec("voxel", ("voxel",), "i4", "position of the voxel in the responses", role="coordinate"),)
+    return StoreSpec(
+        "System: what ridge solves for every penalty and every target",
+        (ArraySpec("gram", (rows, columns), "f4", doc, chunks={rows: KERNEL_ROWS, columns: 4096}), *given),
+        {rows: KERNEL_ROWS},
+    )
+
+
+def panels(width: int) -> StoreSpec:
+    """A Cholesky factor that is larger than memory, column by column."""
+    chunks = {"column": width, "row": 4096}
+    return StoreSpec(
+        "Factor: columns of the Cholesky factor of the kernel plus the penalty",
+        (ArraySpec("factor", ("column", "row"), "f4", "element of the lower triangle", chunks=chunks),),
+        {"column": width},
+    )
+
+
+def validation() -> StoreSpec:
+    return StoreSpec(
+        "Validation: cross-validated predictions of training stimuli = matrix @ latents, intercept included",
+        (
+            ArraySpec(
+                "matrix",
+                ("alpha", "held_out_stimulus", "train_stimulus"),
+                "f4",
+                "weight of each training stimulus in the prediction of one it was fitted without",
+                chunks={"alpha": 1, "held_out_stimulus": 512, "train_stimulus": 4096},
+            ),
+            ALPHA,
+            ArraySpec(
+                "held_out_nsd_id",
+                ("held_out_stimulus",),
+                "i4",
+                "nsd_id of the training stimulus that is predicted",
+                role="coordinate",
+            ),
+            TRAIN_NSD_ID,
+        ),
+        {"alpha": 1},
+    )
+
+
+def selection(shape: Sequence[int], columns: int) -> StoreSpec:
+    dims, cut = space_dims(shape), column_blocks(shape, columns)
+    return StoreSpec(
+        "Selection: how well each penalty predicts training stimuli that were left out",
+        (
+            ArraySpec(
+                "score",
+                ("alpha", *dims),
+                "f4",
+                "cross-validated R^2; not a number where the latent was not drawn",
+                chunks=cut,
+            ),
+            ArraySpec("best_alpha", dims, "f4", "penalty with the highest score", chunks=cut),
+            ALPHA,
+        ),
+        cut,
+    )
+
+
+def weights(shape: Sequence[int], columns: int, voxels: int) -> StoreSpec:
+    dims = space_dims(shape)
+    cut = {"voxel": voxels, **column_blocks(shape, columns)}
+    return StoreSpec(
+        "Weights: ridge coefficients for z-scored responses",
+        (ArraySpec("weight", ("voxel", *dims), "f4", "change of the latent per SD of the voxel", chunks=cut),),
+        cut,
+    )
+
+
+def importance(voxels: int) -> StoreSpec:
+    return StoreSpec(
+        "Importance: how strongly a target space depends on each voxel",
+        (
+            ArraySpec(
+                "importance",
+                ("voxel",),
+                "f4",
+                "root mean square over latents of the weight, in SD of the latent per SD of the voxel",
+                chunks={"voxel": voxels},
+            ),
+        ),
+        {"voxel": voxels},
+    )
+
+
 def decoders() -> StoreSpec:
     return StoreSpec(
-        "Decoder: ridge of a subject, one hat matrix a target space; predictions = hat_matrix @ latents + mean",
+        "Decoder: ridge of a subject, one hat matrix a penalty; predictions = hat_matrix @ latents + their mean",
         (
             ArraySpec(
                 "hat_matrix",
-                ("space", "stimulus", "train_stimulus"),
+                ("alpha", "stimulus", "train_stimulus"),
                 "f4",
                 "weight of each training stimulus in each test prediction",
-                chunks={"space": 1, "stimulus": 512, "train_stimulus": 4096},
+                chunks={"alpha": 1, "stimulus": 512, "train_stimulus": 4096},
             ),
-            ArraySpec("alpha", ("space",), "f8", "ridge penalty (scikit-learn's convention)", role="given"),
+            ALPHA,
+            ArraySpec(
+                "space_alpha",
+                ("space",),
+                "f8",
+                "penalty of the target space; not a number where each latent has its own",
+                role="given",
+            ),
             ArraySpec("space", ("space",), "str", "target space", role="coordinate"),
             NSD_ID,
-            ArraySpec(
-                "train_nsd_id",
-                ("train_stimulus",),
-                "i4",
-                "nsd_id of the training stimulus",
-                role="coordinate",
-            ),
+            TRAIN_NSD_ID,
         ),
-        {"space": 1},
+        {"alpha": 1},
     )
 
 
@@ -165,17 +268,23 @@ STATISTICS: Mapping[str, str] = {
     "prediction_std": "SD of the predictions over the test set (ddof 0)",
     "r2": "coefficient of determination on the test set",
     "pearson_r": "Pearson correlation with the true latents on the test set",
+    "alpha": "ridge penalty",
+}
+HELD_OUT: Mapping[str, str] = {
+    "held_out_mean": "mean of cross-validated predictions of training stimuli",
+    "held_out_std": "SD of cross-validated predictions of training stimuli (ddof 0)",
 }
 
 
-def predictions(shape: Sequence[int], columns: int) -> StoreSpec:
+def predictions(shape: Sequence[int], columns: int, *, held_out: bool = False) -> StoreSpec:
     dims = space_dims(shape)
     cut = column_blocks(shape, columns)
+    statistics = {**STATISTICS, **HELD_OUT} if held_out else STATISTICS
     return StoreSpec(
         "Predictions: latents of the test stimuli as ridge predicts them, raw; the statistics re-standardise them",
         (
             ArraySpec("latent", ("stimulus", *dims), "f4", "predicted latent", chunks={"stimulus": 64, **cut}),
-            *(ArraySpec(name, dims, "f4", doc, chunks=cut) for name, doc in STATISTICS.items()),
+            *(ArraySpec(name, dims, "f4", doc, chunks=cut) for name, doc in statistics.items()),
             NSD_ID,
         ),
         cut,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 import zarr
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import xarray
 
 PROGRESS = "written"
+NDBuffer = default_buffer_prototype().nd_buffer
 Selection = Mapping[str, slice | np.ndarray]
 
 
@@ -187,11 +189,32 @@ class Store:
         Raises CorruptChunk, naming the chunk, if one of those it needs does not decode or fails its checksum.
         """
         array = self.arrays[name]
-        index = tuple((selection or {}).get(dim, slice(None)) for dim in self.dims(name))
-        try:
+        index = self._index(name, selection)
+        with self._damage_named(name, index):
             if all(isinstance(part, slice) for part in index):
                 return np.asarray(array[index])
             return np.asarray(array.oindex[index])
+
+    def read_into(self, out: np.ndarray, name: str, selection: Selection | None = None) -> np.ndarray:
+        """`read` for slices, into `out`, a C-contiguous array of their shape: memory touched before is read into at
+        twice the rate of fresh memory. Returns `out`; raises CorruptChunk, and ValueError for another shape or dtype.
+        """
+        array, index = self.arrays[name], self._index(name, selection)
+        shape = tuple(len(range(*part.indices(size))) for part, size in zip(index, array.shape, strict=True))  # type: ignore[union-attr]
+        if out.shape != shape or out.dtype != array.dtype:
+            raise ValueError(f"{self.path}/{name}: {shape} of {array.dtype} do not go into {out.shape} of {out.dtype}")
+        with self._damage_named(name, index):
+            array.get_basic_selection(index, out=NDBuffer.from_numpy_array(out))  # type: ignore[arg-type]
+        return out
+
+    def _index(self, name: str, selection: Selection | None) -> tuple[slice | np.ndarray, ...]:
+        return tuple((selection or {}).get(dim, slice(None)) for dim in self.dims(name))
+
+    @contextmanager
+    def _damage_named(self, name: str, index: Sequence[slice | np.ndarray]) -> Iterator[None]:
+        """Where reading fails, name the chunk."""
+        try:
+            yield
         except (ValueError, RuntimeError):
             for chunk in self._chunks_under(name, index):
                 why = self._chunk_damage(name, chunk)

@@ -10,7 +10,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("bdflow", "stores", "cluster")
 STAGES = ("ingest", "features", "regress", "reconstruct", "evaluate", "report")
-PURE = ("ridge", "metrics", "noise", "errors", "config", "scenes", "scenes_background", "scenes_draw")
+PURE = (
+    "ridge",
+    "ridge_blocks",
+    "ridge_tiles",
+    "ridge_plan",
+    "metrics",
+    "noise",
+    "errors",
+    "config",
+    "scenes",
+    "scenes_background",
+    "scenes_draw",
+)
 PURE_MAY = {"bdflow.errors", "bdflow.noise", "bdflow.scenes", "bdflow.scenes_background", "bdflow.scenes_draw"}
 
 

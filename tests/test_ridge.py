@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from bdflow import ridge
+from bdflow import ridge, ridge_blocks
 
 PAPER_ALPHAS = (50_000.0, 60_000.0, 100_000.0)
 
@@ -108,8 +108,10 @@ def test_a_block_is_predicted_and_scored_as_by_scipy_and_scikit_learn(array_modu
     z, z_test, _, _ = ridge.z_score(x[train], x[test])
     (hat,) = ridge.hat_matrices(z, z_test, [5.0])
     as_array = array_module.asarray
-    found = ridge.predict_block(as_array(hat.astype("f4")), as_array(latents), train, test)
-    found = ridge.Block(*(np.asarray(value) for value in found))
+    pieces = [as_array(latents[train][a:b]) for a, b in ((0, 130), (130, 131), (131, n))]
+    found = ridge_blocks.predict_block([as_array(hat.astype("f4"))], pieces, [as_array(latents[test])])
+    assert found.held_out_mean is None
+    found = ridge_blocks.Block(*(np.asarray(value) for value in found[:7]))
     wide = latents.astype("f8")
     reference = Ridge(alpha=5).fit(z, wide[train]).predict(z_test)
     np.testing.assert_allclose(found.latent, reference, atol=2e-5 + 1e-6 * mean)
@@ -124,16 +126,105 @@ def test_a_block_is_predicted_and_scored_as_by_scipy_and_scikit_learn(array_modu
     np.testing.assert_allclose(found.pearson_r[rest], r, atol=1e-5)
     assert np.isnan(found.r2[3])
     assert np.isnan(found.pearson_r[3])
-    assert all(value.dtype == np.float32 for value in found)
+    assert all(value.dtype == np.float32 for value in found[:7])
 
 
-def test_rows_may_be_in_any_order():
+def test_a_target_that_is_not_a_number_spoils_its_own_column_alone():
     rng = np.random.default_rng(4)
-    latents, rows = rng.normal(size=(50, 4)).astype("f4"), rng.permutation(50)
-    hat = rng.normal(size=(7, 30)).astype("f4")
+    latents, hat = rng.normal(size=(50, 4)).astype("f4"), rng.normal(size=(7, 30)).astype("f4")
     hat -= hat.mean(axis=1, keepdims=True)
-    found = ridge.predict_block(hat, latents, rows[:30], rows[30:37])
-    np.testing.assert_allclose(found.latent, ridge.predict(hat, latents[rows[:30]]), atol=1e-4)
+    whole = ridge_blocks.predict_block([hat], [latents[:30]], [latents[30:37]])
+    latents[12, 2] = np.nan
+    found = ridge_blocks.predict_block([hat], [latents[:30]], [latents[30:37]])
+    for name in ("latent", "train_mean", "train_std", "r2", "pearson_r"):
+        values = np.atleast_2d(getattr(found, name))
+        assert np.isnan(values[:, 2]).all(), name
+        np.testing.assert_array_equal(np.delete(values, 2, 1), np.delete(np.atleast_2d(getattr(whole, name)), 2, 1))
+
+
+def test_each_column_may_have_its_own_alpha_and_pieces_must_be_complete():
+    rng = np.random.default_rng(4)
+    latents, hats = rng.normal(size=(50, 9)).astype("f4"), rng.normal(size=(3, 7, 30)).astype("f4")
+    hats -= hats.mean(axis=2, keepdims=True)
+    which = np.array([0, 2, 2, 1, 0, 0, 2, 1, 1])
+    pieces = [latents[:11], latents[11:30]]
+    found = ridge_blocks.predict_block(list(hats), pieces, [latents[30:37]], which=which)
+    for number, hat in enumerate(hats):
+        alone = ridge_blocks.predict_block([hat], pieces, [latents[30:37]])
+        for ours, theirs in zip(found[:7], alone[:7], strict=True):
+            np.testing.assert_allclose(ours[..., which == number], theirs[..., which == number], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="found 29 training targets, expected 30"):
+        ridge_blocks.predict_block([hats[0]], [latents[:29]], [latents[30:37]])
+
+
+def refitted(z, y, alpha, left_out):
+    kept = np.setdiff1d(np.arange(len(z)), left_out)
+    return Ridge(alpha=alpha).fit(z[kept], y[kept]).predict(z[left_out])
+
+
+@pytest.mark.parametrize("array_module", [np, array_api_strict], ids=["numpy", "strict"])
+@pytest.mark.parametrize(("n", "p"), [(30, 70), (40, 12), (2, 5)])
+def test_cross_validation_equals_refitting_by_scikit_learn(n, p, array_module):
+    """Exactly, the intercept included, in either form: one factor against one fit a stimulus or fold."""
+    x, _, y = problem(n, p)
+    z, _, _, _ = ridge.z_score(x, x)
+    z = z + 1e-3  # not quite centred responses must not matter to the folds' own centring
+    z -= z.mean(0)
+    rows = np.arange(n) if n < 10 else np.sort(np.random.default_rng(1).choice(n, 11, replace=False))
+    fold = np.arange(n) % (5 if n > 10 else 2)
+    wide = array_module.asarray(z)
+    for system in (ridge.Dual(wide @ wide.T), ridge.Primal(wide)):
+        alphas = (0.3, 20.0)
+        alone = ridge.leave_one_out(system, rows, alphas)
+        folds = ridge.k_fold(system, rows, alphas, fold)
+        for alpha, one, k in zip(alphas, alone, folds, strict=True):
+            one, k = np.asarray(one), np.asarray(k)
+            np.testing.assert_allclose(one.sum(1), 1)
+            np.testing.assert_allclose(k.sum(1), 1)
+            for i, row in enumerate(rows):
+                np.testing.assert_allclose(one[i] @ y, refitted(z, y, alpha, [row])[0], rtol=1e-7, atol=1e-8)
+                mates = np.flatnonzero(fold == fold[row])
+                expected = refitted(z, y, alpha, mates)[np.flatnonzero(mates == row)[0]]
+                np.testing.assert_allclose(k[i] @ y, expected, rtol=1e-7, atol=1e-8)
+
+
+def test_cross_validation_that_cannot_be_is_refused():
+    x, _, _ = problem(4, 6)
+    system = ridge.Dual(x @ x.T)
+    with pytest.raises(ValueError, match="fold 0 holds all 4"):
+        next(ridge.k_fold(system, np.arange(4), [1.0], np.zeros(4, int)))
+    with pytest.raises(ValueError, match="1 training stimuli"):
+        next(ridge.leave_one_out(ridge.Dual(np.zeros((1, 1))), np.arange(1), [1.0]))
+
+
+def test_cross_validated_scores_are_those_of_scikit_learn():
+    x, _, y = problem(60, 90, t=7)
+    y[:, 4] = 2.0
+    z, _, _, _ = ridge.z_score(x, x)
+    rows = np.sort(np.random.default_rng(1).choice(60, 25, replace=False))
+    matrices = list(ridge.leave_one_out(ridge.Dual(z @ z.T), rows, (1.0, 50.0)))
+    pieces = [y[:20].astype("f4"), y[20:60].astype("f4")]
+    found = ridge_blocks.validate_block([v.astype("f4") for v in matrices], rows, pieces)
+    assert found.shape == (2, 7)
+    assert np.isnan(found[:, 4]).all()
+    for scores, v in zip(found, matrices, strict=True):
+        expected = r2_score(y[rows], v @ y, multioutput="raw_values")
+        np.testing.assert_allclose(np.delete(scores, 4), np.delete(expected, 4), atol=1e-5)
+
+
+def test_held_out_statistics_are_those_of_the_cross_validated_predictions():
+    x, other, y = problem(60, 90, t=5)
+    z, z_other, _, _ = ridge.z_score(x, other)
+    (hat,) = ridge.hat_matrices(z, z_other, [30.0])
+    (v,) = ridge.leave_one_out(ridge.Dual(z @ z.T), np.arange(60), [30.0])
+    both = np.concatenate([hat, v]).astype("f4")
+    found = ridge_blocks.predict_block([both], [y.astype("f4")], [y[:7].astype("f4")], held_out=60)
+    np.testing.assert_allclose(found.latent, ridge.predict(hat, y), atol=1e-5)
+    np.testing.assert_allclose(found.held_out_mean, (v @ y).mean(0), atol=1e-5)
+    np.testing.assert_allclose(found.held_out_std, (v @ y).std(0), rtol=1e-4)
+    scaled = ridge.restandardise(v @ y, "held_out", found._asdict())
+    np.testing.assert_allclose(scaled.mean(0), y.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scaled.std(0), y.std(0), rtol=1e-4)
 
 
 def test_restandardised_predictions_have_the_training_statistics():
@@ -141,12 +232,12 @@ def test_restandardised_predictions_have_the_training_statistics():
     train, predicted = rng.normal(3, 4, (50, 6)), rng.normal(1, 0.1, (20, 6))
     train_mean, train_std, mean, std = train.mean(0), train.std(0), predicted.mean(0), predicted.std(0)
     statistics = {"train_mean": train_mean, "train_std": train_std, "prediction_mean": mean, "prediction_std": std}
-    found = ridge.restandardise(predicted, "test_set", **statistics)
+    found = ridge.restandardise(predicted, "test_set", statistics)
     np.testing.assert_allclose(found.mean(0), train.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found.std(0), train.std(0), rtol=1e-5)
-    assert ridge.restandardise(predicted, "none", **statistics) is predicted
+    assert ridge.restandardise(predicted, "none", statistics) is predicted
     with pytest.raises(ValueError, match="held"):
-        ridge.restandardise(predicted, "held", **statistics)
+        ridge.restandardise(predicted, "held", statistics)
 
 
 def test_blocks_of_voxels_add_up_to_all_of_them():
@@ -154,10 +245,12 @@ def test_blocks_of_voxels_add_up_to_all_of_them():
     train, test, _, _ = ridge.z_score(x, other)
     blocks = [(train[:, a:b], test[:, a:b]) for a, b in ((0, 10), (10, 64), (64, 90))]
     (whole,) = ridge.hat_matrices(train, test, [7.0])
-    (parts,) = ridge.dual_hat_matrices(blocks, 30, 7, [7.0])
+    kernel, cross = ridge.kernel_matrix(blocks, 30, 7)
+    np.testing.assert_allclose(kernel, train @ train.T, atol=1e-12)
+    (parts,) = ridge.Dual(kernel).hat_matrices(cross, [7.0])
     np.testing.assert_allclose(parts, whole, atol=1e-12)
     with pytest.raises(ValueError, match="no voxels"):
-        next(ridge.dual_hat_matrices([], 30, 7, [7.0]))
+        ridge.kernel_matrix([], 30, 7)
 
 
 def test_a_system_that_is_singular_in_float32_says_so():
