@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from bdflow.errors import InputError
 from bdflow.models.config import VDVAEConfig
 from bdflow.models.manifest import FileEntry, Manifest, NetworkEntry, read_json, read_manifest
-from bdflow.models.networks import Part, build_module, parts_of, tower_config, vdvae_config
+from bdflow.models.networks import Part, build_module, number_positions, parts_of, tower_config, vdvae_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -153,8 +153,6 @@ class Bundle:
 
     def load(self, network: str, device: str = "cpu", dtype: str = "float32") -> "nn.Module":
         """The module of one network (vdvae, clip_vision, clip_text, unet, vae) with its weights."""
-        import torch
-
         from bdflow.models.checkpoint import DTYPES, load_into
 
         if dtype not in DTYPES:
@@ -163,11 +161,7 @@ class Bundle:
             )
         module = self.build(network)
         load_into(module, self.parts(network, module), device=device, dtype=dtype)
-        for name, buffer in list(module.named_buffers()):
-            if name.endswith("position_ids"):
-                owner, _, leaf = name.rpartition(".")
-                ids = torch.arange(buffer.shape[-1], device=device)[None]
-                module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
+        number_positions(module, device)
         return module
 
 

@@ -286,13 +286,15 @@ def load_into(
     *,
     device: str,
     dtype: str,
+    action: str = "run `bdflow bundle check` on the bundle and replace the file.",
 ) -> None:
     """Give a module built on the meta device its weights, in `dtype` on `device`.
 
     `parts`: (checkpoint, our name -> its name, its names to ignore) for each file. Raises InputError that
-    lists every difference between files and module before any weight is read.
+    lists every difference between files and module before any weight is read, and what to do (`action`).
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    counters = "num_batches_tracked"  # of training steps; batch norms that are loaded without them start at 0
+    expected = {name: tuple(t.shape) for name, t in module.state_dict().items() if not name.endswith(counters)}
     report = [
         line
         for checkpoint, sources, ignored in parts
@@ -307,7 +309,7 @@ def load_into(
             found=f"{len(report)} differences:\n  {shown}\n",
             expected=f"the tensors of a {type(module).__name__} of the size that the manifest gives",
             meaning="The file holds another network, another size of it, or a damaged copy.",
-            action="run `bdflow bundle check` on the bundle and replace the file.",
+            action=action,
         )
     weights = {}
     for checkpoint, sources, _ in parts:

@@ -64,6 +64,17 @@ def build_module(entry: NetworkEntry) -> "nn.Module":
     return AutoencoderKL.from_config({k: v for k, v in entry.config().items() if not k.startswith("_")})
 
 
+def number_positions(module: "nn.Module", device: str) -> None:
+    """Fill the buffers that no file holds: the numbers of CLIP's tokens or patches."""
+    import torch
+
+    for name, buffer in list(module.named_buffers()):
+        if name.endswith("position_ids"):
+            owner, _, leaf = name.rpartition(".")
+            ids = torch.arange(buffer.shape[-1], device=device)[None]
+            module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
+
+
 def parts_of(entry: NetworkEntry, module: "nn.Module") -> list[Part]:
     """How a network's files map onto its module: (checkpoint, our name -> its name, its names to ignore) a file."""
     from bdflow.models import keys
