@@ -13,6 +13,12 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 from bdflow.errors import InputError
 
 Variant = Literal["full", "only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision"]
+Metric = Literal[
+    "PixCorr", "SSIM", "AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV", "CLIP (bundle)"
+]
+PUBLISHED_METRICS: tuple[Metric, ...] = (
+    "PixCorr", "SSIM", "AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV",
+)  # fmt: skip
 SPACES: tuple[str, ...] = ("vdvae", "clip_vision", "clip_text")
 Count = Annotated[int, Field(ge=1)]
 
@@ -93,11 +99,17 @@ class ReconstructSettings(Section):
     noise_index: Literal["authors", "diffusers"] = "authors"
     latent: Literal["sample", "mean"] = "sample"
     upper_bound: bool = False
+    subject_mean: bool = False
     batch_size: Count = 8
 
 
 class EvaluateSettings(Section):
+    """Which metrics, by which protocol, and where the judging networks' weights lie besides the usual caches."""
+
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = PUBLISHED_METRICS
     ssim: Literal["paper", "2d"] = "paper"
+    distractors: Literal["photos", "reconstructions"] = "photos"
+    weights: Path | None = None
 
 
 class ReportSettings(Section):
@@ -156,6 +168,7 @@ class Config(Section):
         """Every setting but where work runs and where the report goes, as JSON values: the study's record."""
         kept = self.model_dump(mode="json", exclude={"execution": True, "report": True, "study": True})
         del kept["networks"]["device"], kept["features"]["batch_size"], kept["reconstruct"]["batch_size"]
+        del kept["evaluate"]["weights"]
         return kept
 
 
@@ -215,6 +228,22 @@ def parse(content: dict[str, Any], where: object = "configuration") -> Config:
             expected="the settings of configs/brain_diffuser.yaml",
             action="; ".join(dict.fromkeys(hint for _, hint in lines)),
         ) from None
+    for key, listed in (
+        ("reconstruct.variants", config.reconstruct.variants),
+        ("evaluate.metrics", config.evaluate.metrics),
+    ):
+        if len(set(listed)) < len(listed):
+            raise InputError(
+                where, found=f"`{key}` {list(listed)}", expected="each once", action="drop the repeated one"
+            )
+    if {"mean", "true"} & set(config.subjects):
+        raise InputError(
+            where,
+            found=f"subjects {list(config.subjects)}",
+            expected="names other than `mean` and `true`",
+            meaning="These are the average of all subjects and the upper bound.",
+            action="rename the subject",
+        )
     if len(set(config.subjects)) < len(config.subjects):
         raise InputError(
             where,

@@ -1,24 +1,26 @@
 """Stage 4: predicted latents into pictures. The VDVAE's guess, then the reconstruction painted from it.
 
-One pass decodes the guesses of every subject; a second paints every variant from the same guesses and predictions.
+First the predictions of all subjects are averaged, if the configuration asks for the subject `mean`. One pass decodes
+the guesses of every subject; a second paints every variant from the same guesses and predictions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from bdflow import ridge
-from bdflow.config import Config, Variant
+from bdflow import average, ridge
+from bdflow.config import SPACES, Config, Variant
 from bdflow.models.bundle import open_bundle
-from bdflow.stage import TRUE, Context, Expected, Work, painted
+from bdflow.stage import MEAN, TRUE, Context, Expected, Work, decoded, missing_in_any, painted
 from stores import Provenance, Store, StoreError, StoreSpec, catalog
 
 NAME = "reconstruct"
+NOT_PAINTING = {"variants", "standardise", "batch_size", "upper_bound", "subject_mean"}
 USES: dict[str, tuple[str, ...]] = {
     "full": ("vdvae", "clip_vision", "clip_text"),
     "only_vdvae": ("vdvae",),
@@ -29,10 +31,11 @@ USES: dict[str, tuple[str, ...]] = {
 
 
 def provenances(config: Config, known: Expected) -> dict[str, Provenance]:
-    found = {}
+    found = _mean_provenances(config, known)
+    known = {**known, **found}
     inputs = {"bundle": open_bundle(config.networks.bundle).fingerprint}
     common = {"network_dtype": config.networks.dtype, "seed": config.seed, "chunk": config.chunks.images}
-    painting = config.reconstruct.model_dump(exclude={"variants", "standardise", "batch_size", "upper_bound"})
+    painting = config.reconstruct.model_dump(exclude=NOT_PAINTING)
     for subject in painted(config, config.subjects):
         shared = common if subject == TRUE else {**common, "standardise": config.reconstruct.standardise}
         latents = {space: {path: known[path].fingerprint} for space, path in latent_stores(subject).items()}
@@ -47,6 +50,18 @@ def provenances(config: Config, known: Expected) -> dict[str, Provenance]:
     return found
 
 
+def _mean_provenances(config: Config, known: Expected) -> dict[str, Provenance]:
+    if MEAN not in decoded(config, config.subjects):
+        return {}
+    settings = {"standardise": config.reconstruct.standardise, "chunk": config.chunks.columns}
+    found = {}
+    for space in SPACES:
+        paths = [f"targets/{space}", *(f"predictions/{subject}/{space}" for subject in config.subjects)]
+        upstream = {path: known[path].fingerprint for path in paths}
+        found[f"predictions/{MEAN}/{space}"] = Provenance(NAME, settings, upstream=upstream)
+    return found
+
+
 def latent_stores(subject: str) -> dict[str, str]:
     """The store that holds the latents of a subject's pictures, by target space."""
     return {
@@ -57,10 +72,12 @@ def latent_stores(subject: str) -> dict[str, str]:
 def works(context: Context) -> Iterator[Work]:
     config, bundle = context.config, open_bundle(context.config.networks.bundle)
     per_partition = config.chunks.images
+    if MEAN in context.decoded:
+        yield _mean_work(context)
     latents = {
         subject: Latents(
             {space: context.ready(path) for space, path in latent_stores(subject).items()},
-            None if subject == TRUE else config.reconstruct.standardise,
+            _rule(config, subject),
         )
         for subject in context.painted
     }
@@ -102,6 +119,74 @@ def works(context: Context) -> Iterator[Work]:
     )
 
 
+def _rule(config: Config, subject: str) -> str | None:
+    """How a subject's predictions are re-standardised. The mean has no held-out predictions of its own, since each
+    subject has its own training stimuli: the average of what its members' rule gives is taken as it is."""
+    if subject == TRUE:
+        return None
+    return "none" if subject == MEAN and config.reconstruct.standardise == "held_out" else config.reconstruct.standardise
+
+
+def _mean_work(context: Context) -> Work:
+    """Predictions of the subject `mean`, of the stimuli that every subject was tested with."""
+    stores, sources = {}, {}
+    for space in SPACES:
+        sources[space] = [context.ready(f"predictions/{subject}/{space}") for subject in context.subjects]
+        targets = context.ready(f"targets/{space}")
+        ids = sources[space][0].read("nsd_id")
+        for source in sources[space][1:]:
+            ids = ids[np.isin(ids, source.read("nsd_id"))]
+        if not len(ids):
+            raise StoreError(
+                f"predictions/{MEAN}/{space}: found no stimulus that all of {', '.join(context.subjects)} were tested "
+                "with; expected some: the mean is taken over the predictions of one stimulus.\n"
+                "What to do: set `reconstruct.subject_mean: false`, or choose another test set (`nsd.test`)."
+            )
+        shape = targets.arrays["latent"].shape[1:]
+        stores[space] = context.declare(
+            f"predictions/{MEAN}/{space}",
+            catalog.predictions(shape, context.config.chunks.columns),
+            {"stimulus": len(ids), **dict(zip(catalog.space_dims(shape), shape, strict=True))},
+            {"nsd_id": ids},
+        )
+        sources[space].append(targets)
+    tasks = [(space, partition) for space, store in stores.items() for partition in missing_in_any([store])]
+    rule = context.config.reconstruct.standardise
+    return Work(
+        "mean predictions", "blocks of latents", [*stores.values()], tasks, partial(Averager, rule, sources, stores)
+    )
+
+
+class Averager:
+    """Averages one block of latents over subjects a task; `sources` are their predictions, then the targets."""
+
+    def __init__(self, rule: str, sources: Mapping[str, Sequence[Store]], stores: Mapping[str, Store]) -> None:
+        self.rule, self.sources, self.stores = rule, sources, stores
+
+    def __call__(self, task: tuple[str, int]) -> None:
+        space, partition = task
+        store, (*predictions, targets) = self.stores[space], self.sources[space]
+        block, ids = store.spec.region(store.sizes, partition), store.read("nsd_id")
+        latents = []
+        for source in predictions:
+            statistics = {name: source.read(name, block) for name in ridge.RULES[self.rule]}
+            latents.append(ridge.restandardise(_rows(source, ids, block), self.rule, statistics))
+        means, scales, alphas = (
+            [source.read(name, block) for source in predictions] for name in ("train_mean", "train_std", "alpha")
+        )
+        found = average.mean_prediction(latents, means, scales, _rows(targets, ids, block))
+        same = np.all([alpha == alphas[0] for alpha in alphas], axis=0)
+        store.write(partition, {**found, "alpha": np.where(same, alphas[0], np.float32(np.nan))})
+
+
+def _rows(store: Store, ids: np.ndarray, block: Mapping[str, slice] | None = None) -> np.ndarray:
+    """Latents of some stimuli in the order asked for, float32; `block` cuts the other dimensions."""
+    rows = store.rows("nsd_id", ids)
+    order = np.argsort(rows)
+    latent = store.read("latent", {"stimulus": rows[order], **(block or {})})
+    return latent[np.argsort(order)].astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Latents:
     """The latents one subject's pictures are made from, by space: its predictions, or the targets (`rule` None)."""
@@ -121,9 +206,7 @@ class Latents:
         Raises StoreError if they are not finite.
         """
         store = self.stores[space]
-        rows = store.rows("nsd_id", ids)
-        order = np.argsort(rows)
-        latent = store.read("latent", {"stimulus": rows[order]})[np.argsort(order)].astype(np.float32)
+        latent = _rows(store, ids)
         if self.rule is not None:
             statistics = {name: store.read(name) for name in ridge.RULES[self.rule]}
             latent = ridge.restandardise(latent, self.rule, statistics).astype(np.float32)
@@ -196,7 +279,7 @@ def _painter(config: Config) -> Any:
     from bdflow.models.latents import Painter
     from bdflow.models.versatile import PaintOptions
 
-    options = config.reconstruct.model_dump(exclude={"variants", "standardise", "batch_size", "upper_bound"})
+    options = config.reconstruct.model_dump(exclude=NOT_PAINTING)
     return Painter(
         config.networks.bundle,
         device=config.networks.device,

@@ -12,12 +12,18 @@ from bdflow.config import Config
 from stores import Provenance, Store, StoreSpec, Study
 
 Expected = Mapping[str, Provenance]
-TRUE = "true"
+MEAN, TRUE = "mean", "true"
+
+
+def decoded(config: Config, subjects: tuple[str, ...]) -> tuple[str, ...]:
+    """Whose latents are predicted: the subjects and, where all take part and are several, the mean of predictions."""
+    whole = len(subjects) > 1 and set(subjects) == set(config.subjects)
+    return (*subjects, MEAN) if config.reconstruct.subject_mean and whole else subjects
 
 
 def painted(config: Config, subjects: tuple[str, ...]) -> tuple[str, ...]:
-    """Whose pictures are made: the subjects and, as an upper bound of what decoding could give, the true latents."""
-    return (*subjects, TRUE) if config.reconstruct.upper_bound else subjects
+    """Whose pictures are made: those decoded and, as an upper bound of what decoding could give, the true latents."""
+    return (*decoded(config, subjects), TRUE) if config.reconstruct.upper_bound else decoded(config, subjects)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,11 @@ class Context:
     study: Study
     expected: Expected
     subjects: tuple[str, ...]
+
+    @property
+    def decoded(self) -> tuple[str, ...]:
+        """Whose latents this run predicts."""
+        return decoded(self.config, self.subjects)
 
     @property
     def painted(self) -> tuple[str, ...]:

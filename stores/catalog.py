@@ -310,6 +310,37 @@ def reconstructions(per_partition: int) -> StoreSpec:
     return images("Reconstructions: stage-2 images of Versatile Diffusion", per_partition, 1)
 
 
+def judges(metric: str, per_partition: int) -> StoreSpec:
+    return StoreSpec(
+        f"Judge of {metric}: what the layer of a network that this metric compares gives for the test photos",
+        (
+            ArraySpec("feature", ("stimulus", "feature"), "f4", "activation", chunks={"stimulus": per_partition}),
+            NSD_ID,
+        ),
+        {"stimulus": per_partition},
+    )
+
+
+def similarities(per_partition: int) -> StoreSpec:
+    return StoreSpec(
+        "Similarities: how each reconstruction of a subject correlates with each test photo in the eyes of each judge",
+        (
+            ArraySpec(
+                "correlation",
+                ("variant", "metric", "stimulus", "photo"),
+                "f4",
+                "Pearson correlation of the features of a reconstruction and of a photo",
+                chunks={"variant": 1, "stimulus": per_partition},
+            ),
+            ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
+            ArraySpec("metric", ("metric",), "str", "metric that is computed from them", role="coordinate"),
+            NSD_ID,
+            ArraySpec("photo_nsd_id", ("photo",), "i4", "nsd_id of the photo compared with", role="coordinate"),
+        ),
+        {"variant": 1, "stimulus": per_partition},
+    )
+
+
 def metrics(per_partition: int) -> StoreSpec:
     return StoreSpec(
         "Metrics: agreement of every reconstruction of a subject with the photo that was shown",
@@ -318,9 +349,10 @@ def metrics(per_partition: int) -> StoreSpec:
                 "value",
                 ("variant", "metric", "stimulus"),
                 "f4",
-                "score of one reconstruction",
+                "score of one reconstruction; not a number where the metric is missing or undefined",
                 chunks={"variant": 1, "stimulus": per_partition},
             ),
+            ArraySpec("missing", ("metric",), "str", "why the metric is missing; empty if it is not", role="given"),
             ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
             ArraySpec(
                 "metric",

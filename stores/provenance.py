@@ -12,7 +12,19 @@ from functools import cache
 from typing import Any
 
 FORMAT = 1
-PACKAGES = ("bdflow", "numpy", "scipy", "zarr", "xarray", "dask", "ray", "torch", "diffusers", "transformers")
+PACKAGES = (
+    "bdflow",
+    "numpy",
+    "scipy",
+    "zarr",
+    "xarray",
+    "dask",
+    "ray",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+)
 
 
 @dataclass(frozen=True)
