@@ -13,6 +13,7 @@ TEST_STIMULI = 982
 METRICS = ("PixCorr", "SSIM", "AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV")
 LOWER_IS_BETTER = frozenset({"EffNet-B", "SwAV"})
 PROTOCOL = "paper"
+TABLE_2_SUBJECT = "subj01"
 
 Scores = tuple[float | None, ...]
 TABLE_1: Mapping[str, Scores] = {
@@ -40,11 +41,3 @@ def score(scores: Scores, metric: str) -> float | None:
     if metric not in (base(metric), f"{base(metric)} ({PROTOCOL})") or base(metric) not in METRICS:
         return None
     return scores[METRICS.index(base(metric))]
-
-
-def rows(variant: str) -> dict[str, Scores]:
-    """Published rows that a variant stands beside, by label."""
-    found = {f"{name} (Table 1)": scores for name, scores in TABLE_1.items()} if variant == "full" else {}
-    if variant in TABLE_2:
-        found["Brain-Diffuser, subj01 (Table 2)"] = TABLE_2[variant]
-    return found

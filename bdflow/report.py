@@ -13,21 +13,21 @@ from contextlib import contextmanager
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
 
-from bdflow import report_page, report_tables
+from bdflow import report_decoding, report_page, report_tables
 from bdflow.errors import InputError
-from bdflow.report_page import Picture, Stimulus
-from bdflow.stage import TRUE, Context
+from bdflow.report_scores import Scores
+from bdflow.stage import Context
 from stores import Store
 from stores.journal import entries
 from stores.store import no_space
 
 MARKER = "bdflow-report.json"
-RANKED_BY = "PixCorr"
 BLOCK = 16
 QUALITY = 85
 
@@ -42,24 +42,34 @@ def write(context: Context) -> Path:
     StoreError : the disk is full; a report that was there stays.
     """
     target = context.config.report.path.resolve()
-    stores = _stores(context)
+    stores = read_stores(context)
     _check_place(context, target)
     with no_space(target), _replacing(target) as folder, ThreadPoolExecutor() as pool:
-        (folder / MARKER).write_text(json.dumps({"generator": "bdflow report", "format": 1}) + "\n")
-        gallery = _Gallery(context, stores, folder, pool)
+        (folder / MARKER).write_text(json.dumps({"generator": "bdflow report", "format": 2}) + "\n")
+        scores = Scores.read(stores, context.painted)
+        pictures = _Pictures(context, stores, folder, pool)
+        pictures.write()
         page = report_tables.page(
-            context, stores, gallery.stimuli(), gallery.weight(), entries(context.study.path), _configuration(context)
+            context,
+            stores,
+            scores,
+            _gallery(context, stores, scores),
+            pictures.weight(),
+            entries(context.study.path),
+            _configuration(context),
         )
+        (folder / "tables").mkdir()
+        for name, text in scores.files().items():
+            (folder / "tables" / name).write_text(text, encoding="utf-8")
+        (folder / report_page.GALLERY).write_text(report_page.gallery_script(page), encoding="utf-8")
         with (folder / "index.html").open("w", encoding="utf-8") as file:
             file.writelines(report_page.html(page))
     return context.config.report.path / "index.html"
 
 
-def _stores(context: Context) -> dict[str, Store]:
-    """Every store the report reads, sealed, by path."""
-    predictions = [p for p in context.expected if p.startswith("predictions/") and p.split("/")[1] in context.subjects]
-    paths = ["stimuli", *predictions]
-    paths += [f"{kind}/{subject}" for subject in context.subjects for kind in ("betas", "responses")]
+def read_stores(context: Context) -> dict[str, Store]:
+    """Every store that the report and the figures read, sealed, by path."""
+    paths = ["stimuli", *report_decoding.paths(context)]
     for subject in context.painted:
         paths += [f"guesses/{subject}", f"metrics/{subject}"]
         paths += [f"reconstructions/{subject}/{variant}" for variant in context.config.reconstruct.variants]
@@ -70,100 +80,78 @@ def _configuration(context: Context) -> str:
     return yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, Any]:
+    """What the gallery's script knows: names, captions, and the scores of every picture."""
+    stimuli = stores["stimuli"]
+    rows = stimuli.rows("nsd_id", scores.nsd_id)
+    order = np.argsort(rows)
+    texts = stimuli.read("caption", {"stimulus": rows[order]})[np.argsort(order)]
+    return {
+        "subjects": [
+            {"name": s, "label": report_tables.label(s), "person": s in scores.people} for s in scores.subjects
+        ],
+        "variants": [{"name": v, "label": report_tables.VARIANTS[v]} for v in scores.variants],
+        "metrics": [
+            {"name": name, "lower": scores.lower_is_better(name)}
+            for name, missing in zip(scores.metrics, scores.missing, strict=True)
+            if not missing
+        ],
+        "thumbnail": context.config.report.thumbnail,
+        "stimuli": [
+            [nsd_id, [str(text) for text in captions if text]]
+            for nsd_id, captions in zip(scores.nsd_id.tolist(), texts, strict=True)
+        ],
+        "scores": [
+            [
+                [[float(f"{x:.4g}") if np.isfinite(x) else None for x in values] for values in by_metric[kept]]
+                for by_metric in by_variant
+            ]
+            for kept in [[not why for why in scores.missing]]
+            for by_variant in scores.value
+        ],
+        "shown": [np.isin(scores.nsd_id, stores[f"metrics/{s}"].read("nsd_id")).tolist() for s in scores.subjects],
+    }
+
+
 # --- pictures -------------------------------------------------------------------------------------------------
 
 
-class _Gallery:
-    """Writes the thumbnails below `folder`/images and collects the rows that show them."""
+class _Pictures:
+    """Writes the thumbnails below `folder`/images: `shown`, and by subject the guess and each variant."""
 
     def __init__(self, context: Context, stores: dict[str, Store], folder: Path, pool: Executor) -> None:
         self.subjects, self.variants = context.painted, context.config.reconstruct.variants
         self.stores, self.folder, self.pixels = stores, folder, context.config.report.thumbnail
         self.pool, self.files, self.nbytes = pool, 0, 0
 
-    def stimuli(self) -> list[Stimulus]:
-        """The test stimuli, best mean `RANKED_BY` first."""
-        shown = {
-            subject: {int(i) for i in self.stores[f"metrics/{subject}"].read("nsd_id")} for subject in self.subjects
-        }
-        truths, captions = self._truths(np.array(sorted(set().union(*shown.values())), "i4"))
-        pictures: dict[int, list[list[Picture]]] = {nsd_id: [] for nsd_id in truths}
-        ranks: dict[int, list[float]] = {nsd_id: [] for nsd_id in truths}
+    def write(self) -> None:
+        shown = [self.stores[f"metrics/{subject}"].read("nsd_id") for subject in self.subjects]
+        ids = np.unique(np.concatenate(shown))
+        self._thumbnails("stimuli", "shown", "", np.sort(self.stores["stimuli"].rows("nsd_id", ids)))
         for subject in self.subjects:
-            guesses = self._thumbnails(f"guesses/{subject}", subject, "guess")
-            painted = {
-                variant: self._thumbnails(f"reconstructions/{subject}/{variant}", subject, variant)
-                for variant in self.variants
-            }
-            scores = report_tables.scores(self.stores[f"metrics/{subject}"])
-            source = report_tables.source(subject)
-            for nsd_id in truths:
-                row: list[Picture] = []
-                if nsd_id in shown[subject]:
-                    row.append(self._picture(guesses[nsd_id], f"Guess for stimulus {nsd_id} from {source}", "guess"))
-                    for variant in self.variants:
-                        by_metric = {name: values[nsd_id] for name, values in scores[variant].items()}
-                        if subject != TRUE:
-                            ranks[nsd_id].append(by_metric[RANKED_BY])
-                        label = variant if len(self.variants) > 1 else "reconstruction"
-                        alt = f"Reconstruction of stimulus {nsd_id} from {source}, {variant}"
-                        named = tuple(zip(report_tables.short_names(by_metric), by_metric.values(), strict=True))
-                        row.append(self._picture(painted[variant][nsd_id], alt, label, named))
-                pictures[nsd_id].append(row)
-        rows = [
-            Stimulus(
-                nsd_id,
-                captions[nsd_id],
-                report_tables.mean(ranks[nsd_id]),
-                self._picture(truths[nsd_id], f"Photo shown: {captions[nsd_id]}", ""),
-                pictures[nsd_id],
-            )
-            for nsd_id in truths
-        ]
-        return sorted(rows, key=lambda row: (np.isnan(row.score), -row.score, row.nsd_id))
+            self._thumbnails(f"guesses/{subject}", subject, "-guess")
+            for variant in self.variants:
+                self._thumbnails(f"reconstructions/{subject}/{variant}", subject, f"-{variant}")
 
     def weight(self) -> str:
         return (
-            f"{self.files} pictures, {self.nbytes / 2**20:.1f} MiB in all, are loaded as you scroll; "
+            f"{self.files:,} pictures, {self.nbytes / 2**20:.1f} MiB in all, are loaded as you scroll; "
             f"each is at most {self.pixels} px: the stores hold them in full size."
         )
 
-    def _picture(
-        self, made: tuple[str, int, int], alt: str, label: str, scores: tuple[tuple[str, float], ...] = ()
-    ) -> Picture:
-        return Picture(*made, alt, label, scores)
-
-    def _truths(self, ids: np.ndarray) -> tuple[dict[int, tuple[str, int, int]], dict[int, str]]:
-        store = self.stores["stimuli"]
-        rows = np.sort(store.rows("nsd_id", ids))
-        captions = {}
-        order = store.read("nsd_id")[rows].tolist()
-        for nsd_id, texts in zip(order, store.read("caption", {"stimulus": rows}), strict=True):
-            captions[nsd_id] = next((str(text) for text in texts if text), "no caption")
-        made = self._thumbnails("stimuli", "shown", "", rows)
-        return {nsd_id: made[nsd_id] for nsd_id in ids.tolist()}, captions
-
-    def _thumbnails(
-        self, path: str, folder: str, name: str, rows: np.ndarray | None = None
-    ) -> dict[int, tuple[str, int, int]]:
-        """Write a thumbnail of each image of a store: by nsd_id its file, width and height on the page."""
+    def _thumbnails(self, path: str, folder: str, suffix: str, rows: np.ndarray | None = None) -> None:
         store = self.stores[path]
         ids = store.read("nsd_id")
         rows = np.arange(len(ids)) if rows is None else rows
-        height, width = store.sizes["y"], store.sizes["x"]
-        scale = self.pixels / max(height, width)
-        (self.folder / "images" / folder).mkdir(parents=True, exist_ok=True)
-        found = {}
+        place = self.folder / "images" / folder
+        place.mkdir(parents=True, exist_ok=True)
         for start, stop in pairwise([*range(0, len(rows), BLOCK), len(rows)]):
             block = rows[start:stop]
             images = store.read("image", {"stimulus": block})
             thumbnails = self.pool.map(thumbnail, images, [self.pixels] * len(images))
             for nsd_id, data in zip(ids[block].tolist(), thumbnails, strict=True):
-                file = f"images/{folder}/nsd{nsd_id:05d}{'-' * bool(name)}{name}.webp"
-                (self.folder / file).write_bytes(data)
+                (place / f"nsd{nsd_id:05d}{suffix}.webp").write_bytes(data)
                 self.files, self.nbytes = self.files + 1, self.nbytes + len(data)
-                found[nsd_id] = (file, round(width * scale), round(height * scale))
-        return found
 
 
 def thumbnail(image: np.ndarray, pixels: int) -> bytes:

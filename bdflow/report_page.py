@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-ACROSS = 10  # pictures of all subjects that fit side by side
+from bdflow.report_plots import Plot, legend
+
+Cell = str | tuple[str, str]
+GALLERY = "gallery.js"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table; `kind` is what it shows: `run`, `average`, `published` or `total`."""
+    """A line of a table; `kind` is what it shows: `run`, `average`, `published` or `total`. A cell may have a second,
+    smaller line."""
 
-    cells: Sequence[str]
+    cells: Sequence[Cell]
     kind: str = "run"
 
 
@@ -32,48 +38,36 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture file beside the page, as shown."""
-
-    file: str
-    width: int
-    height: int
-    alt: str
-    label: str
-    scores: Sequence[tuple[str, float]] = ()
-
-
-@dataclass(frozen=True)
-class Stimulus:
-    """One row of the gallery: `subjects` holds the pictures of each subject, none if it did not see it."""
-
-    nsd_id: int
-    caption: str
-    score: float
-    truth: Picture
-    subjects: Sequence[Sequence[Picture]]
-
-
-@dataclass(frozen=True)
 class Page:
+    """All that the page says. `gallery` is data for its script; `files` lie beside the page, in `tables`."""
+
     title: str
     summary: str
     notice: str
     facts: Sequence[tuple[str, str]]
     scores: Sequence[Table]
+    comparisons: Sequence[Table]
+    distributions: Sequence[Plot]
+    series: Sequence[str]
     decoding: Sequence[Table]
-    subjects: Sequence[str]
-    stimuli: Sequence[Stimulus]
-    ranked_by: str
-    thumbnail: int
+    decoding_plots: Sequence[Plot]
+    decoding_series: Sequence[str]
+    gallery: Mapping[str, Any]
     weight: str
     making: Sequence[Table]
     configuration: str
     versions: Sequence[tuple[str, str]]
     fingerprints: Table
+    files: Sequence[str] = ()
     footer: str = ""
     sections: Sequence[tuple[str, str]] = field(
-        default=(("scores", "Scores"), ("decoding", "Decoding"), ("gallery", "Gallery"), ("making", "How it was made"))
+        default=(
+            ("gallery", "Gallery"),
+            ("scores", "Scores"),
+            ("distributions", "Distributions"),
+            ("decoding", "Decoding"),
+            ("making", "How it was made"),
+        )
     )
 
 
@@ -82,13 +76,27 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}".replace("-", "\u2212") if math.isfinite(value) else "\u2013"
 
 
+def gallery_script(page: Page) -> str:
+    """The gallery's data as a script, which a page opened from a file may load (JSON it may not).
+
+    No text in it can end the script or be taken for markup.
+    """
+    data = json.dumps(page.gallery, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    return f"const GALLERY = {data};\n"
+
+
 def html(page: Page) -> Iterator[str]:
     """The page in pieces, to be written one after another."""
     body = list(_body(page))
     yield from body
     script = Path(__file__).with_name("report.js").read_text()
-    size = (sum(len(piece.encode()) for piece in body) + len(script)) / 2**10
-    yield f"""<footer>{escape(page.footer)} This page weighs {size:.0f} KiB without its pictures.</footer>
+    size = (sum(len(piece.encode()) for piece in body) + len(script.encode())) / 2**10
+    data = len(gallery_script(page)) / 2**10
+    weight = f"This page weighs {size:.0f} KiB, the gallery's data {data:.0f} KiB more."
+    yield f"""<footer>{escape(page.footer)} {weight}</footer>
+<script src="{GALLERY}"></script>
 <script>
 {script}</script>
 </body>
@@ -122,16 +130,36 @@ def _body(page: Page) -> Iterator[str]:
 <main>
 """
     titles = dict(page.sections)
-    yield _section("scores", titles, page.scores)
-    yield _section("decoding", titles, page.decoding)
-    yield from _gallery(page, titles["gallery"])
+    yield _gallery(page, titles["gallery"])
+    first, *others = page.scores
+    files = ", ".join(f'<a href="tables/{quote(name)}" download>{escape(name)}</a>' for name in page.files)
+    yield f"""<section id="scores">
+<h2>{escape(titles["scores"])}</h2>
+<div class="wide">{_table(first)}{"".join(_table(table) for table in others)}</div>
+<div class="wide">{"".join(_folded(table) for table in page.comparisons)}</div>
+<p>As files: {files}.</p>
+</section>
+"""
+    yield f"""<section id="distributions">
+<h2>{escape(titles["distributions"])}</h2>
+<p>Scores of single images: the median is a stroke, the quartiles the thick line below it.</p>
+{_plots(page.distributions)}
+</section>
+"""
+    yield f"""<section id="decoding">
+<h2>{escape(titles["decoding"])}</h2>
+<div class="tables">{"".join(_table(table) for table in page.decoding)}</div>
+{legend(page.decoding_series)}
+{_plots(page.decoding_plots)}
+</section>
+"""
     versions = ", ".join(f"{name} {version}" for name, version in page.versions)
     yield f"""<section id="making">
 <h2>{escape(titles["making"])}</h2>
 {"".join(_table(table) for table in page.making)}
 <h3>Versions</h3>
 <p>{escape(versions)}</p>
-<details open>
+<details>
 <summary>Configuration</summary>
 <pre>{escape(page.configuration)}</pre>
 </details>
@@ -144,15 +172,26 @@ def _body(page: Page) -> Iterator[str]:
 """
 
 
-def _section(name: str, titles: dict[str, str], tables: Sequence[Table]) -> str:
-    body = "".join(_table(table) for table in tables)
-    return f'<section id="{name}">\n<h2>{escape(titles[name])}</h2>\n<div class="tables">{body}</div>\n</section>\n'
+def _plots(plots: Sequence[Plot]) -> str:
+    figures = "".join(
+        f"<figure><figcaption>{escape(plot.title)}</figcaption>{plot.svg}"
+        + (f'<p class="note">{escape(plot.note)}</p>' if plot.note else "")
+        + "</figure>\n"
+        for plot in plots
+    )
+    return f'<div class="plots">{figures}</div>'
+
+
+def _folded(table: Table) -> str:
+    return f"<details>\n<summary>{escape(table.caption)}</summary>\n{_table(table)}</details>\n"
 
 
 def _table(table: Table) -> str:
-    def cell(tag: str, at: int, text: str, scope: str = "") -> str:
+    def cell(tag: str, at: int, content: Cell, scope: str = "") -> str:
         kind = "" if at < table.texts else ' class="number"'
-        return f"<{tag}{kind}{scope}>{escape(text)}</{tag}>"
+        text, small = (content, "") if isinstance(content, str) else content
+        more = f"<small>{escape(small)}</small>" if small else ""
+        return f"<{tag}{kind}{scope}>{escape(text)}{more}</{tag}>"
 
     head = "".join(cell("th", at, name, ' scope="col"') for at, name in enumerate(table.columns))
     bodies = []
@@ -175,50 +214,35 @@ def _table(table: Table) -> str:
     )
 
 
-def _gallery(page: Page, title: str) -> Iterator[str]:
-    across = max((len(pictures) for row in page.stimuli for pictures in row.subjects), default=1)
-    across = max(1, min(across, ACROSS // max(1, len(page.subjects))))
-    style = f"--subjects:{len(page.subjects)};--across:{across};--span:{across}fr;--thumbnail:{page.thumbnail}px"
-    heads = "".join(f"<div>{escape(subject)}</div>" for subject in page.subjects)
-    yield f"""<section id="gallery">
+def _gallery(page: Page, title: str) -> str:
+    """Its controls and an empty list, which the script fills as the reader scrolls."""
+
+    def select(name: str, label: str) -> str:
+        return f'<label>{escape(label)} <select id="{name}"></select></label>'
+
+    orders = (("best", "best first"), ("median", "median first"), ("worst", "worst first"), ("nsd", "by nsd_id"))
+    buttons = "".join(f'<button type="button" data-order="{key}">{text}</button>' for key, text in orders)
+    return f"""<section id="gallery">
 <h2>{escape(title)}</h2>
-<p>Every test stimulus: the photo that was shown and, from the brain of each subject, the guess and what was painted,
-with its scores. {escape(page.weight)}</p>
-<div class="sort" role="group" aria-label="Order of the gallery">
-<button type="button" data-order="best" aria-pressed="true">Best mean {escape(page.ranked_by)} first</button>
-<button type="button" data-order="worst" aria-pressed="false">Worst first</button>
-<button type="button" data-order="nsd" aria-pressed="false">By nsd_id</button>
+<p>Every test stimulus: the photo that was shown, the guess, and what was painted from the brain of each subject.
+Choose a picture for all its scores. {escape(page.weight)}</p>
+<noscript><p class="notice">The gallery needs JavaScript; its pictures lie in <code>images</code>.</p></noscript>
+<form class="controls" id="controls">
+<fieldset><legend>Order</legend><div class="segments" id="order">{buttons}</div>
+{select("metric", "by")} {select("by-subject", "of")} {select("by-variant", "in")}</fieldset>
+<fieldset><legend>Find</legend>
+<label class="search">caption or nsd_id
+<input type="search" id="find" placeholder="a red ball" autocomplete="off"></label>
+</fieldset>
+<fieldset><legend>Subjects</legend><div class="chips" id="subjects"></div></fieldset>
+<fieldset><legend>Pictures</legend><div class="chips" id="variants"></div></fieldset>
+<output id="count"></output>
+</form>
+<div class="gallery" id="grid">
+<div class="heads" id="heads"></div>
+<div id="rows"></div>
+<div id="more"></div>
 </div>
-<div class="gallery" style="{style}">
-<div class="heads"><div>shown</div>{heads}</div>
-<div id="rows">
+<dialog id="details"></dialog>
+</section>
 """
-    for row in page.stimuli:
-        yield _stimulus(row, page)
-    yield "</div>\n</div>\n</section>\n"
-
-
-def _stimulus(row: Stimulus, page: Page) -> str:
-    score = f"{row.score:.9g}" if math.isfinite(row.score) else ""
-    cells = "".join(
-        f'<div class="cell" data-subject="{escape(name)}">'
-        + ("".join(_figure(picture) for picture in pictures) or '<p class="absent">not shown</p>')
-        + "</div>\n"
-        for name, pictures in zip(page.subjects, row.subjects, strict=True)
-    )
-    return f"""<article id="nsd{row.nsd_id:05d}" data-nsd="{row.nsd_id}" data-score="{score}">
-<h3><a href="#nsd{row.nsd_id:05d}">nsd {row.nsd_id:05d}</a> <span>{escape(row.caption)}</span>
-<small>mean {escape(page.ranked_by)} {number(row.score, 2)}</small></h3>
-<div class="truth">{_figure(row.truth)}</div>
-{cells}</article>
-"""
-
-
-def _figure(picture: Picture) -> str:
-    label = f"<b>{escape(picture.label)}</b>" if picture.label else ""
-    scores = "".join(f"<span>{escape(name)} {number(value, 2)}</span>" for name, value in picture.scores)
-    return (
-        f'<figure><img src="{escape(quote(picture.file))}" width="{picture.width}" height="{picture.height}" '
-        f'loading="lazy" decoding="async" alt="{escape(picture.alt)}">'
-        f"<figcaption>{label}{scores}</figcaption></figure>\n"
-    )

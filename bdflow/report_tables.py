@@ -1,16 +1,18 @@
-"""The numbers of the report, from the stores and the journal into tables of text."""
+"""The tables and plots of the report, from the stores and the journal into text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from bdflow import published
-from bdflow.report_page import Page, Row, Stimulus, Table, number
-from bdflow.stage import TRUE, Context
+from bdflow import published, report_decoding
+from bdflow.report_page import Cell, Page, Row, Table, number
+from bdflow.report_plots import Plot, histograms
+from bdflow.report_scores import AVERAGE, Scores
+from bdflow.stage import MEAN, TRUE, Context
+from bdflow.statistics import INTERVAL, TEST, Difference, Estimate
 from stores import Store
 
 TITLE = "Seen images, reconstructed from fMRI"
@@ -23,11 +25,11 @@ DEMO = (
     "that every step works. Its pictures are crude, and its scores cannot be compared with the published ones."
 )
 VARIANTS = {
-    "full": "full: guess, CLIP vision and CLIP text",
-    "only_vdvae": "only_vdvae: the guess alone, enlarged",
-    "no_vdvae": "no_vdvae: painted from noise, without the guess",
-    "no_clip_text": "no_clip_text: guess and CLIP vision",
-    "no_clip_vision": "no_clip_vision: guess and CLIP text",
+    "full": "guess, CLIP vision and CLIP text",
+    "only_vdvae": "the guess alone, enlarged",
+    "no_vdvae": "painted from noise, without the guess",
+    "no_clip_text": "guess and CLIP vision",
+    "no_clip_vision": "guess and CLIP text",
 }
 Stores = Mapping[str, Store]
 
@@ -35,7 +37,8 @@ Stores = Mapping[str, Store]
 def page(
     context: Context,
     stores: Stores,
-    stimuli: Sequence[Stimulus],
+    scores: Scores,
+    gallery: Mapping[str, Any],
     weight: str,
     journal: Sequence[Mapping[str, Any]],
     configuration: str,
@@ -43,164 +46,193 @@ def page(
     config = context.config
     versions = _versions(stores)
     bundle = config.networks.bundle
+    comparable = bundle != "tiny"
     return Page(
         title=TITLE,
         summary=SUMMARY,
-        notice=DEMO if bundle == "tiny" else "",
+        notice="" if comparable else DEMO,
         facts=(
             ("subjects", ", ".join(context.subjects)),
-            ("test stimuli", str(len(stimuli))),
+            ("test stimuli", str(len(scores.nsd_id))),
             ("variants", ", ".join(config.reconstruct.variants)),
             ("networks", f"{bundle}, {config.networks.dtype}"),
             ("mask", config.nsd.mask),
             ("seed", str(config.seed)),
         ),
-        scores=[score_table(context, stores, comparable=bundle != "tiny")],
-        decoding=[ridge_table(context, stores), voxel_table(context, stores)],
-        subjects=[source(subject) for subject in context.painted],
-        stimuli=stimuli,
-        ranked_by="PixCorr",
-        thumbnail=config.report.thumbnail,
+        scores=[table_1(scores, comparable=comparable), table_2(scores, comparable=comparable)],
+        comparisons=[table for table in (other_subjects(scores), ablations(scores), contrasts(scores)) if table.groups],
+        distributions=distributions(scores, comparable=comparable),
+        series=[label(row) for row in scores.rows],
+        decoding=report_decoding.tables(context, stores),
+        decoding_plots=report_decoding.plots(context, stores),
+        decoding_series=[report_decoding.name(subject) for subject in context.decoded],
+        gallery=gallery,
         weight=weight,
         making=[time_table(journal)] if journal else [],
         configuration=configuration,
         versions=versions,
         fingerprints=_fingerprints(context),
+        files=tuple(scores.files()),
         footer=f"bdflow {dict(versions).get('bdflow', '')}. Method and published scores: {published.SOURCE}.",
     )
+
+
+def label(subject: str) -> str:
+    """What a row's pictures are made from, as the page says it."""
+    return {TRUE: "true latents", MEAN: "mean of predictions", AVERAGE: "average of subjects"}.get(subject, subject)
 
 
 # --- scores ---------------------------------------------------------------------------------------------------
 
 
-def scores(store: Store) -> dict[str, dict[str, dict[int, float]]]:
-    """A metrics store as variant -> metric -> nsd_id -> score."""
-    ids, value = store.read("nsd_id").tolist(), store.read("value")
-    variants, metrics = (store.read(name).tolist() for name in ("variant", "metric"))
-    return {
-        str(variant): {
-            str(metric): dict(zip(ids, value[v, m].tolist(), strict=True)) for m, metric in enumerate(metrics)
-        }
-        for v, variant in enumerate(variants)
-    }
+def _columns(scores: Scores) -> list[str]:
+    return [f"{metric} {'↓' if scores.lower_is_better(metric) else '↑'}" for metric in scores.metrics]
 
 
-def source(subject: str) -> str:
-    """What a subject's pictures are made from, as the page says it."""
-    return "true latents" if subject == TRUE else subject
+def _estimate(found: Estimate | None) -> Cell:
+    if found is None:
+        return "missing"
+    interval = f"{number(found.low)} to {number(found.high)}" if np.isfinite(found.low) else ""
+    return (number(found.mean), interval)
 
 
-def short_names(metrics: Iterable[str]) -> list[str]:
-    """Metric names without their protocol, where that leaves them distinct."""
-    names = list(metrics)
-    bases = [published.base(name) for name in names]
-    return [base if bases.count(base) == 1 else name for name, base in zip(names, bases, strict=True)]
+def _row(scores: Scores, row: str, variant: str, text: str, kind: str = "run") -> Row:
+    found = [scores.estimates.get((row, variant, metric)) for metric in scores.metrics]
+    n = max((estimate.n for estimate in found if estimate), default=0)
+    return Row([text, *map(_estimate, found), str(n)], kind)
 
 
-def mean(values: Iterable[float]) -> float:
-    """Mean over those that are defined."""
-    finite = [value for value in values if np.isfinite(value)]
-    return float(np.mean(finite)) if finite else float("nan")
+def _published(scores: Scores, text: str, known: published.Scores) -> Row | None:
+    beside = [published.score(known, metric) for metric in scores.metrics]
+    if all(score is None for score in beside):
+        return None
+    cells = [number(float("nan") if score is None else score) for score in beside]
+    return Row([text, *cells, str(published.TEST_STIMULI)], "published")
 
 
-def score_table(context: Context, stores: Stores, *, comparable: bool) -> Table:
-    by_subject = {subject: scores(stores[f"metrics/{subject}"]) for subject in context.painted}
-    first = by_subject[context.subjects[0]]
-    names = list(next(iter(first.values())))
-    groups, undefined = [], 0
-    for variant in context.config.reconstruct.variants:
-        rows, means, bound = [], [], []
-        for subject, found in by_subject.items():
-            values = [list(found[variant][name].values()) for name in names]
-            undefined += int(sum((~np.isfinite(value)).sum() for value in values))
-            here = [mean(value) for value in values]
-            row = Row([source(subject), *map(number, here), str(len(values[0]))])
-            if subject == TRUE:
-                bound = [row]
-            else:
-                rows.append(row)
-                means.append(here)
-        if len(rows) > 1:
-            average = [mean(column) for column in zip(*means, strict=True)]
-            label = f"average of {len(means)} subjects"
-            rows.append(Row([label, *map(number, average), ""], "average"))
-        rows += bound
-        for label, known in published.rows(variant).items():
-            beside = [published.score(known, name) for name in names]
-            if any(score is not None for score in beside):
-                cells = [number(float("nan") if score is None else score) for score in beside]
-                rows.append(Row([label, *cells, str(published.TEST_STIMULI)], "published"))
-        groups.append((VARIANTS[variant], rows))
-    arrows = [f"{name} {'↓' if published.base(name) in published.LOWER_IS_BETTER else '↑'}" for name in names]
-    note = "True latents: painted from the latents of the photo itself, the best that decoding could give. "
-    note = note if TRUE in by_subject else ""
-    note += f"Mean over the test stimuli. Table 1 and 2 are those of {published.SOURCE}. A dash: no published score."
-    if not comparable:
-        note += " Published scores are of the real networks on NSD: not comparable with this run."
-    if undefined:
-        note += f" {undefined} scores are undefined (a flat picture) and left out of the means."
-    return Table("Agreement of the reconstructions with the photos", ["", *arrows, "n"], groups, note)
-
-
-# --- decoding -------------------------------------------------------------------------------------------------
-
-
-def chance_r(n: int) -> float:
-    """The correlation over `n` samples that unrelated ones exceed in 5% of cases (one-sided t test)."""
-    if n < 3:
-        return float("nan")
-    t = stats.t.ppf(0.95, n - 2)
-    return float(t / np.sqrt(n - 2 + t * t))
-
-
-def ridge_table(context: Context, stores: Stores) -> Table:
-    groups = []
-    for subject in context.subjects:
-        rows = []
-        for path in (path for path in stores if path.startswith(f"predictions/{subject}/")):
-            store = stores[path]
-            r2, r = (store.read(name).ravel() for name in ("r2", "pearson_r"))
-            n = store.sizes["stimulus"]
-            above = f"{np.mean(r > chance_r(n)):.0%}" if n >= 3 else "\u2013"
-            shape = " × ".join(str(size) for size in store.arrays["latent"].shape[1:])
-            medians = [number(float(np.median(v[np.isfinite(v)])) if np.isfinite(v).any() else np.nan) for v in (r, r2)]
-            rows.append(Row([path.rpartition("/")[2], shape, *medians, above, str(n)]))
-        groups.append((subject, rows))
+def table_1(scores: Scores, *, comparable: bool) -> Table:
+    """All subjects in the first variant, beside Table 1."""
+    variant = scores.variants[0]
+    kinds = {AVERAGE: "average"}
+    rows = [_row(scores, row, variant, label(row), kinds.get(row, "run")) for row in scores.rows]
+    if variant == "full":
+        found = [_published(scores, name, known) for name, known in published.TABLE_1.items()]
+        rows += [row for row in found if row is not None]
     return Table(
-        "Ridge: predicted against true latents of the test stimuli",
-        ["target space", "latents", "median r", "median R²", "r above chance", "n"],
-        groups,
-        "r: Pearson correlation of a latent over the test stimuli; R² is negative where the prediction is worse than "
-        "the test mean. Above chance: share of latents whose r unrelated predictions would exceed in 5% of cases, so "
-        "5% is what chance gives.",
-    )
-
-
-def voxel_table(context: Context, stores: Stores) -> Table:
-    rows = []
-    for subject in context.subjects:
-        betas, responses = stores[f"betas/{subject}"], stores[f"responses/{subject}"]
-        valid = responses.read("valid").astype(bool)
-        test = responses.read("split") == "test"
-        repeats = responses.read("repeats").astype(float)
-        ceiling = noise_ceiling(betas.read("ncsnr")[valid], repeats[test])
-        ceiling = ceiling[np.isfinite(ceiling)]
-        median = number(float(np.median(ceiling)), 1) + " %" if ceiling.size else "\u2013"
-        counts = [valid.sum(), (~valid).sum(), betas.sizes["trial"], (~test).sum(), test.sum()]
-        rows.append(Row([subject, *(str(int(n)) for n in counts), number(float(repeats[test].mean()), 2), median]))
-    return Table(
-        "Brain data",
-        ["subject", "voxels used", "dropped", "trials", "train stimuli", "test stimuli", "test repeats", "ceiling"],
+        f"Table 1. Agreement of the reconstructions with the photos, {variant}",
+        ["", *_columns(scores), "n"],
         [("", rows)],
-        "Test repeats: mean number of trials averaged. Ceiling: median over voxels of the noise ceiling of these "
-        "averages, the share of their variance that the stimulus explains, 100 ncsnr² / (ncsnr² + mean(1 / repeats)).",
+        " ".join([f"Mean over the test stimuli; below it its {INTERVAL}.", *_notes(scores, comparable)]),
     )
 
 
-def noise_ceiling(ncsnr: np.ndarray, repeats: np.ndarray) -> np.ndarray:
-    """Explainable variance in percent, by voxel, of responses averaged over `repeats` trials (NSD's formula)."""
-    square = ncsnr.astype(np.float64) ** 2
-    return 100 * square / (square + np.mean(1 / repeats))
+def _ablated(scores: Scores) -> list[str]:
+    """Whose variants are shown first: the average, and the subject of Table 2."""
+    found = [row for row in (AVERAGE, published.TABLE_2_SUBJECT) if row in scores.rows]
+    return found or list(scores.rows[:1])
+
+
+def table_2(scores: Scores, *, comparable: bool) -> Table:
+    """Every variant of the average and of the subject of Table 2, beside Table 2."""
+    note = "" if comparable else "Published scores are of the real networks on NSD: not comparable with this run."
+    groups = _variants(scores, _ablated(scores))
+    return Table("Table 2. What each part of the method adds", ["", *_columns(scores), "n"], groups, note)
+
+
+def other_subjects(scores: Scores) -> Table:
+    """Every variant of every other subject."""
+    groups = _variants(scores, [row for row in scores.rows if row not in _ablated(scores)])
+    return Table("Table 2 of the other subjects", ["", *_columns(scores), "n"], groups)
+
+
+def _variants(scores: Scores, order: Sequence[str]) -> list[tuple[str, list[Row]]]:
+    groups = []
+    for row in order:
+        rows = []
+        for variant in scores.variants:
+            rows.append(_row(scores, row, variant, f"{variant}: {VARIANTS[variant]}"))
+            known = published.TABLE_2.get(variant) if row == published.TABLE_2_SUBJECT else None
+            beside = _published(scores, "published (Table 2)", known) if known else None
+            rows += [beside] if beside else []
+        groups.append((label(row), rows))
+    return groups
+
+
+def _notes(scores: Scores, comparable: bool) -> list[str]:
+    notes = [f"Published rows: {published.SOURCE}. A dash: no published score."]
+    if not comparable:
+        notes.append("They are of the real networks on NSD: not comparable with this run.")
+    if MEAN in scores.subjects:
+        notes.append("Mean of predictions: painted from the latents averaged over subjects.")
+    if TRUE in scores.subjects:
+        notes.append("True latents: painted from the latents of the photo itself, the best that decoding could give.")
+    if "CLIP (bundle)" in scores.metrics:
+        notes.append("CLIP (bundle): two-way identification by the CLIP of the bundle, which is not the paper's judge.")
+    notes += [f"{metric} is missing: {why}." for metric, why in zip(scores.metrics, scores.missing, strict=True) if why]
+    known = np.array([not why for why in scores.missing])
+    undefined = sum(int(np.isnan(scores.of(subject)[:, known]).sum()) for subject in scores.subjects)
+    if undefined:
+        notes.append(f"{undefined} scores are undefined (a flat picture) and left out of the means.")
+    return notes
+
+
+def _difference(found: Difference | None) -> Cell:
+    if found is None:
+        return "missing"
+    sign = "+" if found.mean > 0 else ""
+    return (sign + number(found.mean), f"p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}")
+
+
+def ablations(scores: Scores) -> Table:
+    """Variants against full."""
+    others = [variant for variant in scores.variants if variant != "full"]
+    groups = [
+        (
+            label(row),
+            [
+                Row([variant, *(_difference(scores.ablations.get((row, variant, m))) for m in scores.metrics)])
+                for variant in others
+            ],
+        )
+        for row in scores.rows
+    ]
+    return Table(
+        "Variants against full",
+        ["variant minus full", *_columns(scores)],
+        groups if scores.ablations else [],
+        f"Mean difference, and p of a {TEST}.",
+    )
+
+
+def contrasts(scores: Scores) -> Table:
+    """Subjects against each other."""
+    pairs = dict.fromkeys((a, b) for a, b, _ in scores.contrasts)
+    rows = [
+        Row([f"{label(a)} minus {label(b)}", *(_difference(scores.contrasts.get((a, b, m))) for m in scores.metrics)])
+        for a, b in pairs
+    ]
+    return Table(
+        f"Subjects against each other, {scores.variants[0]}",
+        ["", *_columns(scores)],
+        [("", rows)] if rows else [],
+        f"Mean difference over the stimuli both have, and p of a {TEST}.",
+    )
+
+
+def distributions(scores: Scores, *, comparable: bool) -> list[Plot]:
+    """Every metric's scores by subject (first variant), then by variant (average of subjects)."""
+    plots = []
+    reference = scores.rows.index(AVERAGE) if AVERAGE in scores.rows else 0
+    for m, metric in enumerate(scores.metrics):
+        if scores.missing[m]:
+            continue
+        rows = [(label(row), scores.of(row)[0, m], colour) for colour, row in enumerate(scores.rows)]
+        rows += [
+            (name, scores.of(scores.rows[reference])[v, m], reference) for v, name in enumerate(scores.variants) if v
+        ]
+        known = published.score(published.TABLE_1["Brain-Diffuser"], metric) if comparable else None
+        plots.append(histograms(metric, rows, [("published", known)] if known is not None else []))
+    return plots
 
 
 # --- how it was made ------------------------------------------------------------------------------------------

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import unquote
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from bdflow import published, report, report_tables
+from bdflow import published, report, report_decoding, report_plots, report_tables, statistics
 from bdflow.config import SPACES, Config, parse
 from bdflow.errors import InputError
+from bdflow.models.bundle import open_bundle
+from bdflow.report_scores import Scores, ranks
 from bdflow.stage import Context
-from stores import NotReady, Provenance, StoreSpec, Study, catalog, text
+from stores import ArraySpec, NotReady, Provenance, StoreSpec, Study, catalog, text
 from stores.journal import Journal
 
-SUBJECTS, VARIANTS, METRICS = ("subj01", "subj02"), ("full", "no_vdvae"), ("PixCorr", "SSIM (paper)")
+SUBJECTS, VARIANTS, METRICS = ("subj01", "subj02"), ("full", "no_vdvae"), ("PixCorr", "SSIM (paper)", "SwAV")
+WHY = "no weights: none were found"
 TEST, TRAIN = np.array([61, 7, 19, 23, 3, 40]), np.array([100, 101, 102])
 EVIL = '<script>alert("x")</script> & friends'
 PIXELS = 64
@@ -105,10 +110,10 @@ def build(tmp_path: Path, **sections: object) -> Context:
             valid=np.array([1, 1, 1, 1, 1, 1, 0, 1], "u1"),
         )
         for space in SPACES:
-            shape = (12,) if space == "vdvae" else (2, 6)
+            shape = {"vdvae": (1988,), "clip_vision": (5, 6), "clip_text": (2, 6)}[space]
             make.add(
                 f"predictions/{subject}/{space}",
-                catalog.predictions(shape, 6),
+                catalog.predictions(shape, 600),
                 {"stimulus": len(TEST), **dict(zip(catalog.space_dims(shape), shape, strict=True))},
                 nsd_id=TEST,
             )
@@ -118,12 +123,16 @@ def build(tmp_path: Path, **sections: object) -> Context:
         for variant in VARIANTS:
             path = f"reconstructions/{subject}/{variant}"
             make.add(path, catalog.reconstructions(4), {"stimulus": len(TEST), **pictures}, nsd_id=TEST)
+        value = make.rng.normal(size=(len(VARIANTS), len(METRICS), len(TEST))).astype("f4")
+        value[:, 2] = np.nan
         make.add(
             f"metrics/{subject}",
             catalog.metrics(4),
             {"variant": len(VARIANTS), "metric": len(METRICS), "stimulus": len(TEST)},
             variant=text(VARIANTS),
             metric=text(METRICS),
+            missing=text(["", "", WHY]),
+            value=value,
             nsd_id=TEST,
         )
     for seconds in ([1.0, 2.0], [4.0]):
@@ -142,8 +151,7 @@ class Read(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.rows: list[list[str]] = []
-        self.articles: dict[int, list[dict[str, str]]] = {}
-        self.text, self.here, self.open = "", "", 0
+        self.text, self.here = "", ""
         self.feed(page.read_text())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -154,11 +162,6 @@ class Read(HTMLParser):
             self.rows.append([])
         elif tag in ("td", "th"):
             self.rows[-1].append("")
-        elif tag == "article":
-            self.open = int(found["data-nsd"])
-            self.articles[self.open] = []
-        elif tag == "img":
-            self.articles[self.open].append(found)
 
     def handle_data(self, data: str) -> None:
         if self.here in ("td", "th"):
@@ -184,60 +187,110 @@ def small(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((min(PIXELS, len(image)),) * 2, Image.Resampling.LANCZOS))
 
 
-def test_every_stimulus_shows_the_pictures_of_the_stores(context: Context, page: Path) -> None:
+def gallery(page: Path) -> dict[str, Any]:
+    """What the gallery's script knows."""
+    start, _, data = page.with_name("gallery.js").read_text().partition("const GALLERY = ")
+    assert start == ""
+    return json.loads(data.removesuffix(";\n"))
+
+
+def test_every_stimulus_has_the_pictures_of_the_stores(context: Context, page: Path) -> None:
     assert page == context.config.report.path / "index.html"
-    found = Read(page).articles
-    assert sorted(found) == sorted(TEST.tolist())
-    rows = {int(i): row for row, i in enumerate(context.study.store("stimuli").read("nsd_id"))}
-    paths = [p for s in SUBJECTS for p in (f"guesses/{s}", *(f"reconstructions/{s}/{v}" for v in VARIANTS))]
-    for nsd_id, images in found.items():
-        assert len(images) == 1 + len(paths)
-        for path, shown in zip(["stimuli", *paths], images, strict=True):
-            file = page.parent / unquote(shown["src"])
-            assert f"nsd{nsd_id:05d}" in file.name
-            assert path == "stimuli" or path.split("/")[1] in file.parts
-            store = context.study.store(path)
-            row = rows[nsd_id]
-            assert store.read("nsd_id")[row] == nsd_id
+    assert [nsd_id for nsd_id, _ in gallery(page)["stimuli"]] == sorted(TEST.tolist())
+    stores = {f"guesses/{s}": (s, "-guess") for s in SUBJECTS}
+    stores |= {f"reconstructions/{s}/{v}": (s, f"-{v}") for s in SUBJECTS for v in VARIANTS}
+    for path, (folder, suffix) in {"stimuli": ("shown", ""), **stores}.items():
+        store = context.study.store(path)
+        for row, nsd_id in enumerate(store.read("nsd_id").tolist()):
+            if nsd_id not in TEST:
+                continue
             truth = small(store.read("image", {"stimulus": slice(row, row + 1)})[0])
-            thumbnail = np.asarray(Image.open(file).convert("RGB"))
-            assert thumbnail.shape == truth.shape
-            assert np.abs(thumbnail.astype(float) - truth).mean() < 6
-            assert (shown["width"], shown["height"], shown["loading"]) == (str(PIXELS), str(PIXELS), "lazy")
-            assert shown["alt"]
+            found = np.asarray(Image.open(page.parent / f"images/{folder}/nsd{nsd_id:05d}{suffix}.webp").convert("RGB"))
+            assert found.shape == truth.shape
+            assert np.abs(found.astype(float) - truth).mean() < 6
+    assert len(list(page.parent.rglob("*.webp"))) == (1 + len(stores)) * len(TEST)
 
 
-def test_the_gallery_is_ordered_by_mean_pixcorr(context: Context, page: Path) -> None:
-    stores = [context.study.store(f"metrics/{subject}").read("value") for subject in SUBJECTS]
-    mean = np.mean([store[:, 0] for store in stores], axis=(0, 1))
-    assert list(Read(page).articles) == TEST[np.argsort(-mean)].tolist()
-    articles = {int(a["data-nsd"]): float(a["data-score"]) for tag, a in Read(page).tags if tag == "article"}
-    assert [articles[i] for i in TEST.tolist()] == pytest.approx(mean, rel=1e-6)
+def test_the_gallery_knows_every_score_and_caption(context: Context, page: Path) -> None:
+    data = gallery(page)
+    assert [s["name"] for s in data["subjects"]] == list(SUBJECTS)
+    assert [v["name"] for v in data["variants"]] == list(VARIANTS)
+    assert data["metrics"] == [{"name": "PixCorr", "lower": False}, {"name": "SSIM (paper)", "lower": False}]
+    ids = [nsd_id for nsd_id, _ in data["stimuli"]]
+    for s, subject in enumerate(SUBJECTS):
+        store = context.study.store(f"metrics/{subject}")
+        expected = store.read("value")[:, :2][..., store.rows("nsd_id", np.array(ids))]
+        np.testing.assert_allclose(data["scores"][s], expected, rtol=1e-3)
+    captions = dict(data["stimuli"])
+    assert captions[61] == ["caption 61"]
+    assert captions[7] == [EVIL]
 
 
-def test_scores_are_the_means_of_the_stores_beside_the_published_ones(context: Context, page: Path) -> None:
+def test_every_image_and_its_ranks_are_in_a_file(context: Context, page: Path) -> None:
+    with (page.parent / "tables/images.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(SUBJECTS) * len(VARIANTS) * len(TEST)
+    store = context.study.store("metrics/subj02")
+    value = store.read("value")[1, 0]
+    for row in rows:
+        if (row["subject"], row["variant"]) == ("subj02", "no_vdvae"):
+            at = store.read("nsd_id").tolist().index(int(row["nsd_id"]))
+            assert float(row["PixCorr"]) == pytest.approx(value[at], rel=1e-5)
+            assert int(row["rank of PixCorr"]) == 1 + (value > value[at]).sum()
+            assert row["SwAV"] == row["rank of SwAV"] == ""
+
+
+def test_means_intervals_and_tests_are_those_of_the_statistics(context: Context, page: Path) -> None:
+    order = np.argsort(TEST)
+    values = {s: context.study.store(f"metrics/{s}").read("value")[..., order].astype(float) for s in SUBJECTS}
+    values["average"] = np.mean(list(values.values()), axis=0)
+    with (page.parent / "tables/scores.csv").open() as file:
+        for row in csv.DictReader(file):
+            v, m = VARIANTS.index(row["variant"]), METRICS.index(row["metric"])
+            if row["metric"] == "SwAV":
+                assert (row["mean"], row["missing"]) == ("", WHY)
+                continue
+            found = statistics.estimate(values[row["subject"]][v, m])
+            assert [float(row[k]) for k in ("mean", "low", "high")] == pytest.approx(found[:3], rel=1e-4)
+    with (page.parent / "tables/differences.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 + 2, "no_vdvae against full for two subjects and their average; subj01 against subj02"
+    for row in rows:
+        a, b = (
+            values[row[f"{o}subject"]][VARIANTS.index(row[f"{o}variant"]), METRICS.index(row["metric"])]
+            for o in ("", "other_")
+        )
+        found = statistics.difference(a, b)
+        assert [float(row[k]) for k in ("mean_difference", "p")] == pytest.approx(found[:2], rel=1e-4)
+    text = Read(page).text
+    assert "scipy.stats.bootstrap" in text
+    assert "scipy.stats.permutation_test" in text
+
+
+def test_tables_hold_the_means_beside_the_published_ones(context: Context, page: Path) -> None:
     rows = Read(page).rows
-    expected, means = [], {}
-    for v, _ in enumerate(VARIANTS):
-        for subject in SUBJECTS:
-            means[v, subject] = context.study.store(f"metrics/{subject}").read("value")[v].mean(-1)
-            expected.append((subject, means[v, subject]))
-        expected.append(("average of 2 subjects", np.mean([means[v, s] for s in SUBJECTS], axis=0)))
-    labels = [label for label, _ in expected]
-    found = [row for row in rows if row[0] in labels and len(row) == 2 + len(METRICS)]
-    assert [row[0] for row in found] == labels
-    for row, (_, values) in zip(found, expected, strict=True):
-        assert [float(cell.replace("−", "-")) for cell in row[1:3]] == pytest.approx(values, abs=5.1e-4)
-    assert ["Brain-Diffuser (Table 1)", "0.254", "0.356", "982"] in rows
-    assert ["Gu et al. 2022 (Table 1)", "0.150", "0.325", "982"] in rows
-    assert ["Brain-Diffuser, subj01 (Table 2)", "0.143", "0.302", "982"] in rows
+    value = {s: context.study.store(f"metrics/{s}").read("value") for s in SUBJECTS}
+    value["average of subjects"] = np.mean([value[s] for s in SUBJECTS], axis=0)
+    for label, values in value.items():
+        row = next(row for row in rows if row[0] == label and len(row) == 2 + len(METRICS))
+        assert [float(cell.replace("−", "-")) for cell in row[1:3]] == pytest.approx(values[0, :2].mean(-1), abs=5.1e-4)
+        assert row[3:] == ["missing", str(len(TEST))]
+    assert ["Brain-Diffuser", "0.254", "0.356", "0.423", "982"] in rows
+    assert ["Gu et al. 2022", "0.150", "0.325", "0.465", "982"] in rows
+    assert ["published (Table 2)", "0.143", "0.302", "0.414", "982"] in rows
     assert not any("Takagi" in row[0] for row in rows if row)
-    assert "not comparable with this run" in Read(page).text
+    text = Read(page).text
+    assert "not comparable with this run" in text
+    assert f"SwAV is missing: {WHY}." in text
 
 
 def test_a_run_of_real_networks_carries_no_notice(context: Context) -> None:
-    stores = {path: context.study.store(path) for path in context.expected}
-    assert "not comparable" not in report_tables.score_table(context, stores, comparable=True).note
+    scores = Scores.read({path: context.study.store(path) for path in context.expected}, context.painted)
+    for table in (report_tables.table_1, report_tables.table_2):
+        assert "not comparable" not in table(scores, comparable=True).note
+        assert "not comparable" in table(scores, comparable=False).note
+    plots = report_tables.distributions(scores, comparable=True)
+    assert ["published: 0.254" in plot.svg for plot in plots] == [True, False]
 
 
 def test_another_protocol_has_no_published_score() -> None:
@@ -253,7 +306,7 @@ def test_decoding_and_brain_data(context: Context, page: Path) -> None:
     row = next(row for row in rows if row[:2] == ["clip_text", "2 × 6"])
     medians = [float(cell.replace("−", "-")) for cell in row[2:4]]
     assert medians == pytest.approx([np.median(r), np.median(r2)], abs=5.1e-4)
-    assert row[4] == f"{np.mean(r > report_tables.chance_r(len(TEST))):.0%}"
+    assert row[4] == f"{np.mean(r > report_decoding.chance_r(len(TEST))):.0%}"
     ncsnr = np.delete(np.linspace(0.2, 1.6, 8), 6)
     ceiling = np.median(100 * ncsnr**2 / (ncsnr**2 + 1 / 3))
     assert ["subj02", "7", "1", "20", "3", "6", "3.00", f"{ceiling:.1f} %"] in rows
@@ -264,18 +317,21 @@ def test_chance_correlation_is_exceeded_in_five_percent() -> None:
     a, b = rng.normal(size=(2, 20_000, 12))
     a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
     r = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    assert np.mean(r > report_tables.chance_r(12)) == pytest.approx(0.05, abs=0.005)
-    assert np.isnan(report_tables.chance_r(2))
+    assert np.mean(r > report_decoding.chance_r(12)) == pytest.approx(0.05, abs=0.005)
+    assert np.isnan(report_decoding.chance_r(2))
 
 
 def test_text_is_escaped_and_nothing_is_loaded_from_elsewhere(page: Path) -> None:
-    source, read = page.read_text(), Read(page)
-    assert source.count("<script") == 1
-    assert EVIL in read.text
+    source, read, data = page.read_text(), Read(page), page.with_name("gallery.js").read_text()
+    assert source.count("<script") == 2
+    assert EVIL not in source
+    assert not set("<>&") & set(data)
     for _, attrs in read.tags:
         for name in ("src", "href", "srcset", "data", "poster"):
             assert not re.match(r"\s*(\w+:|//)", attrs.get(name, "")), attrs
-    assert "http" not in source
+    assert "http" not in source + data
+    assert "innerHTML" not in source
+    assert "fetch(" not in source
     assert "url(" not in source
     assert "@import" not in source
 
@@ -290,7 +346,7 @@ def test_how_it_was_made(context: Context, page: Path) -> None:
     configuration = yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False)
     assert configuration in read.text
     files = list(page.parent.rglob("*.webp"))
-    assert f"{len(files)} pictures, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB" in read.text
+    assert f"{len(files):,} pictures, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB" in read.text
     stated = re.search(r"This page weighs (\d+) KiB", read.text)
     assert stated
     assert float(stated[1]) == pytest.approx(page.stat().st_size / 2**10, abs=1)
@@ -369,15 +425,17 @@ def test_a_store_that_is_not_ready_is_named(tmp_path: Path) -> None:
     assert not context.config.report.path.exists()
 
 
-def test_a_flat_picture_has_no_score_and_comes_last(tmp_path: Path) -> None:
+def test_a_flat_picture_has_no_score(tmp_path: Path) -> None:
     context = build(tmp_path)
     for subject in SUBJECTS:
         store = context.study.store(f"metrics/{subject}")
         value = store.read("value")
         value[:, 0, 2] = np.nan
         store.arrays["value"][...] = value
-    read = Read(report.write(context))
-    assert list(read.articles)[-1] == TEST[2]
+    page = report.write(context)
+    read = Read(page)
+    at = [nsd_id for nsd_id, _ in gallery(page)["stimuli"]].index(TEST[2])
+    assert gallery(page)["scores"][0][0][0][at] is None
     assert "4 scores are undefined" in read.text
     assert not any("nan" in cell for row in read.rows for cell in row)
 
@@ -394,3 +452,52 @@ def test_thumbnails_never_grow() -> None:
 )
 def test_durations(seconds: float, words: str) -> None:
     assert report_tables.duration(seconds) == words
+
+
+def test_ranks_share_the_better_place() -> None:
+    found = ranks(np.array([[3.0, 1.0, np.nan, 3.0, 2.0]]))
+    np.testing.assert_array_equal(found, [[1, 4, np.nan, 1, 3]])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.31, 0.97), (-0.02, 0.013), (5, 5), (0, 1e6)])
+def test_axes_are_round_and_hold_what_they_show(low: float, high: float) -> None:
+    start, stop, ticks = report_plots.axis(low, high)
+    assert start <= low
+    assert high <= stop
+    assert 3 <= len(ticks) <= 9
+    assert np.ptp(np.diff(ticks)) < 1e-9 * max(1, high)
+
+
+def test_layers_are_cut_where_the_bundle_says(context: Context) -> None:
+    stores = {path: context.study.store(path) for path in context.expected}
+    r = stores["predictions/subj01/vdvae"].read("pearson_r")
+    plot = report_decoding.layer_plots(context, stores)[0]
+    layers = open_bundle("tiny").layers
+    stop = 0
+    for number, (c, h, w) in enumerate(layers, 1):
+        start, stop = stop, stop + c * h * w
+        assert f"subj01, {number}: {r[start:stop].mean():.3f}" in plot.svg
+    assert stop == len(r)
+
+
+def test_curves_of_the_penalty_mark_the_one_chosen(context: Context, tmp_path: Path) -> None:
+    make = Builder(Study(tmp_path / "study.zarr"))
+    make.study.create("test", {})
+    alphas = np.array([1e3, 1e4, 1e5])
+    score = np.full((3, 12), np.nan, "f4")
+    score[:, [2, 7]] = [[0.1, 0.2], [0.3, 0.4], [0.2, 0.1]]
+    coordinate = ArraySpec("alpha", ("alpha",), "f8", "penalty", role="coordinate")
+    spec = StoreSpec("Selection", (ArraySpec("score", ("alpha", "feature"), "f4", "R^2"), coordinate))
+    make.add("selection/subj01/vdvae", spec, {"alpha": 3, "feature": 12}, alpha=alphas, score=score)
+    arrays = (
+        ArraySpec("hat_matrix", ("space",), "f4", "stands for it"),
+        ArraySpec("space_alpha", ("space",), "f8", "penalty", role="given"),
+        ArraySpec("space", ("space",), "str", "space", role="coordinate"),
+    )
+    chosen = np.array([1e4, np.nan, np.nan])
+    make.add("decoders/subj01", StoreSpec("Decoder", arrays), {"space": 3}, space=text(SPACES), space_alpha=chosen)
+    stores = {path: make.study.store(path) for path in make.expected}
+    (plot,) = report_decoding.alpha_plots(context, stores)
+    for alpha, mean in (("1000", 0.15), ("10k", 0.35), ("100k", 0.15)):
+        assert f"subj01, {alpha}: {mean:.3f}" in plot.svg
+    assert plot.svg.count('class="mark"') == 1
