@@ -124,7 +124,9 @@ def _rule(config: Config, subject: str) -> str | None:
     subject has its own training stimuli: the average of what its members' rule gives is taken as it is."""
     if subject == TRUE:
         return None
-    return "none" if subject == MEAN and config.reconstruct.standardise == "held_out" else config.reconstruct.standardise
+    return (
+        "none" if subject == MEAN and config.reconstruct.standardise == "held_out" else config.reconstruct.standardise
+    )
 
 
 def _mean_work(context: Context) -> Work:
