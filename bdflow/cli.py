@@ -106,6 +106,18 @@ _stage_command("report", "Write the report from what the stores hold.")
 
 
 @app.command()
+def figures(
+    config: ConfigArgument,
+    out: Annotated[Path, typer.Option(help="Directory to write into.")] = Path("figures"),
+    subjects: SubjectsOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Draw figures for papers from a finished study, as PNG and SVG."""
+    for file in _pipeline(config, overrides, subjects).figures(out):
+        typer.echo(file)
+
+
+@app.command()
 def status(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Every store: shape, size on disk, partitions done, sealed or stale and why."""
     pipeline = _pipeline(config, overrides)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bdflow import evaluate, features, ingest, reconstruct, regress
@@ -97,6 +98,12 @@ class Pipeline:
         start = time.perf_counter()
         page = report.write(context)
         self.say(f"report: {page} in {time.perf_counter() - start:.1f} s")
+
+    def figures(self, folder: Path) -> list[Path]:
+        """Figures for papers of a finished study, written into `folder`; see `bdflow.figures.write`."""
+        from bdflow import figures
+
+        return figures.write(self.context(), folder)
 
     def _clear_stale(self, context: Context, stages: Sequence[str], remake: bool) -> None:
         stale = {}

@@ -1,0 +1,205 @@
+"""Figures for papers, as PNG and SVG, from a finished study: scores, distributions, pictures, decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bdflow import published, report_decoding
+from bdflow.errors import InputError
+from bdflow.models.bundle import open_bundle
+from bdflow.report import read_stores
+from bdflow.report_scores import AVERAGE, Scores
+from bdflow.report_tables import label
+from bdflow.stage import TRUE, Context
+from stores import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#2a6fb0", "#c2571a", "#2f8457", "#8a4fa3", "#4a4e55", "#b08900", "#b8336a")
+STYLE: Any = {
+    "font.size": 8, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
+    "svg.hashsalt": "bdflow", "axes.grid": False, "legend.frameon": False, "savefig.dpi": 200,
+}  # fmt: skip
+SHOWN = 5
+Stores = Mapping[str, Store]
+
+
+def write(context: Context, folder: Path) -> list[Path]:
+    """Draw every figure into `folder`, each as `.png` and `.svg`; return the files.
+
+    Raises
+    ------
+    InputError : matplotlib is not installed.
+    NotReady : a store it reads is not sealed, or was made from something else.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise InputError(
+            "figures",
+            found="no matplotlib",
+            expected="it installed",
+            action="install the extra: pip install 'bdflow[figures]'",
+        ) from error
+    stores = read_stores(context)
+    scores = Scores.read(stores, context.painted)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    with mpl.rc_context(STYLE):
+        for name, figure in _figures(context, stores, scores):
+            for suffix in ("png", "svg"):
+                file = folder / f"{name}.{suffix}"
+                metadata = {"Date": None} if suffix == "svg" else None
+                figure.savefig(file, bbox_inches="tight", metadata=metadata)  # type: ignore[arg-type]
+                files.append(file)
+    return files
+
+
+def _figures(context: Context, stores: Stores, scores: Scores) -> Iterator[tuple[str, Figure]]:
+    comparable = context.config.networks.bundle != "tiny"
+    yield "scores", score_figure(scores, comparable=comparable)
+    yield "distributions", distribution_figure(scores)
+    ranked = _ranked(scores)
+    middle = max(0, len(ranked) // 2 - SHOWN // 2)
+    for name, chosen in (
+        ("best", ranked[:SHOWN]),
+        ("median", ranked[middle : middle + SHOWN]),
+        ("worst", ranked[-SHOWN:][::-1]),
+    ):
+        yield f"reconstructions_{name}", subject_figure(context, stores, scores, chosen)
+    if len(scores.variants) > 1:
+        yield "variants", variant_figure(context, stores, scores, ranked[:SHOWN])
+    yield "decoding", decoding_figure(context, stores)
+
+
+def _new(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _available(scores: Scores) -> list[int]:
+    return [m for m, why in enumerate(scores.missing) if not why]
+
+
+def _ranked(scores: Scores) -> list[int]:
+    """nsd_ids, best first by the first metric there is, averaged over subjects."""
+    m = _available(scores)[0]
+    mean = scores.average[0, m]
+    sign = 1 if scores.lower_is_better(scores.metrics[m]) else -1
+    order = np.argsort(np.where(np.isfinite(mean), sign * mean, np.inf), kind="stable")
+    return [int(scores.nsd_id[i]) for i in order if np.isfinite(mean[i])]
+
+
+def score_figure(scores: Scores, *, comparable: bool) -> Figure:
+    """Mean and interval of every variant by subject, a panel a metric; published Table 2 as crosses."""
+    kept = _available(scores)
+    figure = _new(1.2 + 1.6 * len(kept), 0.9 + 0.35 * len(scores.variants))
+    axes = figure.subplots(1, len(kept), sharey=True, squeeze=False)[0]
+    rows = [row for row in scores.rows if row != AVERAGE]
+    for axis, m in zip(axes, kept, strict=True):
+        metric = scores.metrics[m]
+        for r, row in enumerate(rows):
+            shift = (r - (len(rows) - 1) / 2) * 0.7 / len(rows)
+            for v, variant in enumerate(scores.variants):
+                found = scores.estimates[row, variant, metric]
+                y, colour = v + shift, COLOURS[r % len(COLOURS)]
+                axis.plot([found.low, found.high], [y, y], color=colour, lw=1)
+                axis.plot(found.mean, y, "o", ms=3, color=colour, label=label(row) if not v else None)
+        for v, variant in enumerate(scores.variants):
+            known = published.score(published.TABLE_2[variant], metric)
+            if comparable and known is not None:
+                axis.plot(known, v, "x", color="black", ms=5, label=None if v else "published, subj01")
+        axis.set_title(f"{metric} {'↓' if scores.lower_is_better(metric) else '↑'}")
+        axis.grid(axis="x", color="#dddddd", lw=0.6)
+    axes[0].set_yticks(range(len(scores.variants)), scores.variants)
+    axes[0].invert_yaxis()
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(7, len(names)))
+    return figure
+
+
+def distribution_figure(scores: Scores) -> Figure:
+    """Distributions of single images in the first variant, by subject, a panel a metric."""
+    kept = _available(scores)
+    figure = _new(1.2 + 1.8 * len(kept), 0.8 + 0.35 * len(scores.rows))
+    axes = figure.subplots(1, len(kept), sharey=True, squeeze=False)[0]
+    for axis, m in zip(axes, kept, strict=True):
+        values = [scores.of(row)[0, m] for row in scores.rows]
+        values = [v[np.isfinite(v)] for v in values]
+        places = [i for i, v in enumerate(values) if v.size]
+        boxes = axis.boxplot(
+            [values[i] for i in places], positions=places, orientation="horizontal", widths=0.6, patch_artist=True,
+            medianprops={"color": "black"}, flierprops={"marker": ".", "ms": 2, "mec": "#999999"},
+        )  # fmt: skip
+        for place, box in zip(places, boxes["boxes"], strict=True):
+            box.set(facecolor=COLOURS[place % len(COLOURS)], alpha=0.55)
+        axis.set_title(scores.metrics[m])
+        axis.grid(axis="x", color="#dddddd", lw=0.6)
+    axes[0].set_yticks(range(len(scores.rows)), [label(row) for row in scores.rows])
+    axes[0].invert_yaxis()
+    return figure
+
+
+def _image(stores: Stores, path: str, nsd_id: int) -> np.ndarray | None:
+    store = stores[path]
+    at = np.flatnonzero(store.read("nsd_id") == nsd_id)
+    return store.read("image", {"stimulus": slice(int(at[0]), int(at[0]) + 1)})[0] if at.size else None
+
+
+def _sheet(rows: Sequence[tuple[str, Sequence[np.ndarray | None]]]) -> Figure:
+    """Pictures in a grid; each row has its name."""
+    columns = max(len(images) for _, images in rows)
+    figure = _new(1.1 * columns + 0.9, 1.1 * len(rows))
+    grid: Any = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, (name, images) in zip(grid, rows, strict=True):
+        for axis, image in zip(axes, images, strict=True):
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if image is not None:
+                axis.imshow(image, interpolation="bicubic")
+        axes[0].set_ylabel(name.replace(" of ", "\nof "), rotation=0, ha="right", va="center")
+    return figure
+
+
+def subject_figure(context: Context, stores: Stores, scores: Scores, chosen: Sequence[int]) -> Figure:
+    """Photo, guess of the first subject, and everyone's reconstructions in the first variant."""
+    variant, first = scores.variants[0], scores.subjects[0]
+    rows = [("shown", "stimuli"), (f"{first}, guess", f"guesses/{first}")]
+    rows += [(label(subject), f"reconstructions/{subject}/{variant}") for subject in scores.subjects]
+    return _sheet([(name, [_image(stores, path, i) for i in chosen]) for name, path in rows])
+
+
+def variant_figure(context: Context, stores: Stores, scores: Scores, chosen: Sequence[int]) -> Figure:
+    """Photo and every variant of the first subject."""
+    first = scores.subjects[0]
+    rows = [("shown", "stimuli")]
+    rows += [(f"{first}, {variant}", f"reconstructions/{first}/{variant}") for variant in scores.variants]
+    return _sheet([(name, [_image(stores, path, i) for i in chosen]) for name, path in rows])
+
+
+def decoding_figure(context: Context, stores: Stores) -> Figure:
+    """Mean r of each VDVAE layer and of each CLIP token."""
+    figure = _new(7.5, 2.4)
+    layers, vision, text = figure.subplots(1, 3)
+    sizes = open_bundle(context.config.networks.bundle).layers
+    bounds = list(pairwise(accumulate((c * h * w for c, h, w in sizes), initial=0)))
+    for i, subject in enumerate(subject for subject in context.decoded if subject != TRUE):
+        colour = COLOURS[i % len(COLOURS)]
+        r = stores[f"predictions/{subject}/vdvae"].read("pearson_r")
+        by_layer = [report_decoding.mean(r[start:stop]) for start, stop in bounds]
+        layers.plot(range(1, len(by_layer) + 1), by_layer, "o-", ms=2, lw=1, color=colour)
+        for axis, space in ((vision, "clip_vision"), (text, "clip_text")):
+            r = stores[f"predictions/{subject}/{space}"].read("pearson_r")
+            axis.plot([report_decoding.mean(token) for token in r], lw=1, color=colour, label=label(subject))
+    layers.set(title="VDVAE", xlabel="layer, coarse to fine", ylabel="mean r")
+    vision.set(title="CLIP vision", xlabel="token")
+    text.set(title="CLIP text", xlabel="token")
+    figure.legend(*text.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure

@@ -1,0 +1,111 @@
+"""A page in headless Chromium, without network."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+    "--window-size=1400,1000",
+)  # fmt: skip
+PATIENCE = 60
+
+
+class Browser:
+    """One open report: what a reader can see and do."""
+
+    def __init__(self, driver: Chrome) -> None:
+        self.driver = driver
+
+    def all(self, selector: str) -> list:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str):
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def order(self) -> list[int]:
+        """nsd_ids of the rows there are, from the top."""
+        return self.driver.execute_script(
+            "return [...document.querySelectorAll('#rows article')].map(a => Number(a.dataset.nsd))"
+        )
+
+    def press(self, selector: str, text: str) -> None:
+        next(button for button in self.all(selector) if button.text == text).click()
+
+    def choose(self, selector: str, text: str) -> None:
+        Select(self.one(selector)).select_by_visible_text(text)
+
+    def find(self, text: str) -> None:
+        field = self.one("#find")
+        field.clear()
+        field.send_keys(text)
+
+    def pressed(self, selector: str) -> list[str]:
+        return [
+            button.text for button in self.all(f"{selector} button") if button.get_attribute("aria-pressed") == "true"
+        ]
+
+    def scroll_through(self) -> None:
+        """To the end, so that every row is made and every picture asked for."""
+        script = """
+            const done = arguments[0];
+            const step = () => {
+              const before = document.documentElement.scrollHeight;
+              scrollBy(0, 700);
+              setTimeout(() => {
+                const end = scrollY + innerHeight >= document.documentElement.scrollHeight - 2;
+                end && document.documentElement.scrollHeight === before ? done() : step();
+              }, 40);
+            };
+            step();"""
+        self.driver.set_script_timeout(PATIENCE)
+        self.driver.execute_async_script(script)
+
+    def pictures(self) -> tuple[int, list[str]]:
+        """How many pictures there are, and the addresses of those that did not load."""
+        script = """
+            const images = [...document.querySelectorAll('#rows img')];
+            return [images.length, images.filter(i => !(i.complete && i.naturalWidth > 0)).map(i => i.src)];"""
+        waiting = WebDriverWait(self.driver, PATIENCE)
+        waiting.until(lambda driver: not driver.execute_script(script)[1], "pictures that do not load")
+        count, broken = self.driver.execute_script(script)
+        return count, broken
+
+    def loaded_from(self) -> set[str]:
+        """Schemes of everything the page asked for."""
+        script = "return performance.getEntriesByType('resource').map(e => new URL(e.name).protocol)"
+        return set(self.driver.execute_script(script))
+
+    def complaints(self) -> list[str]:
+        """Errors that the page's script met."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@contextmanager
+def opened(page: Path) -> Iterator[Browser]:
+    """The page in a fresh profile. The test fails where there is no Chromium, and says how to get it."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromedriver = shutil.which("chromedriver")
+    if not chromium or not chromedriver:
+        pytest.fail("this test needs Chromium and its driver: apt-get install chromium chromium-driver")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with tempfile.TemporaryDirectory() as profile:
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        driver = Chrome(options=options, service=Service(chromedriver))
+        try:
+            driver.get(page.resolve().as_uri())
+            yield Browser(driver)
+        finally:
+            driver.quit()
