@@ -26,26 +26,28 @@ class Columns:
     """
 
     def __init__(self, store: Store, rows: np.ndarray, per_piece: int) -> None:
-        self.store = store
-        run = len(rows) > 0 and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
-        chunk = store.arrays["latent"].chunks[0]
-        self.pieces: list[slice | np.ndarray] = []
-        at = 0
-        while at < len(rows):
-            if run:
-                stop = int(rows[at]) + max(1, per_piece)
-                if stop % chunk and stop - stop % chunk > rows[at]:
-                    stop -= stop % chunk
-                length = min(stop - int(rows[at]), len(rows) - at)
-                self.pieces.append(slice(int(rows[at]), int(rows[at]) + length))
-            else:
-                length = min(max(1, per_piece), len(rows) - at)
-                self.pieces.append(rows[at : at + length])
-            at += length
+        self.store, self.rows, self.per_piece = store, rows, max(1, per_piece)
+        self.run = len(rows) > 0 and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
+        self.chunk = store.arrays["latent"].chunks[0]
 
-    def requests(self, region: Region, scratch: Scratch) -> list[Callable[[str], np.ndarray]]:
-        """Each reads one piece of a block, (k, t), into the buffer of that name."""
-        return [partial(self._read, piece, region, scratch) for piece in self.pieces]
+    def requests(self, region: Region, scratch: Scratch, lead: int | None = None) -> list[Callable[[str], np.ndarray]]:
+        """Each reads one piece of a block, (k, t), into the buffer of that name; the first has `lead` rows at most, so
+        that there is soon something to work on while the next is read.
+        """
+        return [partial(self._read, piece, region, scratch) for piece in self._pieces(lead or self.per_piece)]
+
+    def _pieces(self, lead: int) -> Iterator[slice | np.ndarray]:
+        at, rows = 0, self.rows
+        while at < len(rows):
+            length = min(self.per_piece, len(rows) - at) if at else min(lead, self.per_piece, len(rows))
+            if not self.run:
+                yield rows[at : at + length]
+            else:
+                start, over = int(rows[at]), (int(rows[at]) + length) % self.chunk
+                if at + length < len(rows) and over < length:
+                    length -= over
+                yield slice(start, start + length)
+            at += length
 
     def _read(self, piece: slice | np.ndarray, region: Region, scratch: Scratch, buffer: str) -> np.ndarray:
         if not isinstance(piece, slice):

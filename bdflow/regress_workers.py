@@ -12,7 +12,7 @@ import numpy as np
 from bdflow import noise, ridge, ridge_blocks
 from bdflow.columns import Columns, ahead
 from bdflow.config import Config
-from bdflow.solver import Solver, to_device, to_host, z_scored_blocks
+from bdflow.solver import Solver, as_slice, to_device, to_host, z_scored_blocks
 from stores import Store
 
 
@@ -33,7 +33,8 @@ class SystemMaker:
             self._write(system, partitions, lambda rows: gram[rows])
         elif self.whole:
             n = int(train.sum())
-            blocks = ((values[train], values[~train]) for _, values in z_scored_blocks(responses))
+            rows, others = as_slice(np.flatnonzero(train)), as_slice(np.flatnonzero(~train))
+            blocks = ((values[rows], values[others]) for _, values in z_scored_blocks(responses))
             kernel, cross = ridge.kernel_matrix(blocks, n, len(train) - n)
             position = np.where(train, np.cumsum(train), np.cumsum(~train)) - 1
 
@@ -245,7 +246,8 @@ class Predictor:
         first = next(iter(self.stores[space].values()))
         region = first.spec.region(first.sizes, partition)
         asked = [
-            (self.test[s].requests(region, Read()), self.train[s].requests(region, self.scratch)) for s in subjects
+            (self.test[s].requests(region, Read()), self.train[s].requests(region, self.scratch, None if i else LEAD))
+            for i, s in enumerate(subjects)
         ]
         answers = ahead(list(chain.from_iterable(test + train for test, train in asked)))
         device = self.decoders.device
@@ -270,6 +272,9 @@ class Predictor:
                 partition,
                 {n: v.reshape(-1, *shape) if n == "latent" else v.reshape(shape) for n, v in values.items()},
             )
+
+
+LEAD = 1024  # rows
 
 
 class Read(ridge_blocks.Scratch):

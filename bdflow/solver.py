@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bdflow import ridge, ridge_tiles
+from bdflow.ridge_blocks import Scratch
 from bdflow.ridge_plan import Plan
 from stores import Provenance, Store, Study, catalog
 
@@ -91,14 +92,12 @@ class Solver:
     def _voxels(self) -> np.ndarray:
         """All responses, z-scored, valid voxels only: (stimuli, p)."""
         if "voxels" not in self._held:
-            blocks = [values for _, values in z_scored_blocks(self.responses)]
+            blocks = [values.copy() for _, values in z_scored_blocks(self.responses)]
             self._held["voxels"] = np.concatenate(blocks, axis=1)[:, self._valid]
         return self._held["voxels"]
 
     def _kernel_rows(self, rows: np.ndarray) -> np.ndarray:
-        if np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
-            return self.system.read("gram", {"stimulus": slice(int(rows[0]), int(rows[-1]) + 1)})
-        return self.system.read("gram", {"stimulus": rows})
+        return self.system.read("gram", {"stimulus": as_slice(rows)})
 
 
 class Panels:
@@ -155,19 +154,31 @@ def _panel(store: Store, partition: int) -> tuple[int, np.ndarray]:
     return region["column"].start, store.read("factor", region)
 
 
-def z_scored(responses: Store, region: dict[str, slice]) -> np.ndarray:
+def z_scored(responses: Store, region: dict[str, slice], scratch: Scratch | None = None) -> np.ndarray:
     """Responses of a run of voxels, (stimuli, voxels), by the mean and SD of the training stimuli; 0 if not valid."""
     mean, scale, valid = (responses.read(name, region) for name in ("voxel_mean", "voxel_scale", "valid"))
-    values = responses.read("response", region)
-    values[:, valid != 1] = 0
-    return ridge.standardise(values, np.where(valid == 1, mean, 0), np.where(valid == 1, scale, 0))
+    shape = (responses.sizes["stimulus"], len(mean))
+    values = responses.read_into((scratch or Scratch()).array("responses", shape, "f4"), "response", region)
+    if (valid != 1).any():
+        values[:, valid != 1] = 0
+    usable = (valid == 1) & (scale > 0)
+    values -= np.where(usable, mean, 0)
+    values *= np.where(usable, 1 / np.where(usable, scale, 1), 0)
+    return values
 
 
 def z_scored_blocks(responses: Store) -> Iterator[tuple[slice, np.ndarray]]:
-    """`z_scored` for each partition of the responses."""
+    """`z_scored` for each partition of the responses; valid until the next is taken."""
+    scratch = Scratch()
     for partition in range(responses.n_partitions):
         region = responses.spec.region(responses.sizes, partition)
-        yield region["voxel"], z_scored(responses, region)
+        yield region["voxel"], z_scored(responses, region, scratch)
+
+
+def as_slice(rows: np.ndarray) -> slice | np.ndarray:
+    """The same rows as a slice where they are one run: no copy is made of what a slice takes."""
+    run = len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
+    return slice(int(rows[0]), int(rows[0]) + len(rows)) if run else rows
 
 
 def clear(scratch: Path) -> None:

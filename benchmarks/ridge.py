@@ -325,8 +325,8 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -> dict[str, Any]:
-    config = configuration(root, scale, options.executor, options.workers, options.threads)
+def prepare(config: Config, scale: Scale) -> tuple[Study, dict[str, Provenance], dict[str, Store]]:
+    """A study with declared responses and targets, taken up if they are there, and nothing that follows from them."""
     study = Study(config.study)
     study.create("ridge benchmark", {})
     for path in study.paths():
@@ -335,10 +335,37 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
     shutil.rmtree(study.path / "runs", ignore_errors=True)
     known = {f"responses/{s}": Provenance("benchmark", {"subject": s}) for s in scale.voxels}
     known |= {f"targets/{space}": Provenance("benchmark", {"space": space}) for space in SPACES}
+    return study, known, build(study, scale, known)
+
+
+def run_works(config: Config, study: Study, known: dict[str, Provenance]) -> dict[str, float]:
+    """Run the stage; seconds of each of its works."""
+    context = Context(config, study, known | regress.provenances(config, known), config.subjects)
+    with ExitStack() as stack:
+        _Filler(context, Journal(study.path, "benchmark"), print, stack).fill("regress")
+    return {entry["work"]: entry["wall_seconds"] for entry in entries(study.path)}
+
+
+def run_stage(root: Path, scale: Scale, executor: str, workers: int, threads: int) -> dict[str, float]:
+    """Build what is missing and run the stage; seconds of each of its works."""
+    config = configuration(root, scale, executor, workers, threads)
+    study, known, stores = prepare(config, scale)
+    for path, store in stores.items():
+        writer = Writer({path: store}) if store.missing() else None
+        for partition in store.missing():
+            assert writer is not None
+            writer((path, partition))
+        store.seal()
+    os.sync()
+    return run_works(config, study, known)
+
+
+def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -> dict[str, Any]:
+    config = configuration(root, scale, options.executor, options.workers, options.threads)
+    study, known, stores = prepare(config, scale)
     result: dict[str, Any] = {"scale": options.scale, "executor": options.executor, "cores": cores}
     result["disk write, disk read (B/s)"] = disk_rates(root)
     resources = Resources(workers=options.workers, threads=options.threads)
-    stores = build(study, scale, known)
     with open_executor("dask") as executor:
         executor.run(
             partial(Writer, stores),
@@ -364,16 +391,12 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
     result["target bytes"] = sum(sizes)
     result["plain store reading (B/s)"] = sum(sizes) / seconds
     before = sgemm_rate(cores)
-    expected = known | regress.provenances(config, known)
-    context = Context(config, study, expected, config.subjects)
-    journal = Journal(study.path, "benchmark")
-    with PeakMemory() as memory, ExitStack() as stack:
+    with PeakMemory() as memory:
         start = time.perf_counter()
-        _Filler(context, journal, print, stack).fill("regress")
+        result["works"] = run_works(config, study, known)
         result["seconds"] = time.perf_counter() - start
     result["peak memory (B)"] = memory.peak
     result["sgemm (FLOP/s)"] = statistics.mean([before, sgemm_rate(cores)])
-    result["works"] = {e["work"]: e["wall_seconds"] for e in entries(study.path)}
     result["arithmetic (FLOP)"] = arithmetic(scale)
     result["fraction of sgemm"] = arithmetic(scale) / result["seconds"] / result["sgemm (FLOP/s)"]
     result["error against float64"] = error_against_float64(study.path, config.subjects[0], config.regress.alpha.vdvae)

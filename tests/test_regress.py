@@ -1,11 +1,15 @@
 """The stage `regress` beyond the paper's settings: chosen penalties, weights, panels, budgets, any pattern."""
 
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray
+import yaml
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
@@ -18,7 +22,7 @@ from bdflow.pipeline import Pipeline, stages_until
 from bdflow.ridge_plan import BASE, MIB, Extent, plan
 from bdflow.solver import Solver
 from stores import ArraySpec, NotReady, Provenance, Store, StoreSpec, Study
-from tests.conftest import SUBJECTS, execution
+from tests.conftest import SUBJECTS, execution, snapshot
 
 SUBJECT = SUBJECTS[0]
 GRID = (1.0, 100.0, 3000.0)
@@ -173,8 +177,6 @@ def test_any_pattern_is_decoded_without_fitting_again(regressed, tmp_path, monke
         mean = decode.decode(context, SUBJECT, z_scored.mean(0, keepdims=True), space)
         np.testing.assert_allclose(mean[0], stored.mean(0), atol=1e-4 * stored.std())
     np.save(tmp_path / "patterns.npy", patterns)
-    import yaml
-
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = ["decode", str(file), str(tmp_path / "patterns.npy"), "--subject", SUBJECT]
@@ -280,6 +282,33 @@ def test_the_stage_refuses_a_budget_before_it_writes(regressed, tmp_path):
         regressed(memory="100 MiB")
     assert not (tmp_path / "study.zarr" / "systems").exists()
     assert BASE > 100 * MIB
+
+
+def test_killed_in_the_middle_of_the_pass_it_ends_in_the_same_bytes(settings, tmp_path):
+    """SIGKILL while predictions, and then while weights are written; every kill is checked to fall there."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    files = {}
+    for root in (whole, killed):
+        root.mkdir(exist_ok=True)
+        content = settings(root, chunks={"stimuli": 16, "voxels": 64, "columns": 48, "images": 4})
+        content["regress"] = content["regress"] | {"weights": ["clip_text"]}
+        files[root] = root / "config.yaml"
+        files[root].write_text(yaml.safe_dump(content))
+        if root == whole:
+            Pipeline(parse(content), say=lambda line: None).run(tuple(stages_until("features")))
+            shutil.copytree(whole / "study.zarr", killed / "study.zarr")
+    command = [str(Path(sys.executable).with_name("bdflow")), "run", "--only", "regress"]
+    subprocess.run([*command, str(files[whole])], check=True, capture_output=True)
+    for path in (f"predictions/{SUBJECT}/vdvae", f"predictions/{SUBJECT}/clip_text", f"weights/{SUBJECT}/clip_text"):
+        process = subprocess.Popen([*command, str(files[killed])], stderr=subprocess.DEVNULL)
+        study = Study(killed / "study.zarr")
+        while process.poll() is None and not (study.declared(path) and (study.store(path).markers() > 0).any()):
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert study.store(path).missing(), "the kill came too late to say anything"
+    subprocess.run([*command, str(files[killed])], check=True, capture_output=True)
+    assert snapshot(killed / "study.zarr") == snapshot(whole / "study.zarr")
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

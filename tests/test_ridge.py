@@ -240,6 +240,22 @@ def test_restandardised_predictions_have_the_training_statistics():
         ridge.restandardise(predicted, "held", statistics)
 
 
+def test_what_float16_targets_cost():
+    """Rounding latents to float16 moves predictions by less than 1e-3 SD; more where the mean is many SD from 0."""
+    x, other, _ = problem(300, 500, m=50)
+    z, z_other, _, _ = ridge.z_score(x, other)
+    spread = np.geomspace(0.01, 100, 40)
+    y = np.random.default_rng(0).normal(size=(300, 40)) * spread
+    y[:, 20:] += 50 * spread[20:]
+    (hat,) = ridge.hat_matrices(z, z_other, [1000.0])
+    exact = ridge.predict(hat, y)
+    block = ridge_blocks.predict_block([hat.astype("f4")], [y.astype("f2")], [y[:50].astype("f2")])
+    moved = np.abs(block.latent - exact).max(0) / y.std(0)
+    assert (moved[:20] < 1e-3).all()
+    assert (moved[20:] < 50 * 2**-11).all(), "11 bits are of the whole value, not of its deviation"
+    assert moved[20:].max() > 1e-3
+
+
 def test_blocks_of_voxels_add_up_to_all_of_them():
     x, other, _ = problem(30, 90)
     train, test, _, _ = ridge.z_score(x, other)
