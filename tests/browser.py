@@ -81,8 +81,11 @@ class Browser:
         return count, broken
 
     def loaded_from(self) -> set[str]:
-        """Schemes of everything the page asked for."""
-        script = "return performance.getEntriesByType('resource').map(e => new URL(e.name).protocol)"
+        """Schemes of every address that the page names or has asked for."""
+        script = """
+            const named = [...document.querySelectorAll('[src], [href]')].map(e => e.src || e.href);
+            const asked = performance.getEntriesByType('resource').map(e => e.name);
+            return [...named, ...asked].map(address => new URL(address).protocol);"""
         return set(self.driver.execute_script(script))
 
     def complaints(self) -> list[str]:

@@ -1,11 +1,13 @@
 """The report in a real browser: it opens from a file, filters, sorts, finds the pictures, and runs no caption."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bdflow import report
+from tests import test_report
 from tests.browser import Browser, opened
 from tests.test_report import EVIL, SUBJECTS, TEST, build
 
@@ -31,8 +33,7 @@ def by(values: np.ndarray) -> list[int]:
 
 
 def test_every_picture_is_found_and_nothing_comes_from_elsewhere(page: Browser) -> None:
-    for variant in ("no_vdvae",):
-        page.press("#variants button", variant)
+    page.press("#variants button", "no_vdvae")
     page.scroll_through()
     count, broken = page.pictures()
     assert count == len(TEST) * (1 + len(SUBJECTS) * 3), "the photo; of each subject the guess and two variants"
@@ -106,3 +107,44 @@ def test_captions_are_text(page: Browser) -> None:
     assert page.one("#rows article h3 span").text == EVIL
     assert len(page.all("script")) == 2
     assert page.complaints() == []
+
+
+@pytest.mark.timeout(900)
+def test_it_is_quick_with_982_stimuli_and_5_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five variants, but of small pictures: what counts here is how many there are."""
+    subjects = tuple(f"subj{i:02d}" for i in range(1, 6))
+    variants = ("full", "only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision")
+    monkeypatch.setattr(test_report, "SUBJECTS", subjects)
+    monkeypatch.setattr(test_report, "VARIANTS", variants)
+    monkeypatch.setattr(test_report, "TEST", np.arange(982))
+    monkeypatch.setattr(test_report, "TRAIN", np.arange(982, 985))
+    monkeypatch.setattr(test_report, "SIDE", 40)
+    context = test_report.build(tmp_path, chunks={"images": 64})
+    start = time.perf_counter()
+    page = report.write(context)
+    written = time.perf_counter() - start
+    files = list(page.parent.rglob("*.webp"))
+    assert len(files) == 982 * (1 + 5 * (1 + 5))
+    weight = sum(file.stat().st_size for file in (page, page.with_name("gallery.js"))) / 2**20
+    start = time.perf_counter()
+    with opened(page) as browser:
+        seconds = {"start of the browser and page": time.perf_counter() - start}
+        timing = "return performance.getEntriesByType('navigation')[0].domComplete / 1000"
+        seconds["page"] = browser.driver.execute_script(timing)
+        for name, action in {
+            "sort": lambda: browser.press("#order button", "worst first"),
+            "filter": lambda: browser.find("caption 61"),
+            "all pictures": lambda: [browser.press("#variants button", variant) for variant in variants[1:]],
+        }.items():
+            start = time.perf_counter()
+            action()
+            seconds[name] = time.perf_counter() - start
+        assert browser.order() == [61]
+        browser.find("")
+        assert len(browser.order()) < 100, "rows are made as they are scrolled to"
+        assert browser.complaints() == []
+    print(f"report of {len(files)} pictures in {written:.0f} s; page {weight:.1f} MiB; {seconds}")
+    assert weight < 4
+    assert seconds["page"] < 3
+    assert seconds["sort"] < 2
+    assert seconds["filter"] < 5, "ten letters, each filters anew"

@@ -29,6 +29,7 @@ WHY = "no weights: none were found"
 TEST, TRAIN = np.array([61, 7, 19, 23, 3, 40]), np.array([100, 101, 102])
 EVIL = '<script>alert("x")</script> & friends'
 PIXELS = 64
+SIDE = 100
 
 
 def configuration(tmp_path: Path, **sections: object) -> Config:
@@ -39,6 +40,7 @@ def configuration(tmp_path: Path, **sections: object) -> Config:
             "nsd": {"root": str(tmp_path / "nsd")},
             "reconstruct": {"variants": list(VARIANTS)},
             "report": {"path": str(tmp_path / "report"), "thumbnail": PIXELS},
+            "chunks": {"images": 4},
             **sections,
         }
     )
@@ -79,11 +81,11 @@ def build(tmp_path: Path, **sections: object) -> Context:
     study = Study(config.study)
     study.create("test", {})
     make = Builder(study)
-    ids = np.concatenate([TEST, TRAIN])
+    ids, per = np.concatenate([TEST, TRAIN]), config.chunks.images
     split = text(["test"] * len(TEST) + ["train"] * len(TRAIN))
     captions = np.array([[f"caption {i}", ""] for i in ids], dtype=np.dtypes.StringDType())
     captions[1] = ["", EVIL]
-    spec, pictures = catalog.stimuli(4), {"y": 100, "x": 100, "rgb": 3}
+    spec, pictures = catalog.stimuli(per), {"y": SIDE, "x": SIDE, "rgb": 3}
     dims = {dim for array in spec.arrays for dim in array.dims}
     sizes = {"stimulus": len(ids), **pictures, **{dim: 2 for dim in dims if dim.startswith("caption")}}
     make.add("stimuli", spec, sizes, nsd_id=ids, split=split, owner=text(["shared"] * len(ids)), caption=captions)
@@ -118,16 +120,16 @@ def build(tmp_path: Path, **sections: object) -> Context:
                 nsd_id=TEST,
             )
         make.add(
-            f"guesses/{subject}", catalog.guesses(4), {"stimulus": len(TEST), "y": 32, "x": 32, "rgb": 3}, nsd_id=TEST
+            f"guesses/{subject}", catalog.guesses(per), {"stimulus": len(TEST), "y": 32, "x": 32, "rgb": 3}, nsd_id=TEST
         )
         for variant in VARIANTS:
             path = f"reconstructions/{subject}/{variant}"
-            make.add(path, catalog.reconstructions(4), {"stimulus": len(TEST), **pictures}, nsd_id=TEST)
+            make.add(path, catalog.reconstructions(per), {"stimulus": len(TEST), **pictures}, nsd_id=TEST)
         value = make.rng.normal(size=(len(VARIANTS), len(METRICS), len(TEST))).astype("f4")
         value[:, 2] = np.nan
         make.add(
             f"metrics/{subject}",
-            catalog.metrics(4),
+            catalog.metrics(per),
             {"variant": len(VARIANTS), "metric": len(METRICS), "stimulus": len(TEST)},
             variant=text(VARIANTS),
             metric=text(METRICS),
