@@ -5,8 +5,11 @@ package. Its networks are built on the meta device and filled from memory-mapped
 wanted dtype and device.
 """
 
+import gc
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +18,16 @@ from typing import TYPE_CHECKING
 from bdflow.errors import InputError
 from bdflow.models.config import VDVAEConfig
 from bdflow.models.manifest import FileEntry, Manifest, NetworkEntry, read_json, read_manifest
-from bdflow.models.networks import Part, build_module, number_positions, parts_of, tower_config, vdvae_config
+from bdflow.models.networks import (
+    Part,
+    build_module,
+    files_of,
+    number_positions,
+    outlines,
+    parts_of,
+    tower_config,
+    vdvae_config,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,10 +153,8 @@ class Bundle:
 
     def build(self, network: str) -> "nn.Module":
         """The network's module on the meta device: names and shapes, no weights."""
-        import torch
-
         entry = self.manifest.network(network)
-        with torch.device("meta"):
+        with outlines():
             return build_module(entry)
 
     def parts(self, network: str, module: "nn.Module") -> list[Part]:
@@ -153,16 +163,37 @@ class Bundle:
 
     def load(self, network: str, device: str = "cpu", dtype: str = "float32") -> "nn.Module":
         """The module of one network (vdvae, clip_vision, clip_text, unet, vae) with its weights."""
-        from bdflow.models.checkpoint import DTYPES, load_into
+        from bdflow.models.checkpoint import DTYPES, fit_into
+        from bdflow.models.reading import ReadAhead
 
         if dtype not in DTYPES:
             raise InputError(
                 "dtype", found=repr(dtype), expected=f"one of {sorted(DTYPES)}", action="choose one of them."
             )
-        module = self.build(network)
-        load_into(module, self.parts(network, module), device=device, dtype=dtype)
+        entry = self.manifest.network(network)
+        with collector_paused():
+            files = files_of(entry)
+            with ReadAhead(stretch for checkpoint, ignored in files for stretch in checkpoint.stretches(ignored)):
+                module = self.build(network)
+                readings = fit_into(module, parts_of(entry, module, files), device=device, dtype=dtype)
+            for reading in readings:
+                reading.fill()
         number_positions(module, device)
         return module
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without Python's garbage collector: a module's thousands of new objects set it off, and each time it walks
+    through all that torch, diffusers and transformers have imported (0.3 s).
+    """
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,19 @@
 """Checkpoint files: what is in them, checked before use, and their tensors straight into the wanted dtype
 and device.
 
-Two kinds are read: safetensors, and PyTorch's zip archives (`.th`, `.pth`, `.bin`) through the restricted
-unpickler (`weights_only=True`, memory-mapped), which runs no code. Either way the names, shapes and places of
-the tensors are known first; then each wanted tensor is read from its place in the file, in file order, and
-brought to its dtype and device piece by piece. Memory holds the weights kept and a few megabytes.
+Two kinds are read: safetensors, and PyTorch's zip archives (`.th`, `.pth`, `.bin`) through a restricted
+unpickler, which runs no code. Either way the names, shapes and places of the tensors are known first; then each
+wanted tensor is read from its place in the file, in file order, and brought to its dtype and device piece by
+piece. Memory holds the weights kept and a few megabytes.
 """
 
-import io
 import json
 import math
-import mmap
+import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,28 +23,35 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bdflow.errors import InputError
+from bdflow.models.pickled import ITEM_BYTES, UnusualPickle, ZippedTensor, read_archive
+from bdflow.models.reading import Piece, pieces_of, read_pieces, room
 
-CHUNK_BYTES = 4 * 2**20
 FLOATS = {"float64", "float32", "float16", "bfloat16"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+REPLACE = "run `bdflow bundle check` on the bundle and replace the file."
+NEIGHBOURS = 256 * 2**10
+RECORD_HEADER = struct.Struct("<4s22xHH")
 _SAFETENSORS_DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a file says of one tensor: shape, dtype, and where its bytes are."""
+    """What a file says of one tensor: shape, dtype, and where its bytes are: from the file's start, or, in a zip
+    archive, from the content of the record whose header stands at `record`.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     offset: int
     nbytes: int
+    record: int | None = None
 
 
 class Checkpoint:
-    """The tensors of one file: `tensors` lists them, `read` yields them. No weight is read before `read`.
+    """The tensors of one file: `tensors` lists them, `read` gives them. No weight is read before `read`.
 
     `held` are those that do not lie in the file as contiguous bytes (the format before torch 1.6, views).
     """
@@ -53,42 +59,78 @@ class Checkpoint:
     def __init__(self, path: Path, tensors: dict[str, TensorInfo], held: Mapping[str, Tensor]) -> None:
         self.path, self.tensors, self.held = path, tensors, held
 
-    def read(self, names: Iterable[str], device: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) in file order, each in `dtype` on `device` and owning its memory.
+    def places(self, names: Iterable[str]) -> dict[str, int]:
+        """Name -> offset of the tensor's first byte in the file, for those not held.
+
+        Raises InputError when a zip archive has no record where its directory says.
+        """
+        begins: dict[int | None, int] = {None: 0}
+        places = {}
+        with self.path.open("rb", buffering=0) as file:
+            for name in names:
+                if name in self.held:
+                    continue
+                info = self.tensors[name]
+                if info.record not in begins:
+                    head = os.pread(file.fileno(), RECORD_HEADER.size, info.record or 0)
+                    if len(head) < RECORD_HEADER.size or not head.startswith(b"PK\x03\x04"):
+                        raise _truncated(self.path, ValueError(f"no record of tensor {name}"))
+                    _, name_length, extra_length = RECORD_HEADER.unpack(head)
+                    begins[info.record] = (info.record or 0) + RECORD_HEADER.size + name_length + extra_length
+                places[name] = begins[info.record] + info.offset
+        return places
+
+    def stretches(self, ignored: Callable[[str], bool]) -> list[tuple[Path, int, int]]:
+        """(file, place, bytes) that hold all tensors not ignored, in file order: neighbours in one stretch."""
+        found: list[tuple[Path, int, int]] = []
+        infos = [info for name, info in self.tensors.items() if name not in self.held and not ignored(name)]
+        for info in sorted(infos, key=lambda info: (info.record or 0) + info.offset):
+            begin = (info.record or 0) + info.offset
+            if found and begin - found[-1][1] - found[-1][2] < NEIGHBOURS:
+                found[-1] = (self.path, found[-1][1], begin + info.nbytes - found[-1][1])
+            else:
+                found.append((self.path, begin, info.nbytes))
+        return found
+
+    def plan(self, names: Iterable[str], device: str, dtype: torch.dtype) -> "Reading":
+        """Room for these tensors, in `dtype` on `device`, and where in the file to find them: `Reading.fill` reads
+        them.
+        """
+        names = list(names)
+        places = self.places(names)
+        tensors = {name: self.held[name].to(device, dtype, copy=True) for name in names if name in self.held}
+        ordered = sorted(places, key=places.__getitem__)
+        infos = [self.tensors[name] for name in ordered]
+        pieces: list[Piece] = []
+        for name, info, flat in zip(ordered, infos, room([info.shape for info in infos], dtype, device), strict=True):
+            pieces += pieces_of(places[name], getattr(torch, info.dtype), flat)
+            tensors[name] = flat.view(info.shape)
+        return Reading(self.path, tensors, pieces)
+
+    def read(self, names: Iterable[str], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Tensors by name, in file order, each in `dtype` on `device`, in memory that no file backs.
 
         Raises InputError when the file ends too early.
         """
-        scratch = bytearray(CHUNK_BYTES)
-        with self.path.open("rb", buffering=0) as file:
-            for name in sorted(names, key=lambda name: self.tensors[name].offset):
-                if name in self.held:
-                    yield name, self.held[name].to(device, dtype, copy=True)
-                    continue
-                info = self.tensors[name]
-                stored: torch.dtype = getattr(torch, info.dtype)
-                out = torch.empty(math.prod(info.shape), dtype=dtype, device=device)
-                file.seek(info.offset)
-                if stored == dtype and out.device.type == "cpu":
-                    self._fill(file, memoryview(out.view(torch.uint8).numpy()))  # type: ignore[arg-type]
-                else:
-                    step = CHUNK_BYTES // stored.itemsize
-                    for piece in out.split(step):
-                        view = memoryview(scratch)[: len(piece) * stored.itemsize]
-                        self._fill(file, view)
-                        piece.copy_(_widened(torch.frombuffer(view, dtype=stored), dtype))
-                yield name, out.reshape(info.shape)
-
-    def _fill(self, file: io.RawIOBase, view: memoryview) -> None:
-        while view:
-            count = file.readinto(view)
-            if not count:
-                raise _truncated(self.path, ValueError("it ends within a tensor"))
-            view = view[count:]
+        reading = self.plan(names, device, dtype)
+        reading.fill()
+        return reading.tensors
 
 
-def _widened(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Through float32 from one 16-bit type to the other: exact, and several times faster on a CPU."""
-    return values.float() if values.dtype != dtype and values.element_size() == dtype.itemsize == 2 else values
+@dataclass(frozen=True)
+class Reading:
+    """Tensors of one file whose memory is there and, until `fill`, holds nothing in particular."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    pieces: list[Piece]
+
+    def fill(self) -> None:
+        """Read them. Raises InputError when the file ends too early."""
+        try:
+            read_pieces(self.path, self.pieces)
+        except EOFError as error:
+            raise _truncated(self.path, error) from error
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -173,49 +215,28 @@ def _open_torch(path: Path, kind: str) -> Checkpoint:
     mapped = kind == "torch zip"
     if mapped and not zipfile.is_zipfile(path):
         raise _truncated(path, ValueError("no central directory at its end"))
-    state, prefix = _load_torch(path, mapped)
-    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    held = {name: tensor for name, tensor in state.items() if not mapped or not tensor.is_contiguous()}
-    shift = _mapping_shift(path, state) if mapped else 0
-    tensors = {
-        name: TensorInfo(
-            tuple(tensor.shape),
-            str(tensor.dtype).removeprefix("torch."),
-            tensor.data_ptr() - shift if tensor.numel() else 0,
-            tensor.nbytes,
-        )
-        for name, tensor in state.items()
-    }
-    return Checkpoint(path, tensors, held)
-
-
-def _mapping_shift(path: Path, state: Mapping[str, Tensor]) -> int:
-    """Address of a mapped tensor minus its place in the file: the one number that puts every storage at the start
-    of one of the archive's records, and its first bytes equal to the file's."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in state.values() if tensor.numel()}
-    if not storages:
-        return 0
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        starts = set()
-        for record in archive.infolist():
-            file.seek(record.header_offset + 26)
-            name_length, extra_length = struct.unpack("<HH", file.read(4))
-            if record.compress_type == zipfile.ZIP_STORED:
-                starts.add(record.header_offset + 30 + name_length + extra_length)
-        first = min(storages)
-        begin = bytes(storages[first].untyped_storage()[:64])
-        for start in sorted(starts):
-            shift = first - start
-            if shift % mmap.PAGESIZE == 0 and all(address - shift in starts for address in storages):
-                file.seek(start)
-                if file.read(len(begin)) == begin:
-                    return shift
-    raise _truncated(path, ValueError("its tensors are not among its records"))
-
-
-def _load_torch(path: Path, mapped: bool) -> tuple[dict[str, Tensor], str]:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = read_archive(path) if mapped else _load_torch(path, mapped)
+    except UnusualPickle:
+        content = _load_torch(path, mapped)
+    state = _state_dict(path, content)
+    if any(isinstance(tensor, ZippedTensor) and not tensor.whole for tensor in state.values()):
+        held = {n: t for n, t in _state_dict(path, _load_torch(path, mapped)).items() if not t.is_contiguous()}
+    else:
+        held = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    return Checkpoint(path, {name: _info(tensor) for name, tensor in state.items()}, held)
+
+
+def _info(tensor: Tensor | ZippedTensor) -> TensorInfo:
+    if isinstance(tensor, Tensor):
+        return TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), 0, tensor.nbytes)
+    nbytes = math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
+    return TensorInfo(tensor.shape, tensor.dtype, tensor.offset, nbytes, tensor.record)
+
+
+def _load_torch(path: Path, mapped: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(
             path,
@@ -226,6 +247,10 @@ def _load_torch(path: Path, mapped: bool) -> tuple[dict[str, Tensor], str]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, struct.error) as error:
         raise _truncated(path, error) from error
+
+
+def _state_dict(path: Path, content: Any) -> dict[str, Any]:
+    """Name -> tensor (or ZippedTensor) of what was pickled; InputError if it is something else."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content:
@@ -235,7 +260,7 @@ def _load_torch(path: Path, mapped: bool) -> tuple[dict[str, Tensor], str]:
             expected="a state dict: names and tensors only",
             action="use the official checkpoint.",
         )
-    strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor | ZippedTensor)]
     if strangers:
         raise InputError(
             path,
@@ -244,7 +269,7 @@ def _load_torch(path: Path, mapped: bool) -> tuple[dict[str, Tensor], str]:
             action="use the official checkpoint.",
         )
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return dict(content), prefix
+    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
 
 
 def differences(
@@ -286,15 +311,30 @@ def load_into(
     *,
     device: str,
     dtype: str,
-    action: str = "run `bdflow bundle check` on the bundle and replace the file.",
+    action: str = REPLACE,
 ) -> None:
-    """Give a module built on the meta device its weights, in `dtype` on `device`.
+    """Give a module built on the meta device its weights, in `dtype` on `device`: `fit_into`, and all its readings."""
+    for reading in fit_into(module, parts, device=device, dtype=dtype, action=action):
+        reading.fill()
+
+
+def fit_into(
+    module: nn.Module,
+    parts: Sequence[tuple[Checkpoint, Mapping[str, str], Callable[[str], bool]]],
+    *,
+    device: str,
+    dtype: str,
+    action: str = REPLACE,
+) -> list[Reading]:
+    """Give a module built on the meta device memory for its weights, in `dtype` on `device`. The readings that are
+    returned, one a file, fill it.
 
     `parts`: (checkpoint, our name -> its name, its names to ignore) for each file. Raises InputError that
     lists every difference between files and module before any weight is read, and what to do (`action`).
     """
     counters = "num_batches_tracked"  # of training steps; batch norms that are loaded without them start at 0
-    expected = {name: tuple(t.shape) for name, t in module.state_dict().items() if not name.endswith(counters)}
+    state = module.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(counters)}
     report = [
         line
         for checkpoint, sources, ignored in parts
@@ -311,13 +351,18 @@ def load_into(
             meaning="The file holds another network, another size of it, or a damaged copy.",
             action=action,
         )
-    weights = {}
+    owners = dict(module.named_modules())
+    readings = []
     for checkpoint, sources, _ in parts:
-        names: dict[str, list[str]] = {}
+        reading = checkpoint.plan(set(sources.values()), device, DTYPES[dtype])
         for ours, theirs in sources.items():
-            names.setdefault(theirs, []).append(ours)
-        for theirs, tensor in checkpoint.read(names, device, DTYPES[dtype]):
-            for ours in names[theirs]:
-                weights[ours] = tensor.reshape(expected[ours])
-    module.load_state_dict(weights, assign=True)
-    module.requires_grad_(False).eval()
+            owner, _, leaf = ours.rpartition(".")
+            weight = reading.tensors[theirs].view(expected[ours])
+            is_parameter = leaf in owners[owner]._parameters
+            setattr(owners[owner], leaf, nn.Parameter(weight, requires_grad=False) if is_parameter else weight)
+        readings.append(reading)
+    for name in state.keys() - expected.keys():
+        owner, _, leaf = name.rpartition(".")
+        setattr(owners[owner], leaf, torch.zeros((), dtype=torch.int64, device=device))
+    module.eval()
+    return readings

@@ -1,6 +1,7 @@
 """From a manifest's entry to a network: its configuration, its module, and which file holds which parameter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,27 @@ def tower_config(entry: NetworkEntry) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype", "dtype")}
 
 
+@contextmanager
+def outlines() -> Iterator[None]:
+    """Modules built in this context have names and shapes only: they lie on the meta device, and the functions of
+    `torch.nn.init` do nothing (they make up half of the time that building takes).
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class NoFirstValues(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if getattr(func, "__module__", None) == "torch.nn.init":
+                return kwargs["tensor"] if "tensor" in kwargs else args[0]
+            return func(*args, **kwargs)
+
+    with torch.device("meta"), NoFirstValues():
+        yield
+
+
 def build_module(entry: NetworkEntry) -> "nn.Module":
-    """A network's module; call it under `torch.device("meta")` to get names and shapes only."""
+    """A network's module; call it under `outlines` to get names and shapes only."""
     if entry.name == "vdvae":
         from bdflow.models.vdvae import VDVAE
 
@@ -75,40 +95,56 @@ def number_positions(module: "nn.Module", device: str) -> None:
             module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
 
 
-def parts_of(entry: NetworkEntry, module: "nn.Module") -> list[Part]:
-    """How a network's files map onto its module: (checkpoint, our name -> its name, its names to ignore) a file."""
+def files_of(entry: NetworkEntry) -> list[tuple["Checkpoint", Callable[[str], bool]]]:
+    """A network's weights files, opened: (checkpoint, its names to ignore) a file. Needs no module."""
     from bdflow.models import keys
     from bdflow.models.checkpoint import open_checkpoint
 
-    names = list(module.state_dict())
-    if entry.name == "unet":
-        config = entry.config()
-        levels, depth = len(config["block_out_channels"]), config["layers_per_block"]
-        if entry.layout == "original":
-            sources = keys.original_unet_sources(names, levels, depth, keys.UNET_PREFIX)
-            rest = _bound(keys.unused_in_original_unet, keys.UNET_PREFIX)
-            return [(open_checkpoint(entry.files["weights"].path), sources, rest)]
-        image: dict[str, str] = {}
-        text: dict[str, str] = {}
-        for name in names:
-            side, theirs = keys.diffusers_unet(name)
-            (image if side == "image" else text)[name] = theirs
+    if entry.name == "unet" and entry.layout == "diffusers":
         return [
-            (open_checkpoint(entry.files["image_weights"].path), image, _nothing),
-            (open_checkpoint(entry.files["text_weights"].path), text, keys.unused_in_text_unet),
+            (open_checkpoint(entry.files["image_weights"].path), _nothing),
+            (open_checkpoint(entry.files["text_weights"].path), keys.unused_in_text_unet),
         ]
     checkpoint = open_checkpoint(entry.files["weights"].path)
-    if entry.name == "vae":
-        if entry.layout == "original":
-            levels = len(entry.config()["block_out_channels"])
-            return [(checkpoint, {n: keys.original_vae(n, levels) for n in names}, _is_loss)]
-        old = any(name.endswith(".query.weight") for name in checkpoint.tensors)
-        return [(checkpoint, {n: keys.old_diffusers_vae(n) if old else n for n in names}, _nothing)]
+    if entry.name == "unet":
+        return [(checkpoint, _bound(keys.unused_in_original_unet, keys.UNET_PREFIX))]
+    if entry.name == "vae" and entry.layout == "original":
+        return [(checkpoint, _is_loss)]
     if entry.name in ("clip_vision", "clip_text"):
         other = ("text_model.", "text_projection.") if entry.name == "clip_vision" else ("vision_model.", "visual_")
         whole = any(name == "logit_scale" for name in checkpoint.tensors)
-        return [(checkpoint, {n: n for n in names}, _clip_rest((*other, "logit_scale") if whole else ()))]
-    return [(checkpoint, {n: n for n in names}, _nothing)]
+        return [(checkpoint, _clip_rest((*other, "logit_scale") if whole else ()))]
+    return [(checkpoint, _nothing)]
+
+
+def parts_of(
+    entry: NetworkEntry,
+    module: "nn.Module",
+    files: Sequence[tuple["Checkpoint", Callable[[str], bool]]] | None = None,
+) -> list[Part]:
+    """How a network's files map onto its module: (checkpoint, our name -> its name, its names to ignore) a file.
+    `files` are those that `files_of` has opened already.
+    """
+    from bdflow.models import keys
+
+    files = files_of(entry) if files is None else files
+    names = list(module.state_dict())
+    sources = [{name: name for name in names}]
+    if entry.name == "unet" and entry.layout == "original":
+        config = entry.config()
+        levels, depth = len(config["block_out_channels"]), config["layers_per_block"]
+        sources = [keys.original_unet_sources(names, levels, depth, keys.UNET_PREFIX)]
+    elif entry.name == "unet":
+        sources = [{}, {}]
+        for name in names:
+            side, theirs = keys.diffusers_unet(name)
+            sources[side == "text"][name] = theirs
+    elif entry.name == "vae" and entry.layout == "original":
+        levels = len(entry.config()["block_out_channels"])
+        sources = [{name: keys.original_vae(name, levels) for name in names}]
+    elif entry.name == "vae" and any(name.endswith(".query.weight") for name in files[0][0].tensors):
+        sources = [{name: keys.old_diffusers_vae(name) for name in names}]
+    return [(checkpoint, own, ignored) for (checkpoint, ignored), own in zip(files, sources, strict=True)]
 
 
 def _nothing(name: str) -> bool:

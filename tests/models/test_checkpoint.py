@@ -78,7 +78,7 @@ def test_tensors_are_read_in_file_order_from_their_place(tmp_path: Path) -> None
     for name in ("a.safetensors", "a.pth"):
         kept = {key: value.contiguous() for key, value in state.items()} if name == "a.safetensors" else state
         opened = open_checkpoint(save(kept, tmp_path / name))
-        read = list(opened.read([*reversed(state)], "cpu", torch.float32))
+        read = list(opened.read([*reversed(state)], "cpu", torch.float32).items())
         offsets = [opened.tensors[key].offset for key, _ in read]
         assert offsets == sorted(offsets)
         assert {key for key, _ in read} == set(state)
