@@ -294,6 +294,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="an empty or new directory for the checkpoints")
     parser.add_argument("--json", type=Path, default=Path("loading.json"))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layouts", nargs="+", choices=["diffusers", "authors"], default=["diffusers", "authors"])
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints; reuse them if they are there")
     parser.add_argument("--child", nargs=3, metavar=("BUNDLE", "NETWORK", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -311,10 +312,11 @@ def main() -> None:
         if not (options.dir / "diffusers" / MANIFEST).is_file():
             write_checkpoints(options.dir, reference)
         rows = []
-        for case in CASES:
+        for case in (case for case in CASES if case[0] in options.layouts):
             rows.append(measure(options.dir, *case, options.repeats))
             print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-        rows.insert(len(STORED), together(rows[: len(STORED)]))
+        if "diffusers" in options.layouts:
+            rows.insert(len(STORED), together(rows[: len(STORED)]))
     finally:
         if not options.keep:
             shutil.rmtree(options.dir, ignore_errors=True)
