@@ -20,7 +20,6 @@ from torch import Tensor
 CHUNK_BYTES = 4 * 2**20
 SHARE_BYTES = 4 * 2**20
 MOST_READERS = 4
-HUGE_PAGE = 2 * 2**20
 ALIGNMENT = 64
 AHEAD_BUFFER = 256 * 2**10
 AHEAD_BUFFERS = 128
@@ -32,9 +31,8 @@ def cores() -> int:
 
 
 def room(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str) -> list[Tensor]:
-    """Uninitialised flat tensors of so many elements. On the CPU they lie in one mapping of huge pages, where
-    the system has them: touched for the first time 2 MiB at a time, which is what costs in new memory. The
-    mapping goes when its last tensor does.
+    """Uninitialised flat tensors of so many elements. On the CPU they lie in one mapping, which goes when its last
+    tensor does; the readers touch it for the first time, side by side.
     """
     sizes = [torch.Size(shape).numel() for shape in shapes]
     if torch.device(device).type != "cpu":
@@ -44,8 +42,6 @@ def room(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str) -> 
         begins.append(end)
         end += -(-size * dtype.itemsize // ALIGNMENT) * ALIGNMENT
     memory = mmap.mmap(-1, max(end, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE") and end >= HUGE_PAGE:
-        memory.madvise(mmap.MADV_HUGEPAGE)
     return [
         torch.frombuffer(memory, dtype=dtype, count=size, offset=begin) if size else torch.empty(0, dtype=dtype)
         for begin, size in zip(begins, sizes, strict=True)
