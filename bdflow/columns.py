@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from bdflow.device import to_device
 from bdflow.ridge_blocks import Scratch
 from stores import Store
 
@@ -61,12 +63,16 @@ class Columns:
         return self.store.read_into(out, "latent", {"stimulus": piece, **region}).reshape(len(out), -1)
 
 
-def ahead(requests: Sequence[Callable[[str], np.ndarray]]) -> Iterator[np.ndarray]:
-    """The answers in order; the next is read while one is used, which stays valid until the next but one is taken."""
+def ahead(requests: Sequence[Callable[[str], np.ndarray]], device: str = "cpu") -> Iterator[Any]:
+    """The answers in order, on the device; the next is read, and copied to a GPU, while one is used. Each stays valid
+    until the next but one is taken.
+    """
     with ThreadPoolExecutor(1) as reader:
         waiting = None
         for number, request in enumerate(requests):
-            coming = reader.submit(request, f"piece {number % BUFFERS}")
+            coming = reader.submit(
+                lambda read, name: to_device(read(name), device), request, f"piece {number % BUFFERS}"
+            )
             if waiting is not None:
                 yield waiting.result()
             waiting = coming

@@ -13,9 +13,10 @@ import numpy as np
 from bdflow import ridge, ridge_blocks
 from bdflow.columns import Columns, ahead
 from bdflow.config import SPACES
+from bdflow.device import to_host
 from bdflow.errors import InputError
 from bdflow.ridge_plan import PIECE
-from bdflow.solver import Solver, to_host
+from bdflow.solver import Solver
 from bdflow.stage import Context
 from stores import Store, catalog
 

@@ -12,7 +12,8 @@ import numpy as np
 from bdflow import noise, ridge, ridge_blocks
 from bdflow.columns import Columns, ahead
 from bdflow.config import Config
-from bdflow.solver import Solver, as_slice, to_device, to_host, z_scored_blocks
+from bdflow.device import to_device, to_host
+from bdflow.solver import Solver, as_slice, z_scored_blocks
 from stores import Store
 
 
@@ -146,10 +147,9 @@ class Selector:
         columns = self._columns(store, region, space)
         scores = np.full((len(self.alphas), int(np.prod(shape))), np.nan, dtype=np.float32)
         if columns.size:
-            pieces = ahead(self.reading.columns(space, self.train).requests(region, self.scratch))
-            drawn = (to_device(piece[:, columns], self.device) for piece in pieces)
-            if columns.size == scores.shape[1]:
-                drawn = (to_device(piece, self.device) for piece in pieces)
+            pieces = ahead(self.reading.columns(space, self.train).requests(region, self.scratch), self.device)
+            whole = columns.size == scores.shape[1]
+            drawn = pieces if whole else (piece[:, columns] for piece in pieces)
             scores[:, columns] = to_host(ridge_blocks.validate_block(self.matrices, self.rows, drawn, self.scratch))
         best = np.full(scores.shape[1], np.nan, dtype=np.float32)
         known = np.isfinite(scores).all(axis=0)
@@ -249,15 +249,14 @@ class Predictor:
             (self.test[s].requests(region, Read()), self.train[s].requests(region, self.scratch, None if i else LEAD))
             for i, s in enumerate(subjects)
         ]
-        answers = ahead(list(chain.from_iterable(test + train for test, train in asked)))
-        device = self.decoders.device
+        answers = ahead(list(chain.from_iterable(test + train for test, train in asked)), self.decoders.device)
         for (subject, store), (test, train) in zip(subjects.items(), asked, strict=True):
-            true = [to_device(piece, device) for piece in islice(answers, len(test))]
+            true = list(islice(answers, len(test)))
             t = true[0].shape[1]
             which, alphas = self.decoders.which(subject, region, t)
             block = ridge_blocks.predict_block(
                 self.decoders.hats[subject],
-                (to_device(piece, device) for piece in islice(answers, len(train))),
+                islice(answers, len(train)),
                 true,
                 which=which,
                 held_out=self.decoders.held_out(subject),
@@ -315,7 +314,7 @@ class Weigher:
             block = {dim: part for dim, part in region.items() if dim != "voxel"}
             alpha = self.predictions[subject, space].read("alpha", block)
             which = np.abs(np.asarray(used)[None] - alpha.reshape(-1, 1)).argmin(axis=1) if len(used) > 1 else None
-            pieces = (to_device(piece, solver.device) for piece in ahead(columns.requests(block, self.scratch)))
+            pieces = ahead(columns.requests(block, self.scratch), solver.device)
             product = to_host(ridge_blocks.walk(matrices, pieces, which, self.scratch).product)
             store.write(partition, {"weight": product.reshape(len(product), *alpha.shape)})
 

@@ -117,8 +117,7 @@ def _shifted(piece: Array, shift: Array, scratch: Scratch) -> tuple[Array, Array
     squares = xp.zeros((t,), dtype=xp.float64)
     if not is_numpy_array(piece):
         values = as_float32(piece) - shift
-        wide = xp.astype(values, xp.float64)
-        return values, xp.sum(wide, axis=0), xp.sum(wide * wide, axis=0)
+        return values, xp.sum(values, axis=0, dtype=xp.float64), xp.sum(values * values, axis=0, dtype=xp.float64)
     values = scratch.array("values", (k, t), "f4")
     for start, stop in _few_rows(k):
         part = values[start:stop, :]
@@ -253,7 +252,8 @@ def _in_step(pieces: Iterable[Array], shift: Array) -> Iterator[tuple[int, Array
     """Few rows at a time: where they begin, and their values in float32 less `shift`."""
     at = 0
     for piece in pieces:
-        for start, stop in _few_rows(piece.shape[0]):
+        few = _few_rows(piece.shape[0]) if is_numpy_array(piece) else [(0, piece.shape[0])]
+        for start, stop in few:
             yield at + start, as_float32(piece[start:stop, :]) - shift
         at += piece.shape[0]
 
@@ -263,7 +263,7 @@ def _sum_of_products(a: Array, b: Array | None) -> Array:
     xp = array_namespace(a)
     if is_numpy_array(a):
         return _column_sums(a) if b is None else np.einsum("ij,ij->j", a, b)
-    return xp.astype(xp.sum(a if b is None else a * b, axis=0), xp.float64)
+    return xp.sum(a if b is None else a * b, axis=0, dtype=xp.float64)
 
 
 def validate_block(

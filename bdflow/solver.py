@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bdflow import ridge, ridge_tiles
+from bdflow.device import to_device
 from bdflow.ridge_blocks import Scratch
 from bdflow.ridge_plan import Plan
 from stores import Provenance, Store, Study, catalog
@@ -184,17 +185,3 @@ def as_slice(rows: np.ndarray) -> slice | np.ndarray:
 def clear(scratch: Path) -> None:
     """Remove the panels of a study."""
     shutil.rmtree(scratch, ignore_errors=True)
-
-
-def to_device(values: np.ndarray, device: str) -> Any:
-    """The array on the device; on a GPU by way of CuPy."""
-    if device == "cpu":
-        return values
-    import cupy
-
-    return cupy.asarray(values)
-
-
-def to_host(values: Any) -> np.ndarray:
-    """The array as NumPy's."""
-    return values if isinstance(values, np.ndarray) else values.get()

@@ -83,8 +83,18 @@ def best(call: Callable[[], Any], repeats: int = 5) -> float:
     return min(times)
 
 
-def sgemm_rate(threads: int) -> float:
-    """FLOP/s of a large float32 matrix product."""
+def sgemm_rate(threads: int, gpus: int = 0) -> float:
+    """FLOP/s of a large float32 matrix product: on these threads, or on all GPUs."""
+    if gpus:
+        import cupy
+
+        a = cupy.random.standard_normal((16384, 16384), dtype=cupy.float32)
+
+        def product() -> None:
+            a @ a
+            cupy.cuda.Device().synchronize()
+
+        return gpus * 2 * a.shape[0] ** 3 / best(product)
     n = 5120
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, n, n), dtype=np.float32)
@@ -283,7 +293,7 @@ def arithmetic(scale: Scale) -> float:
     return total
 
 
-def configuration(root: Path, scale: Scale, executor: str, workers: int, threads: int) -> Config:
+def configuration(root: Path, scale: Scale, executor: str, workers: int, threads: int, gpus: int = 0) -> Config:
     return parse(
         {
             "study": str(root / "study.zarr"),
@@ -291,7 +301,7 @@ def configuration(root: Path, scale: Scale, executor: str, workers: int, threads
             "nsd": {"root": str(root)},
             "report": {"path": str(root / "report")},
             "chunks": {"stimuli": scale.stimuli, "columns": scale.columns},
-            "execution": {"regress": {"executor": executor, "workers": workers, "threads": threads}},
+            "execution": {"regress": {"executor": executor, "workers": workers, "threads": threads, "gpus": gpus}},
         }
     )
 
@@ -305,6 +315,7 @@ def main() -> None:
     parser.add_argument("--executor", choices=("serial", "dask"), default="dask")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each worker")
+    parser.add_argument("--gpus", type=int, default=0, help="of each worker (with CuPy)")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--no-comparison", action="store_true", help="leave scikit-learn and himalaya out")
     parser.add_argument("--keep", action="store_true", help="keep responses and targets in --dir for another run")
@@ -361,7 +372,7 @@ def run_stage(root: Path, scale: Scale, executor: str, workers: int, threads: in
 
 
 def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -> dict[str, Any]:
-    config = configuration(root, scale, options.executor, options.workers, options.threads)
+    config = configuration(root, scale, options.executor, options.workers, options.threads, options.gpus)
     study, known, stores = prepare(config, scale)
     result: dict[str, Any] = {"scale": options.scale, "executor": options.executor, "cores": cores}
     result["disk write, disk read (B/s)"] = disk_rates(root)
@@ -390,14 +401,17 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
         seconds = time.perf_counter() - start
     result["target bytes"] = sum(sizes)
     result["plain store reading (B/s)"] = sum(sizes) / seconds
-    before = sgemm_rate(cores)
+    gpus = options.gpus * options.workers
+    before = sgemm_rate(cores, gpus)
     with PeakMemory() as memory:
         start = time.perf_counter()
         result["works"] = run_works(config, study, known)
         result["seconds"] = time.perf_counter() - start
     result["peak memory (B)"] = memory.peak
-    result["sgemm (FLOP/s)"] = statistics.mean([before, sgemm_rate(cores)])
+    result["sgemm (FLOP/s)"] = statistics.mean([before, sgemm_rate(cores, gpus)])
     result["arithmetic (FLOP)"] = arithmetic(scale)
+    rate = result["target bytes"] / result["works"]["predictions"]
+    result["fraction of plain reading"] = rate / result["plain store reading (B/s)"]
     result["fraction of sgemm"] = arithmetic(scale) / result["seconds"] / result["sgemm (FLOP/s)"]
     result["error against float64"] = error_against_float64(study.path, config.subjects[0], config.regress.alpha.vdvae)
     if not options.no_comparison:
@@ -421,6 +435,7 @@ def show(result: dict[str, Any]) -> None:
         ("fraction of sgemm reached", f"{result['fraction of sgemm']:.0%}"),
         ("targets read", f"{result['target bytes'] / GIB:.2f} GiB"),
         ("plain store reading", f"{result['plain store reading (B/s)'] / 1e9:.2f} GB/s"),
+        ("  of it while predicting", f"{result['fraction of plain reading']:.0%}"),
         ("disk write, read", " ".join(f"{rate / 1e9:.2f}" for rate in result["disk write, disk read (B/s)"]) + " GB/s"),
         ("peak memory, all processes", f"{result['peak memory (B)'] / GIB:.2f} GiB"),
         ("error against float64", f"{result['error against float64']:.1e}"),
