@@ -49,8 +49,9 @@ class SystemMaker:
         else:
             first, last = (system.spec.region(system.sizes, i)["stimulus"] for i in (partitions[0], partitions[-1]))
             product = np.zeros((last.stop - first.start, int(train.sum())), dtype=np.float32)
+            rows = as_slice(np.flatnonzero(train))
             for _, values in z_scored_blocks(responses):
-                product += values[first.start : last.stop] @ values[train].T
+                product += values[first.start : last.stop] @ values[rows].T
             self._write(system, partitions, lambda rows: product[rows.start - first.start : rows.stop - first.start])
 
     def _write(self, system: Store, partitions: list[int], rows_of: Any) -> None:

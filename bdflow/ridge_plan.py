@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from bdflow.errors import InputError
 
 MIB = 2**20
-BASE = 400 * MIB  # a worker with NumPy, SciPy, zarr, torch and dask loaded, before any array
+BASE = 480 * MIB  # a worker with NumPy, SciPy, zarr, torch and dask loaded, and memory freed but not given back
+MARGIN = 1.25
 PIECE = 160 * MIB  # float32 bytes of one piece of targets where memory is not scarce
 LEAST_ROWS = 512
 WIDTHS = (4096, 2048, 1024, 512)
@@ -66,7 +67,7 @@ def plan(
     rows = max(e.test + e.held_out * (1 + e.alphas) for e in extents.values())
 
     def predictions(piece_rows: int) -> int:
-        return BASE + hats + columns * (8 * piece_rows + 12 * rows)
+        return _with_base(hats + columns * (10 * piece_rows + 12 * rows))
 
     most = max(LEAST_ROWS, PIECE // (4 * columns) // LEAST_ROWS * LEAST_ROWS)
     if budget is None:
@@ -90,25 +91,34 @@ def plan(
             + (", or validate by leave_one_out, which needs no whole system" if folds else ""),
         )
     largest = max(e.train for e in extents.values())
-    spare = budget - BASE - 12 * voxels * max(e.train + e.test for e in extents.values())
-    many = max(1, spare // (4 * largest * kernel_rows))
+    spare = (budget - BASE) / MARGIN - _block(voxels, max(e.train + e.test for e in extents.values()))
+    many = max(1, spare // (8 * largest * kernel_rows))
     return Plan(fits, (widths or WIDTHS[-1:])[0], int(many) * kernel_rows, pieces[0], least)
 
 
+def _with_base(arrays: float) -> int:
+    return BASE + int(MARGIN * arrays)
+
+
+def _block(voxels: int, stimuli: int) -> int:
+    """Bytes while one block of responses is read and z-scored."""
+    return 20 * stimuli * voxels
+
+
 def _whole(e: Extent, voxels: int) -> int:
-    block = 12 * (e.train + e.test) * voxels
+    """Bytes to compute the system, and to solve it, at once."""
     rows = max(e.test, e.held_out)
     if not e.dual:
         held = 4 * (e.train + e.test) * e.voxels
-        return BASE + 2 * held + 8 * e.voxels**2 + 12 * rows * e.train
-    return BASE + max(4 * e.train * (e.train + e.test) + block, 8 * e.train**2 + 16 * rows * e.train)
+        return _with_base(2 * held + 8 * e.voxels**2 + 16 * rows * e.train)
+    computed = 4 * e.train * (e.train + e.test) + _block(voxels, e.train + e.test)
+    return _with_base(max(computed, 8 * e.train**2 + 16 * rows * e.train))
 
 
 def _tiled(extents: dict[str, Extent], voxels: int, kernel_rows: int, width: int) -> int:
-    return BASE + max(
-        max(
-            4 * kernel_rows * e.train + 12 * (e.train + e.test) * voxels,
-            12 * width * e.train + 12 * max(e.test, e.held_out) * e.train,
-        )
-        for e in extents.values()
-    )
+    """Bytes to compute the least rows of the kernel, and to factorise it in panels of this width."""
+    needs = []
+    for e in extents.values():
+        needs.append(8 * kernel_rows * e.train + _block(voxels, e.train + e.test))
+        needs.append((24 * width + 16 * max(e.test, e.held_out)) * e.train)
+    return _with_base(max(needs))

@@ -293,7 +293,10 @@ def arithmetic(scale: Scale) -> float:
     return total
 
 
-def configuration(root: Path, scale: Scale, executor: str, workers: int, threads: int, gpus: int = 0) -> Config:
+def configuration(
+    root: Path, scale: Scale, executor: str, workers: int, threads: int, gpus: int = 0, memory: str | None = None
+) -> Config:
+    where = {"executor": executor, "workers": workers, "threads": threads, "gpus": gpus, "memory": memory}
     return parse(
         {
             "study": str(root / "study.zarr"),
@@ -301,7 +304,7 @@ def configuration(root: Path, scale: Scale, executor: str, workers: int, threads
             "nsd": {"root": str(root)},
             "report": {"path": str(root / "report")},
             "chunks": {"stimuli": scale.stimuli, "columns": scale.columns},
-            "execution": {"regress": {"executor": executor, "workers": workers, "threads": threads, "gpus": gpus}},
+            "execution": {"regress": where},
         }
     )
 
