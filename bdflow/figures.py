@@ -15,7 +15,7 @@ from bdflow.models.bundle import open_bundle
 from bdflow.report import read_stores
 from bdflow.report_scores import AVERAGE, Scores
 from bdflow.report_tables import label
-from bdflow.stage import TRUE, Context
+from bdflow.stage import Context
 from stores import Store
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def score_figure(scores: Scores, *, comparable: bool) -> Figure:
             shift = (r - (len(rows) - 1) / 2) * 0.7 / len(rows)
             for v, variant in enumerate(scores.variants):
                 found = scores.estimates[row, variant, metric]
-                y, colour = v + shift, COLOURS[r % len(COLOURS)]
+                y, colour = v + shift, COLOURS[scores.rows.index(row) % len(COLOURS)]
                 axis.plot([found.low, found.high], [y, y], color=colour, lw=1)
                 axis.plot(found.mean, y, "o", ms=3, color=colour, label=label(row) if not v else None)
         for v, variant in enumerate(scores.variants):
@@ -190,7 +190,7 @@ def decoding_figure(context: Context, stores: Stores) -> Figure:
     layers, vision, text = figure.subplots(1, 3)
     sizes = open_bundle(context.config.networks.bundle).layers
     bounds = list(pairwise(accumulate((c * h * w for c, h, w in sizes), initial=0)))
-    for i, subject in enumerate(subject for subject in context.decoded if subject != TRUE):
+    for i, subject in enumerate(context.decoded):
         colour = COLOURS[i % len(COLOURS)]
         r = stores[f"predictions/{subject}/vdvae"].read("pearson_r")
         by_layer = [report_decoding.mean(r[start:stop]) for start, stop in bounds]
