@@ -142,7 +142,8 @@ def _body(page: Page) -> Iterator[str]:
 """
     yield f"""<section id="distributions">
 <h2>{escape(titles["distributions"])}</h2>
-<p>Scores of single images: the median is a stroke, the quartiles the thick line below it.</p>
+<p>Scores of single images: the median is a stroke, the quartiles the thick line below it. First every subject in the
+first variant, then the other variants of the average subject.</p>
 {_plots(page.distributions)}
 </section>
 """

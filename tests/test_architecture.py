@@ -16,6 +16,8 @@ PURE = (
     "ridge_tiles",
     "ridge_plan",
     "metrics",
+    "statistics",
+    "average",
     "noise",
     "errors",
     "config",
