@@ -177,8 +177,7 @@
   chips("variants", "pictures", [["guess", "guess", "the VDVAE's picture"], ...variants.map((v) => [v.name, v.name, v.label])]);
   $("controls").addEventListener("submit", (e) => e.preventDefault());
   addEventListener("hashchange", () => { load(); draw(); });
-  addEventListener("scroll", fill, { passive: true });
-  addEventListener("resize", fill);
+  new IntersectionObserver(fill, { rootMargin: "800px" }).observe($("more"));
   addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });
   load();
   draw();

@@ -62,11 +62,11 @@ class Page:
     footer: str = ""
     sections: Sequence[tuple[str, str]] = field(
         default=(
-            ("gallery", "Gallery"),
             ("scores", "Scores"),
             ("distributions", "Distributions"),
             ("decoding", "Decoding"),
             ("making", "How it was made"),
+            ("gallery", "Gallery"),
         )
     )
 
@@ -130,7 +130,6 @@ def _body(page: Page) -> Iterator[str]:
 <main>
 """
     titles = dict(page.sections)
-    yield _gallery(page, titles["gallery"])
     first, *others = page.scores
     files = ", ".join(f'<a href="tables/{quote(name)}" download>{escape(name)}</a>' for name in page.files)
     yield f"""<section id="scores">
@@ -169,8 +168,9 @@ first variant, then the other variants of the average subject.</p>
 {_table(page.fingerprints)}
 </details>
 </section>
-</main>
 """
+    yield _gallery(page, titles["gallery"])
+    yield "</main>\n"
 
 
 def _plots(plots: Sequence[Plot]) -> str:

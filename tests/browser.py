@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -46,8 +48,8 @@ class Browser:
 
     def find(self, text: str) -> None:
         field = self.one("#find")
-        field.clear()
-        field.send_keys(text)
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(Keys.BACKSPACE, text)
 
     def pressed(self, selector: str) -> list[str]:
         return [
@@ -55,30 +57,26 @@ class Browser:
         ]
 
     def scroll_through(self) -> None:
-        """To the end, so that every row is made and every picture asked for."""
-        script = """
-            const done = arguments[0];
-            const step = () => {
-              const before = document.documentElement.scrollHeight;
-              scrollBy(0, 700);
-              setTimeout(() => {
-                const end = scrollY + innerHeight >= document.documentElement.scrollHeight - 2;
-                end && document.documentElement.scrollHeight === before ? done() : step();
-              }, 40);
-            };
-            step();"""
-        self.driver.set_script_timeout(PATIENCE)
-        self.driver.execute_async_script(script)
+        """To the end, until every row that was found is there."""
+        wanted = int(self.one("#count").text.split()[0])
+        deadline = time.monotonic() + PATIENCE
+        while len(self.order()) < wanted and time.monotonic() < deadline:
+            self.driver.execute_script("scrollTo(0, document.documentElement.scrollHeight)")
+            time.sleep(0.1)
 
     def pictures(self) -> tuple[int, list[str]]:
-        """How many pictures there are, and the addresses of those that did not load."""
+        """How many pictures there are, and the addresses of those that do not load even when scrolled to."""
         script = """
             const images = [...document.querySelectorAll('#rows img')];
-            return [images.length, images.filter(i => !(i.complete && i.naturalWidth > 0)).map(i => i.src)];"""
-        waiting = WebDriverWait(self.driver, PATIENCE)
-        waiting.until(lambda driver: not driver.execute_script(script)[1], "pictures that do not load")
-        count, broken = self.driver.execute_script(script)
-        return count, broken
+            const waiting = images.filter(i => !(i.complete && i.naturalWidth > 0));
+            waiting[0]?.scrollIntoView({ block: 'start' });
+            return [images.length, waiting.map(i => i.src)];"""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            count, waiting = self.driver.execute_script(script)
+            if not waiting or time.monotonic() > deadline:
+                return count, waiting
+            time.sleep(0.1)
 
     def loaded_from(self) -> set[str]:
         """Schemes of every address that the page names or has asked for."""

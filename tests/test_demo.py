@@ -52,8 +52,11 @@ def check_report(page: Path, tree: xarray.DataTree) -> None:
         browser.press("#order button", "worst first")
         browser.scroll_through()
         value = np.mean([tree[f"metrics/{name}"].value.values[0, 0] for name in names[:4]], axis=0)
-        ids = tree["metrics/subj01"].nsd_id.values
-        assert browser.order() == ids[np.argsort(value, kind="stable")].tolist()
+        score = dict(zip(tree["metrics/subj01"].nsd_id.values.tolist(), value.tolist(), strict=True))
+        order = browser.order()
+        assert sorted(order) == sorted(score)
+        steps = np.diff([score[nsd_id] for nsd_id in order])
+        assert steps.min() > -2e-4, "worst first; the page knows four digits"
         assert browser.pictures() == (total * (1 + len(names) * (1 + len(variants))), [])
         assert browser.loaded_from() == {"file:"}
         assert browser.complaints() == []
