@@ -1,9 +1,11 @@
 """Progress: lines where nobody watches, a bar on a terminal."""
 
+import contextlib
 import io
 import os
 import pty
 import sys
+import threading
 import time
 
 import pytest
@@ -72,14 +74,24 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     ours, theirs = pty.openpty()
+    parts: list[bytes] = []
+
+    def look() -> None:
+        with contextlib.suppress(OSError):  # the terminal was closed
+            while part := os.read(ours, 1 << 16):
+                parts.append(part)
+
+    looking = threading.Thread(target=look)
+    looking.start()
     with os.fdopen(theirs, "w") as terminal:
         for label in ("[features]", "guess"):
             with Progress(label, 40, stream=terminal) as progress:
                 for _ in range(30):
                     progress.advance()
                     time.sleep(0.01)
-        shown = os.read(ours, 1 << 20).decode()
+    looking.join()
     os.close(ours)
+    shown = b"".join(parts).decode()
     for words in ("[features]", "/40", "partitions, ", "/s", "guess: 30/40 partitions in"):
         assert words in shown
     assert "\x1b[" in shown
