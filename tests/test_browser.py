@@ -139,7 +139,7 @@ def test_it_is_quick_with_982_stimuli_and_5_subjects(tmp_path: Path, monkeypatch
             start = time.perf_counter()
             action()
             seconds[name] = time.perf_counter() - start
-        assert browser.order() == [61]
+        assert sorted(browser.order()) == [61, *range(610, 620)]
         browser.find("")
         assert len(browser.order()) < 100, "rows are made as they are scrolled to"
         assert browser.complaints() == []
