@@ -139,7 +139,8 @@ def test_it_is_quick_with_982_stimuli_and_5_subjects(tmp_path: Path, monkeypatch
             start = time.perf_counter()
             action()
             seconds[name] = time.perf_counter() - start
-        assert sorted(browser.order()) == [61, *range(610, 620)]
+        found = sum("61" in str(nsd_id) for nsd_id in range(982))
+        assert browser.one("#count").text == f"{found} of 982 stimuli"
         browser.find("")
         assert len(browser.order()) < 100, "rows are made as they are scrolled to"
         assert browser.complaints() == []
