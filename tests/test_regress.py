@@ -181,7 +181,7 @@ def test_any_pattern_is_decoded_without_fitting_again(regressed, tmp_path, monke
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = ["decode", str(file), str(tmp_path / "patterns.npy"), "--subject", SUBJECT]
     app([*command, "--out", str(tmp_path / "decoded.zarr"), "--standardise", "test_set"], standalone_mode=False)
-    tree = xarray.open_datatree(tmp_path / "decoded.zarr", engine="zarr")
+    tree = xarray.open_datatree(tmp_path / "decoded.zarr", engine="zarr", consolidated=False)
     latents = tree["clip_vision/latent"]
     assert latents.dims == ("pattern", "token", "feature")
     store = Store(config.study, f"predictions/{SUBJECT}/clip_vision")
@@ -328,6 +328,7 @@ def test_the_stage_refuses_a_budget_before_it_writes(regressed, tmp_path):
     assert BASE > 100 * MIB
 
 
+@pytest.mark.storm
 def test_killed_in_the_middle_of_the_pass_it_ends_in_the_same_bytes(settings, tmp_path):
     """SIGKILL while predictions, and then while weights are written; every kill is checked to fall there."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -1,5 +1,6 @@
 """Zip archives of torch are read without torch; what a state dict does not need is left to torch's own reader."""
 
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -70,7 +71,7 @@ def test_archives_written_by_others_give_the_same_weights(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize(
-    "made_from", [(print, ("ran",)), (eval, ("1",)), (getattr, ("text", "upper")), (pickled.StateDict, ())]
+    "made_from", [(os.getenv, ("HOME",)), (eval, ("1",)), (getattr, ("text", "upper")), (pickled.StateDict, ())]
 )
 def test_no_other_function_can_be_named(tmp_path: Path, protocol: int, made_from: tuple[Any, Any]) -> None:
     class Asks:
