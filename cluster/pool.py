@@ -11,6 +11,7 @@ import contextlib
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -240,7 +241,7 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-class PoolExecutor:
+class PoolExecutor(ABC):
     """What the executors with worker processes share: the order of a run, and of its end."""
 
     name = "pool"
@@ -249,17 +250,17 @@ class PoolExecutor:
         self.address, self._total = address, total
         self._attempts, self._start_timeout = attempts, start_timeout
 
+    @abstractmethod
     def begin(self, make_worker: bytes, seats: int, resources: Resources) -> Backend:
         """Bring up what is missing and offer seats."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, backend: Backend, clean: bool) -> None:
         """Free what the run held; if not `clean`, stop what still runs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Stop every process this executor started. May be called twice; a later `run` starts anew."""
-        raise NotImplementedError
 
     def run(
         self,
