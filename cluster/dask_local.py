@@ -19,12 +19,19 @@ LOOPBACK = "127.0.0.1:0"  # for the HTTP server of health and metrics, which Das
 GIVEN_UP = 3.0  # seconds without a process after which a nanny is taken for useless
 
 
+def _without_spans(extensions: dict[str, Any]) -> dict[str, Any]:
+    # Spans keep a record of every task ever sent for as long as the scheduler lives.
+    return {name: extension for name, extension in extensions.items() if name != "spans"}
+
+
 class LocalCluster:
     """Scheduler in this process, workers in their own, each under a nanny that replaces it when it dies."""
 
     def __init__(self, resources: Resources, total: Resources | None, dashboard: bool) -> None:
         import dask
         from distributed import Client, Nanny, Scheduler, SpecCluster
+        from distributed import scheduler as scheduling
+        from distributed import worker as working
 
         self.resources = resources
         self._down: dict[int, float] = {}
@@ -44,6 +51,7 @@ class LocalCluster:
             "dashboard_address": LOOPBACK,
             "local_directory": self._scratch,
             "silence_logs": logging.CRITICAL,
+            "extensions": _without_spans(working.DEFAULT_EXTENSIONS),
         }
         workers = {}
         for number in range(resources.workers):
@@ -56,6 +64,7 @@ class LocalCluster:
                 "protocol": "tcp://",
                 "dashboard": dashboard,
                 "dashboard_address": LOOPBACK,
+                "extensions": _without_spans(scheduling.DEFAULT_EXTENSIONS),
             },
         }
         settings = {

@@ -1,7 +1,10 @@
 """What every executor promises about a run: all tasks, in bounded memory, and the work's own errors."""
 
+import gc
+import json
 import os
 import pickle
+import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
@@ -101,29 +104,45 @@ def test_no_more_than_two_a_worker_in_flight(executor: Executor) -> None:
 
 def test_memory_of_the_driver_is_flat(opened: dict[str, Executor]) -> None:
     for kind, total in (("serial", 20_000), ("ray", 10_000)):
-        _flat(opened[kind], total)
+        _assert_flat(kind, _sizes(opened[kind], total))
 
 
+# Alone in its process: in one of 600 MiB the garbage of the tests before is the larger part of what is seen.
 @pytest.mark.storm
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("kind", "total"), [("serial", 100_000), ("ray", 100_000), ("dask", 20_000)])
-def test_memory_of_the_driver_is_flat_over_many_tasks(opened: dict[str, Executor], kind: str, total: int) -> None:
-    _flat(opened[kind], total)
+def test_memory_of_the_driver_is_flat_over_many_tasks(kind: str, total: int) -> None:
+    driver = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_run; test_run.drive()"
+    told = subprocess.run([sys.executable, "-c", driver, kind, str(total)], stdout=subprocess.PIPE, check=True)
+    _assert_flat(kind, json.loads(told.stdout.splitlines()[-1]))
 
 
-def _flat(executor: Executor, total: int) -> None:
+def drive() -> None:
+    """Print what the memory of this process was during a run, in MiB."""
+    kind, total = sys.argv[1:]
+    with open_executor(kind, total=Resources(workers=2, threads=2, memory=8 * 2**30), start_timeout=60) as executor:
+        print(json.dumps(_sizes(executor, int(total))))
+
+
+def _sizes(executor: Executor, total: int) -> list[float]:
     sizes = []
     tasks = Lazily(total)
 
     def look(done: Completed) -> None:
         tasks.completed(done)
         if tasks.done % (total // 20) == 0:
+            gc.collect()
             sizes.append(psutil.Process().memory_info().rss / 2**20)
 
     executor.run(Square, tasks, resources=TWO, on_done=look)
     assert tasks.done == total
+    return sizes
+
+
+def _assert_flat(kind: str, sizes: list[float]) -> None:
+    # Dask keeps 0.4 KiB of each of its last 100,000 tasks: the cache of the names it made of their keys.
     early, late = max(sizes[4:9]), max(sizes[-5:])
-    assert late - early < 12, f"{executor.name}: driver grew from {early:.0f} to {late:.0f} MiB"
+    assert late - early < 10, f"{kind}: driver grew from {early:.0f} to {late:.0f} MiB: {sizes}"
 
 
 def test_an_exception_of_a_task_comes_back_as_itself(executor: Executor, tmp_path: Path) -> None:
