@@ -163,8 +163,9 @@ class Bundle:
 
     def load(self, network: str, device: str = "cpu", dtype: str = "float32") -> "nn.Module":
         """The module of one network (vdvae, clip_vision, clip_text, unet, vae) with its weights."""
-        from bdflow.models.checkpoint import DTYPES, fit_into
-        from bdflow.models.reading import ReadAhead
+        import torch
+
+        from bdflow.models.checkpoint import DTYPES, filled, fit_into
 
         if dtype not in DTYPES:
             raise InputError(
@@ -173,11 +174,15 @@ class Bundle:
         entry = self.manifest.network(network)
         with collector_paused():
             files = files_of(entry)
-            with ReadAhead(stretch for checkpoint, ignored in files for stretch in checkpoint.stretches(ignored)):
+            # On a GPU, room for a file that turns out to be the wrong one could be more than there is.
+            early = torch.device(device).type == "cpu"
+            begun = [c.plan(c.wanted(ignored), device, DTYPES[dtype]) for c, ignored in files] if early else []
+            with filled(begun):
                 module = self.build(network)
-                readings = fit_into(module, parts_of(entry, module, files), device=device, dtype=dtype)
-            for reading in readings:
-                reading.fill()
+                parts = parts_of(entry, module, files)
+                readings = fit_into(module, parts, device=device, dtype=dtype, begun=begun)
+            with filled(readings):
+                pass
         number_positions(module, device)
         return module
 

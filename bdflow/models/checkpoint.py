@@ -13,7 +13,9 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,12 @@ from torch import Tensor, nn
 
 from bdflow.errors import InputError
 from bdflow.models.pickled import ITEM_BYTES, UnusualPickle, ZippedTensor, read_archive
-from bdflow.models.reading import Piece, pieces_of, read_pieces, room
+from bdflow.models.reading import FileEnds, Piece, filling, pieces_of, room
 
 FLOATS = {"float64", "float32", "float16", "bfloat16"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 REPLACE = "run `bdflow bundle check` on the bundle and replace the file."
-NEIGHBOURS = 256 * 2**10
+AT_ONCE = 8  # headers of records that are read side by side
 RECORD_HEADER = struct.Struct("<4s22xHH")
 _SAFETENSORS_DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -64,38 +66,32 @@ class Checkpoint:
 
         Raises InputError when a zip archive has no record where its directory says.
         """
+        names = [name for name in names if name not in self.held]
+        records = sorted({record for name in names if (record := self.tensors[name].record) is not None})
         begins: dict[int | None, int] = {None: 0}
-        places = {}
-        with self.path.open("rb", buffering=0) as file:
-            for name in names:
-                if name in self.held:
-                    continue
-                info = self.tensors[name]
-                if info.record not in begins:
-                    head = os.pread(file.fileno(), RECORD_HEADER.size, info.record or 0)
-                    if len(head) < RECORD_HEADER.size or not head.startswith(b"PK\x03\x04"):
-                        raise _truncated(self.path, ValueError(f"no record of tensor {name}"))
-                    _, name_length, extra_length = RECORD_HEADER.unpack(head)
-                    begins[info.record] = (info.record or 0) + RECORD_HEADER.size + name_length + extra_length
-                places[name] = begins[info.record] + info.offset
-        return places
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for some in pool.map(self._begins, [records[start::AT_ONCE] for start in range(AT_ONCE)]):
+                begins.update(some)
+        return {name: begins[self.tensors[name].record] + self.tensors[name].offset for name in names}
 
-    def stretches(self, ignored: Callable[[str], bool]) -> list[tuple[Path, int, int]]:
-        """(file, place, bytes) that hold all tensors not ignored, in file order: neighbours in one stretch."""
-        found: list[tuple[Path, int, int]] = []
-        infos = [info for name, info in self.tensors.items() if name not in self.held and not ignored(name)]
-        for info in sorted(infos, key=lambda info: (info.record or 0) + info.offset):
-            begin = (info.record or 0) + info.offset
-            if found and begin - found[-1][1] - found[-1][2] < NEIGHBOURS:
-                found[-1] = (self.path, found[-1][1], begin + info.nbytes - found[-1][1])
-            else:
-                found.append((self.path, begin, info.nbytes))
-        return found
+    def _begins(self, records: Sequence[int]) -> dict[int, int]:
+        """Where a zip archive's records begin, behind their headers."""
+        begins = {}
+        with self.path.open("rb", buffering=0) as file:
+            for record in records:
+                head = os.pread(file.fileno(), RECORD_HEADER.size, record)
+                if len(head) < RECORD_HEADER.size or not head.startswith(b"PK\x03\x04"):
+                    raise _truncated(self.path, ValueError(f"no record at byte {record}"))
+                _, name_length, extra_length = RECORD_HEADER.unpack(head)
+                begins[record] = record + RECORD_HEADER.size + name_length + extra_length
+        return begins
+
+    def wanted(self, ignored: Callable[[str], bool]) -> list[str]:
+        """Names of the tensors not ignored."""
+        return [name for name in self.tensors if not ignored(name)]
 
     def plan(self, names: Iterable[str], device: str, dtype: torch.dtype) -> "Reading":
-        """Room for these tensors, in `dtype` on `device`, and where in the file to find them: `Reading.fill` reads
-        them.
-        """
+        """Room for these tensors, in `dtype` on `device`, and where in the file to find them: `filled` reads them."""
         names = list(names)
         places = self.places(names)
         tensors = {name: self.held[name].to(device, dtype, copy=True) for name in names if name in self.held}
@@ -113,24 +109,29 @@ class Checkpoint:
         Raises InputError when the file ends too early.
         """
         reading = self.plan(names, device, dtype)
-        reading.fill()
-        return reading.tensors
+        with filled([reading]):
+            return reading.tensors
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Tensors of one file whose memory is there and, until `fill`, holds nothing in particular."""
+    """Tensors of one file whose memory is there and, until they are `filled`, holds nothing in particular."""
 
     path: Path
     tensors: dict[str, Tensor]
     pieces: list[Piece]
 
-    def fill(self) -> None:
-        """Read them. Raises InputError when the file ends too early."""
-        try:
-            read_pieces(self.path, self.pieces)
-        except EOFError as error:
-            raise _truncated(self.path, error) from error
+
+@contextmanager
+def filled(readings: Sequence[Reading]) -> Iterator[None]:
+    """Read the tensors while the body runs; when it is left, they are there. Raises InputError when a file ends too
+    early.
+    """
+    try:
+        with filling([(reading.path, reading.pieces) for reading in readings]):
+            yield
+    except FileEnds as error:
+        raise _truncated(error.path, error) from error
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -313,9 +314,9 @@ def load_into(
     dtype: str,
     action: str = REPLACE,
 ) -> None:
-    """Give a module built on the meta device its weights, in `dtype` on `device`: `fit_into`, and all its readings."""
-    for reading in fit_into(module, parts, device=device, dtype=dtype, action=action):
-        reading.fill()
+    """Give a module built on the meta device its weights, in `dtype` on `device`: `fit_into`, and read them."""
+    with filled(fit_into(module, parts, device=device, dtype=dtype, action=action)):
+        pass
 
 
 def fit_into(
@@ -325,12 +326,14 @@ def fit_into(
     device: str,
     dtype: str,
     action: str = REPLACE,
+    begun: Sequence[Reading] = (),
 ) -> list[Reading]:
     """Give a module built on the meta device memory for its weights, in `dtype` on `device`. The readings that are
-    returned, one a file, fill it.
+    returned, to be `filled`, give it its content.
 
-    `parts`: (checkpoint, our name -> its name, its names to ignore) for each file. Raises InputError that
-    lists every difference between files and module before any weight is read, and what to do (`action`).
+    `parts`: (checkpoint, our name -> its name, its names to ignore) for each file; `begun`: readings of these files
+    that hold all that is wanted and are being filled already. Raises InputError that lists every difference between
+    files and module, and what to do (`action`).
     """
     counters = "num_batches_tracked"  # of training steps; batch norms that are loaded without them start at 0
     state = module.state_dict()
@@ -353,14 +356,15 @@ def fit_into(
         )
     owners = dict(module.named_modules())
     readings = []
-    for checkpoint, sources, _ in parts:
-        reading = checkpoint.plan(set(sources.values()), device, DTYPES[dtype])
+    for number, (checkpoint, sources, _) in enumerate(parts):
+        reading = begun[number] if begun else checkpoint.plan(set(sources.values()), device, DTYPES[dtype])
         for ours, theirs in sources.items():
             owner, _, leaf = ours.rpartition(".")
             weight = reading.tensors[theirs].view(expected[ours])
             is_parameter = leaf in owners[owner]._parameters
             setattr(owners[owner], leaf, nn.Parameter(weight, requires_grad=False) if is_parameter else weight)
-        readings.append(reading)
+        if not begun:
+            readings.append(reading)
     for name in state.keys() - expected.keys():
         owner, _, leaf = name.rpartition(".")
         setattr(owners[owner], leaf, torch.zeros((), dtype=torch.int64, device=device))

@@ -1,28 +1,27 @@
 """Reading tensors out of files with all cores at hand, into memory of their own.
 
-Cold files come at the speed of the disk; what is left to lose is the time in which the disk waits (`ReadAhead`)
-and the first touch of new memory (`room`, `read_pieces`).
+Cold files come at the speed of the disk; what is left to lose is the time in which the disk waits while modules are
+built, the first touch of new memory, and a call for each of thousands of small tensors (`filling`).
 """
 
 import mmap
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
 CHUNK_BYTES = 4 * 2**20
-SHARE_BYTES = 4 * 2**20
+SHARE_BYTES = 64 * 2**20
 MOST_READERS = 4
 ALIGNMENT = 64
-AHEAD_BUFFER = 256 * 2**10
-AHEAD_BUFFERS = 128
+MOST_VIEWS = 1000  # the system takes 1,024
 
 
 def cores() -> int:
@@ -79,9 +78,52 @@ def pieces_of(place: int, stored: torch.dtype, target: Tensor) -> list[Piece]:
     return pieces
 
 
-def read_pieces(path: Path, pieces: Sequence[Piece]) -> None:
-    """Fill the targets of all pieces of a file, by several threads. Raises EOFError when the file ends too early."""
-    shares: deque[list[Piece]] = deque()
+class FileEnds(EOFError):
+    """A file that ends before its last piece."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("it ends within a tensor")
+        self.path = path
+
+
+@contextmanager
+def filling(files: Sequence[tuple[Path, Sequence[Piece]]]) -> Iterator[None]:
+    """Fill the targets of all pieces of some files, by several threads, while the body runs; when it is left, all are
+    filled. With one core they are read after the body. An exception in the body stops the reading.
+
+    Raises FileEnds when a file ends too early.
+    """
+    shares = deque((path, share) for path, pieces in files for share in _shares(pieces))
+    readers = max(1, min(MOST_READERS, cores(), len(shares)))
+    stop = threading.Event()
+
+    def work() -> None:
+        scratch = memoryview(bytearray(CHUNK_BYTES))
+        while not stop.is_set():
+            try:
+                path, share = shares.popleft()
+            except IndexError:
+                return
+            with path.open("rb", buffering=0) as file:
+                try:
+                    _read(file.fileno(), share, scratch)
+                except EOFError:
+                    raise FileEnds(path) from None
+
+    with ThreadPoolExecutor(readers, thread_name_prefix="bdflow-read") as pool:
+        jobs = [pool.submit(work) for _ in range(readers)] if cores() > 1 else []
+        try:
+            yield
+        except BaseException:
+            stop.set()
+            raise
+        for job in jobs or [pool.submit(work)]:
+            job.result()
+
+
+def _shares(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Runs of pieces of SHARE_BYTES or a little more: what one thread takes at a time."""
+    shares: list[list[Piece]] = []
     taken = SHARE_BYTES
     for piece in pieces:
         if taken >= SHARE_BYTES:
@@ -89,81 +131,47 @@ def read_pieces(path: Path, pieces: Sequence[Piece]) -> None:
             taken = 0
         shares[-1].append(piece)
         taken += piece.nbytes
-
-    def work() -> None:
-        scratch = memoryview(bytearray(CHUNK_BYTES))
-        with path.open("rb", buffering=0) as file:
-            while shares:
-                try:
-                    share = shares.popleft()
-                except IndexError:  # another thread took the last one
-                    return
-                for piece in share:
-                    _read(file.fileno(), piece, scratch)
-
-    readers = max(1, min(MOST_READERS, cores(), len(shares)))
-    with ThreadPoolExecutor(readers) as pool:
-        for done in [pool.submit(work) for _ in range(readers)]:
-            done.result()
+    return shares
 
 
-def _read(file: int, piece: Piece, scratch: memoryview) -> None:
-    if piece.direct is not None:
-        _fill(file, piece.direct, piece.place)
-        return
-    view = scratch[: piece.nbytes]
-    _fill(file, view, piece.place)
-    piece.target.copy_(_widened(torch.frombuffer(view, dtype=piece.stored), piece.target.dtype))
+def _read(file: int, share: Sequence[Piece], scratch: memoryview) -> None:
+    """Pieces that need no change and lie close to each other come in one call, what is between them in `scratch`."""
+    views: list[memoryview] = []
+    begin = end = 0
+    for piece in share:
+        gap = piece.place - end
+        if views and (piece.direct is None or not 0 <= gap <= len(scratch) or len(views) > MOST_VIEWS):
+            _fill(file, views, begin)
+            views = []
+        if piece.direct is None:
+            view = scratch[: piece.nbytes]
+            _fill(file, [view], piece.place)
+            piece.target.copy_(_widened(torch.frombuffer(view, dtype=piece.stored), piece.target.dtype))
+            continue
+        if not views:
+            begin = piece.place
+        elif gap:
+            views.append(scratch[:gap])
+        views.append(piece.direct)
+        end = piece.place + piece.nbytes
+    _fill(file, views, begin)
 
 
-def _fill(file: int, view: memoryview, place: int) -> None:
-    while view:
-        count = os.preadv(file, [view], place)
+def _fill(file: int, views: list[memoryview], place: int) -> None:
+    while views:
+        count = os.preadv(file, views, place)
         if not count:
-            raise EOFError("it ends within a tensor")
-        view, place = view[count:], place + count
+            raise EOFError
+        place += count
+        done = 0
+        while done < len(views) and count >= len(views[done]):
+            count -= len(views[done])
+            done += 1
+        views = views[done:]
+        if count:
+            views[0] = views[0][count:]
 
 
 def _widened(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Through float32 from one 16-bit type to the other: exact, and several times faster on a CPU."""
     return values.float() if values.dtype != dtype and values.element_size() == dtype.itemsize == 2 else values
-
-
-class ReadAhead:
-    """While this context is open, a thread reads stretches (file, place, bytes) into the system's page cache,
-    one after the other, and throws them away: the disk works while modules are built. With one core it does nothing.
-    """
-
-    def __init__(self, stretches: Iterable[tuple[Path, int, int]]) -> None:
-        self.stretches = list(stretches)
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="bdflow-read-ahead", daemon=True)
-
-    def __enter__(self) -> "ReadAhead":
-        if cores() > 1:
-            self.thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop.set()
-        if self.thread.ident is not None:
-            self.thread.join()
-
-    def _run(self) -> None:
-        # One buffer many times over: a call then reads 32 MiB without asking for Python's lock, which the
-        # main thread holds most of the time.
-        buffer = bytearray(AHEAD_BUFFER)
-        for path, place, size in self.stretches:
-            try:
-                with path.open("rb", buffering=0) as file:
-                    end = place + size
-                    while place < end and not self.stop.is_set():
-                        buffers = [buffer] * min(AHEAD_BUFFERS, -(-(end - place) // AHEAD_BUFFER))
-                        count = os.preadv(file.fileno(), buffers, place)
-                        if not count:
-                            break
-                        place += count
-            except OSError:
-                return  # the reading proper meets the same error, and says so
