@@ -74,9 +74,9 @@ class Checkpoint:
                 begins.update(some)
         return {name: begins[self.tensors[name].record] + self.tensors[name].offset for name in names}
 
-    def _begins(self, records: Sequence[int]) -> dict[int, int]:
+    def _begins(self, records: Sequence[int]) -> dict[int | None, int]:
         """Where a zip archive's records begin, behind their headers."""
-        begins = {}
+        begins: dict[int | None, int] = {}
         with self.path.open("rb", buffering=0) as file:
             for record in records:
                 head = os.pread(file.fileno(), RECORD_HEADER.size, record)
