@@ -13,7 +13,7 @@ import yaml
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from bdflow import decode, ridge, ridge_blocks, ridge_tiles
+from bdflow import decode, report_decoding, ridge, ridge_blocks, ridge_tiles
 from bdflow.cli import app
 from bdflow.columns import Columns, ahead
 from bdflow.config import SPACES, Config, parse
@@ -100,6 +100,14 @@ def test_a_penalty_for_each_space_is_the_one_scikit_learn_would_choose(regressed
         found = predictions.read("latent").reshape(len(z_test), -1)
         np.testing.assert_allclose(found, reference, atol=1e-3 * reference.std())
     assert set(decoder.read("alpha")) == set(decoder.read("space_alpha"))
+    context = Pipeline(config, say=lambda line: None).context()
+    wanted = [path for path in report_decoding.paths(context) if path.startswith(("selection/", "decoders/"))]
+    plots = report_decoding.alpha_plots(context, {path: context.ready(path) for path in wanted})
+    assert len(plots) == len(SPACES)
+    for space, plot in zip(SPACES, plots, strict=True):
+        assert plot.svg.count('class="mark"') == len(SUBJECTS)
+        for scores in context.ready(f"selection/{SUBJECT}/{space}").read("score").reshape(len(GRID), -1):
+            assert f"{np.nanmean(scores, dtype=float):.3f}" in plot.svg
 
 
 def test_each_latent_may_have_a_penalty_of_its_own(regressed):
