@@ -268,7 +268,7 @@ def painting_material(scenes: Scenes, bundle: Path, work: Path) -> tuple[Tensor,
     extractor = FeatureExtractor(bundle)
     versatile = open_bundle(bundle).versatile()
     makers: dict[str, tuple[tuple[str, ...], Callable[[slice], Tensor]]] = {
-        "z": (("vae",), lambda rows: versatile.encode(np.asarray(scenes.painted[rows]), None, "mean")),
+        "z": (("vae",), lambda rows: versatile.encode(np.array(scenes.painted[rows]), None, "mean")),
         "vision": (
             ("clip_vision",),
             lambda rows: torch.from_numpy(extractor.vision_embeddings(np.asarray(scenes.painted[rows]))).half(),
