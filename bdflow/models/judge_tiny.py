@@ -213,10 +213,9 @@ standard deviation, which `scaling_factor` makes 1. The UNet's conditions were m
 {unsettled:.0%}, so that it knows what regressions make of them. The VDVAE's mixture has a temperature of {temperature},
 folded into its last layer, for guesses that are blurry rather than noisy; its bits below are those at temperature 1.
 
-Autoencoder and CLIP are those of the script, from scratch. The UNet was stopped at the step above, of the script's
-{steps[unet]:,}, before its learning rate came down; it was still learning. The VDVAE is that of earlier sittings, on
-10,000 scenes (its minutes are of a shared core): its KL weight rose from 0.2 to 1 in the first 3,000 steps. A whole run
-of the script trains a VDVAE anew ({steps[vdvae]:,} steps) and the UNet to its end.
+Autoencoder, CLIP and UNet are those of the script, from scratch. The VDVAE is that of earlier sittings, on 10,000
+scenes (its minutes are of a shared core): its KL weight rose from 0.2 to 1 in the first 3,000 steps. A whole run of
+the script trains a VDVAE anew ({steps[vdvae]:,} steps).
 
 ## Held-out scores
 
@@ -231,7 +230,7 @@ identification is 0.5.
 ## Limits
 
 It knows nothing but these scenes: a dozen kinds of things, eight colours, five backgrounds, three places to stand.
-Backgrounds, and the colours, numbers and places of things, are mostly right; shapes are rough, so that a face, a boat
-or a church is told by its outline at best. Words on signs cannot be read, faces have no features, small things vanish.
+Backgrounds, and the colours, numbers and places of things, are mostly right; shapes are soft, so that a face, a car
+or a sign is told by its outline. Words on signs cannot be read, faces have hardly any features, small things vanish.
 Its CLIP is no judge of photos. For science on NSD, use the published weights.
 """
