@@ -106,6 +106,40 @@ _stage_command("report", "Write the report from what the stores hold.")
 
 
 @app.command()
+def roi(
+    config: ConfigArgument,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EXPR", help="Such as V1, 'faces - bodies', 'words & V1'; repeatable. Default: roi.sets."),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="NIfTI mask, or .npy pattern, of the one --subject.")
+    ] = None,
+    subjects: Annotated[str, typer.Option("--subjects", "--subject", metavar="S,S", help="These subjects alone.")] = "",
+    out: Annotated[Path, typer.Option(help="Directory for the figures.")] = Path("figures"),
+    remake: RemakeOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """What brain areas like to see: paint patterns of regions by the stored decoders, and draw the figures."""
+    from bdflow import roi_figures
+    from bdflow.errors import InputError
+    from bdflow.pipeline import Pipeline
+    from bdflow.roi_patterns import on_demand
+
+    pipeline = _pipeline(config, overrides, subjects)
+    if region or mask:
+        chosen = pipeline.subjects if subjects else ()
+        pipeline = Pipeline(on_demand(pipeline.config, region or (), mask, chosen), pipeline.subjects, say=_say)
+    if not pipeline.config.roi.sets:
+        raise InputError("roi.sets", found="no regions", expected="some", action="add --region EXPR, or roi.sets")
+    _fill(pipeline, ("roi",), remake)
+    for name in pipeline.config.roi.sets:
+        typer.echo(pipeline.study.path / "rois" / name)
+    for file in roi_figures.write(pipeline.context(), out):
+        typer.echo(file)
+
+
+@app.command()
 def figures(
     config: ConfigArgument,
     out: Annotated[Path, typer.Option(help="Directory to write into.")] = Path("figures"),

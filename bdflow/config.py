@@ -112,6 +112,18 @@ class EvaluateSettings(Section):
     weights: Path | None = None
 
 
+class RoiSettings(Section):
+    """Pictures that brain regions like to see (paper, section 3.4). `sets` are named lists of regions, one figure each, in
+    the language of `bdflow.regions`; `masks` are further names: a NIfTI mask or a .npy pattern by subject.
+    """
+
+    sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[tuple[str, ...], Field(min_length=1)]] = {}
+    masks: dict[Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")], dict[str, Path]] = {}
+    rescale: Literal["training_norm", "deviation", "none"] = "training_norm"
+    strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    seeds: Count = 1
+
+
 class ReportSettings(Section):
     path: Path
     thumbnail: Annotated[int, Field(ge=32, le=512)] = 160
@@ -144,6 +156,7 @@ class ExecutionSettings(Section):
     regress: StageExecution = StageExecution()
     reconstruct: StageExecution = StageExecution()
     evaluate: StageExecution = StageExecution()
+    roi: StageExecution = StageExecution()
     dask_address: str | None = None
     ray_address: str | None = None
 
@@ -160,6 +173,7 @@ class Config(Section):
     regress: RegressSettings = RegressSettings()
     reconstruct: ReconstructSettings = ReconstructSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    roi: RoiSettings = RoiSettings()
     report: ReportSettings
     chunks: ChunkSettings = ChunkSettings()
     execution: ExecutionSettings = ExecutionSettings()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ STYLE: Any = {
     "svg.hashsalt": "bdflow", "axes.grid": False, "legend.frameon": False, "savefig.dpi": 200,
 }  # fmt: skip
 SHOWN = 5
+TITLE = 15  # letters on a line
 Stores = Mapping[str, Store]
 
 
@@ -38,6 +40,12 @@ def write(context: Context, folder: Path) -> list[Path]:
     InputError : matplotlib is not installed.
     NotReady : a store it reads is not sealed, or was made from something else.
     """
+    stores = read_stores(context)
+    return save(_figures(context, stores, Scores.read(stores, context.painted)), folder)
+
+
+def save(drawn: Iterable[tuple[str, Figure]], folder: Path) -> list[Path]:
+    """Write figures into `folder` by name, each as `.png` and `.svg`. Raises InputError without matplotlib."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -47,12 +55,10 @@ def write(context: Context, folder: Path) -> list[Path]:
             expected="it installed",
             action="install the extra: pip install 'bdflow[figures]'",
         ) from error
-    stores = read_stores(context)
-    scores = Scores.read(stores, context.painted)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     with mpl.rc_context(STYLE):
-        for name, figure in _figures(context, stores, scores):
+        for name, figure in drawn:
             for suffix in ("png", "svg"):
                 file = folder / f"{name}.{suffix}"
                 metadata = {"Date": None} if suffix == "svg" else None
@@ -153,8 +159,8 @@ def _image(stores: Stores, path: str, nsd_id: int) -> np.ndarray | None:
     return store.read("image", {"stimulus": slice(int(at[0]), int(at[0]) + 1)})[0] if at.size else None
 
 
-def _sheet(rows: Sequence[tuple[str, Sequence[np.ndarray | None]]]) -> Figure:
-    """Pictures in a grid; each row has its name."""
+def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], titles: Sequence[str] = ()) -> Figure:
+    """Pictures in a grid; each row has its name, and each column its title if there are any."""
     columns = max(len(images) for _, images in rows)
     figure = _new(1.1 * columns + 0.9, 1.1 * len(rows))
     grid: Any = figure.subplots(len(rows), columns, squeeze=False)
@@ -165,6 +171,8 @@ def _sheet(rows: Sequence[tuple[str, Sequence[np.ndarray | None]]]) -> Figure:
             if image is not None:
                 axis.imshow(image, interpolation="bicubic")
         axes[0].set_ylabel(name.replace(" of ", "\nof "), rotation=0, ha="right", va="center")
+    for axis, title in zip(grid[0], titles, strict=False):
+        axis.set_title(textwrap.fill(title, TITLE))
     return figure
 
 
@@ -173,7 +181,7 @@ def subject_figure(context: Context, stores: Stores, scores: Scores, chosen: Seq
     variant, first = scores.variants[0], scores.subjects[0]
     rows = [("shown", "stimuli"), (f"{first}, guess", f"guesses/{first}")]
     rows += [(label(subject), f"reconstructions/{subject}/{variant}") for subject in scores.subjects]
-    return _sheet([(name, [_image(stores, path, i) for i in chosen]) for name, path in rows])
+    return sheet([(name, [_image(stores, path, i) for i in chosen]) for name, path in rows])
 
 
 def variant_figure(context: Context, stores: Stores, scores: Scores, chosen: Sequence[int]) -> Figure:
@@ -181,7 +189,7 @@ def variant_figure(context: Context, stores: Stores, scores: Scores, chosen: Seq
     first = scores.subjects[0]
     rows = [("shown", "stimuli")]
     rows += [(f"{first}, {variant}", f"reconstructions/{first}/{variant}") for variant in scores.variants]
-    return _sheet([(name, [_image(stores, path, i) for i in chosen]) for name, path in rows])
+    return sheet([(name, [_image(stores, path, i) for i in chosen]) for name, path in rows])
 
 
 def decoding_figure(context: Context, stores: Stores) -> Figure:

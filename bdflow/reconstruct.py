@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from bdflow import average, ridge
 from bdflow.config import SPACES, Config, Variant
 from bdflow.models.bundle import open_bundle
+from bdflow.painting import painter, painting_settings
 from bdflow.stage import MEAN, TRUE, Context, Expected, Work, decoded, missing_in_any, painted
 from stores import Provenance, Store, StoreError, StoreSpec, catalog
 
 NAME = "reconstruct"
-NOT_PAINTING = {"variants", "standardise", "batch_size", "upper_bound", "subject_mean"}
 USES: dict[str, tuple[str, ...]] = {
     "full": ("vdvae", "clip_vision", "clip_text"),
     "only_vdvae": ("vdvae",),
@@ -35,7 +34,7 @@ def provenances(config: Config, known: Expected) -> dict[str, Provenance]:
     known = {**known, **found}
     inputs = {"bundle": open_bundle(config.networks.bundle).fingerprint}
     common = {"network_dtype": config.networks.dtype, "seed": config.seed, "chunk": config.chunks.images}
-    painting = config.reconstruct.model_dump(exclude=NOT_PAINTING)
+    painting = painting_settings(config)
     for subject in painted(config, config.subjects):
         shared = common if subject == TRUE else {**common, "standardise": config.reconstruct.standardise}
         latents = {space: {path: known[path].fingerprint} for space, path in latent_stores(subject).items()}
@@ -224,7 +223,7 @@ class Guesser:
     """Loads the VDVAE decoder; a task is one block of one subject's test stimuli."""
 
     def __init__(self, config: Config, latents: dict[str, Latents], stores: dict[str, Store]) -> None:
-        self.painter = _painter(config)
+        self.painter = painter(config)
         self.config, self.latents, self.stores = config, latents, stores
 
     def __call__(self, task: tuple[str, int]) -> None:
@@ -235,7 +234,8 @@ class Guesser:
         latents = self.latents[subject].read("vdvae", ids)
         batch = self.config.reconstruct.batch_size
         images = [
-            self.painter.guess(latents[i : i + batch], subject, ids[i : i + batch]) for i in range(0, len(ids), batch)
+            self.painter.guess(latents[i : i + batch], subject, ids[i : i + batch].tolist())
+            for i in range(0, len(ids), batch)
         ]
         store.write(partition, {"image": np.concatenate(images)})
 
@@ -250,7 +250,7 @@ class Reconstructor:
         guesses: dict[str, Store],
         stores: Mapping[tuple[str, Variant], Store],
     ) -> None:
-        self.painter = _painter(config)
+        self.painter = painter(config)
         self.config, self.latents, self.guesses, self.stores = config, latents, guesses, stores
 
     def __call__(self, task: tuple[str, Variant, int]) -> None:
@@ -273,19 +273,5 @@ class Reconstructor:
             if variant == "only_vdvae":
                 images.append(resize(here["vdvae"], self.painter.image_size, BICUBIC))
             else:
-                images.append(self.painter.paint(guess, vision, text, subject, ids[i : i + batch]))
+                images.append(self.painter.paint(guess, vision, text, subject, ids[i : i + batch].tolist()))
         store.write(partition, {"image": np.concatenate(images)})
-
-
-def _painter(config: Config) -> Any:
-    from bdflow.models.latents import Painter
-    from bdflow.models.versatile import PaintOptions
-
-    options = config.reconstruct.model_dump(exclude=NOT_PAINTING)
-    return Painter(
-        config.networks.bundle,
-        device=config.networks.device,
-        dtype=config.networks.dtype,
-        seed=config.seed,
-        options=PaintOptions(**options),
-    )

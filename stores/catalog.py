@@ -365,3 +365,54 @@ def metrics(per_partition: int) -> StoreSpec:
         ),
         {"variant": 1, "stimulus": per_partition},
     )
+
+
+REGION = ArraySpec("region", ("region",), "str", "region, in bdflow's language of regions", role="coordinate")
+
+
+def patterns() -> StoreSpec:
+    return StoreSpec(
+        "Patterns: voxels of regions of interest, to be decoded",
+        (
+            ArraySpec("pattern", ("region", "voxel"), "f4", "z-scored response that is decoded"),
+            ArraySpec("voxels", ("region",), "i4", "number of voxels that are not 0"),
+            REGION,
+        ),
+    )
+
+
+def region_latents(shape: Sequence[int]) -> StoreSpec:
+    dims = space_dims(shape)
+    return StoreSpec(
+        "Latents of regions: what ridge predicts for their patterns, raw; the statistics rescale them",
+        (
+            ArraySpec("latent", ("region", *dims), "f4", "predicted latent"),
+            ArraySpec("train_mean", dims, "f4", STATISTICS["train_mean"]),
+            ArraySpec("train_std", dims, "f4", STATISTICS["train_std"]),
+            REGION,
+        ),
+    )
+
+
+def region_pictures(title: str) -> StoreSpec:
+    dims = ("region", "strength", "noise", "y", "x", "rgb")
+    return StoreSpec(
+        title,
+        (
+            ArraySpec("image", dims, "u1", "picture", "sRGB", {"region": 1, "strength": 1, "noise": 1}, "zstd"),
+            REGION,
+            ArraySpec("strength", ("strength",), "f8", "what the pattern is multiplied with", role="coordinate"),
+            ArraySpec(
+                "noise", ("noise",), "i4", "number of the draw of noise, the same for every region", role="coordinate"
+            ),
+        ),
+        {"region": 1},
+    )
+
+
+def region_guesses() -> StoreSpec:
+    return region_pictures("Guesses of regions: stage-1 images of the VDVAE")
+
+
+def region_images() -> StoreSpec:
+    return region_pictures("Pictures of regions: stage-2 images of Versatile Diffusion")

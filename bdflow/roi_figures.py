@@ -1,0 +1,59 @@
+"""The figures of regions (paper, Figures 5 and 7): regions in columns, subjects and their mean in rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bdflow import figures, roi
+from bdflow.report_tables import label
+from bdflow.rescale import stretched
+from bdflow.stage import Context
+from stores import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write(context: Context, folder: Path) -> list[Path]:
+    """Draw every set of regions into `folder`, as `roi_<set>` and, where there are several seeds or strengths,
+    `roi_<set>_draws`; each as `.png` and `.svg`. Returns the files. Raises NotReady if the stage `roi` is not done.
+    """
+    return figures.save(_figures(context), folder)
+
+
+def _figures(context: Context) -> Iterator[tuple[str, Figure]]:
+    settings = context.config.roi
+    for chosen, regions in settings.sets.items():
+        stores = images(context, chosen)
+        rows = [(label(subject), [shown(store, region) for region in range(len(regions))]) for subject, store in stores]
+        yield f"roi_{chosen}", figures.sheet(rows, regions)
+        subject, store = stores[-1]
+        draws = [(s, n) for s in range(len(settings.strengths)) for n in range(settings.seeds)]
+        if len(draws) > 1:
+            rows = [
+                (
+                    f"strength {settings.strengths[s]:g}\nseed {n}",
+                    [shown(store, region, s, n) for region in range(len(regions))],
+                )
+                for s, n in draws
+            ]
+            figure = figures.sheet(rows, regions)
+            figure.suptitle(label(subject))
+            yield f"roi_{chosen}_draws", figure
+
+
+def images(context: Context, chosen: str) -> list[tuple[str, Store]]:
+    """The pictures of a set, of each subject it was made for and of their mean."""
+    subjects = [subject for name, subject in roi.keys(context) if name == chosen]
+    return [(subject, context.ready(roi.place(chosen, subject, "images"))) for subject in subjects]
+
+
+def shown(store: Store, region: int, strength: int = 0, noise: int = 0) -> np.ndarray:
+    """One picture as it is shown: its histogram stretched. The store keeps it as it was painted."""
+    at = {"region": region, "strength": strength, "noise": noise}
+    image = store.read("image", {dim: slice(i, i + 1) for dim, i in at.items()})
+    return stretched(image[0, 0, 0])
