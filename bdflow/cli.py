@@ -60,14 +60,14 @@ def run(
 ) -> None:
     """Run the pipeline: ingest, features, regress, reconstruct, evaluate, report. Resumes where it was stopped."""
     from bdflow.errors import InputError
-    from bdflow.pipeline import NAMES, stages_until
+    from bdflow.pipeline import NAMES, ON_DEMAND, stages_until
 
-    for option, value in (("--until", until), ("--only", only)):
-        if value and value not in NAMES:
+    for option, value, names in (("--until", until, NAMES), ("--only", only, (*NAMES, *ON_DEMAND))):
+        if value and value not in names:
             raise InputError(
                 option,
                 found=repr(value),
-                expected="a stage: " + ", ".join(NAMES),
+                expected="a stage: " + ", ".join(names),
                 action="choose one of these",
             )
     if until and only:
@@ -121,7 +121,6 @@ def roi(
     overrides: SetOption = None,
 ) -> None:
     """What brain areas like to see: paint patterns of regions by the stored decoders, and draw the figures."""
-    from bdflow import roi_figures
     from bdflow.errors import InputError
     from bdflow.pipeline import Pipeline
     from bdflow.roi_patterns import on_demand
@@ -135,7 +134,19 @@ def roi(
     _fill(pipeline, ("roi",), remake)
     for name in pipeline.config.roi.sets:
         typer.echo(pipeline.study.path / "rois" / name)
-    for file in roi_figures.write(pipeline.context(), out):
+    for file in pipeline.region_figures(out):
+        typer.echo(file)
+
+
+@app.command()
+def maps(
+    config: ConfigArgument,
+    out: Annotated[Path, typer.Option(help="Directory to write below, a folder for each subject.")] = Path("maps"),
+    subjects: SubjectsOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Voxel maps as NIfTI in each subject's space: noise ceiling, regions, patterns, importance."""
+    for file in _pipeline(config, overrides, subjects).maps(out):
         typer.echo(file)
 
 

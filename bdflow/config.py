@@ -113,8 +113,8 @@ class EvaluateSettings(Section):
 
 
 class RoiSettings(Section):
-    """Pictures that brain regions like to see (paper, section 3.4). `sets` are named lists of regions, one figure each, in
-    the language of `bdflow.regions`; `masks` are further names: a NIfTI mask or a .npy pattern by subject.
+    """Pictures that brain regions like to see (paper, section 3.4). `sets` are named lists of regions, one figure each,
+    in the language of `bdflow.regions`; `masks` are further names: a NIfTI mask or a .npy pattern by subject.
     """
 
     sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[tuple[str, ...], Field(min_length=1)]] = {}

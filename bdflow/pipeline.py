@@ -19,7 +19,8 @@ from stores import CorruptChunk, NotReady, Provenance, State, Study
 from stores.journal import Journal
 
 STAGES: dict[str, Any] = {stage.NAME: stage for stage in (ingest, features, regress, reconstruct, evaluate, roi)}
-NAMES = (*STAGES, "report")
+ON_DEMAND = ("roi",)
+NAMES = (*(name for name in STAGES if name not in ON_DEMAND), "report")
 SHORT = ("y", "x", "rgb")
 Say = Callable[[str], None]
 
@@ -105,6 +106,18 @@ class Pipeline:
 
         return figures.write(self.context(), folder)
 
+    def region_figures(self, folder: Path) -> list[Path]:
+        """Figures of the regions that were painted; see `bdflow.roi_figures.write`."""
+        from bdflow import roi_figures
+
+        return roi_figures.write(self.context(), folder)
+
+    def maps(self, folder: Path) -> list[Path]:
+        """Voxel maps as NIfTI, written into `folder`; see `bdflow.maps.write`."""
+        from bdflow import maps
+
+        return maps.write(self.context(), folder)
+
     def _clear_stale(self, context: Context, stages: Sequence[str], remake: bool) -> None:
         stale = {}
         for path, provenance in context.expected.items():
@@ -130,11 +143,13 @@ class Pipeline:
     # --- look -------------------------------------------------------------------------------------------------
 
     def status(self) -> list[Row]:
-        """Every store of this configuration, and those in the study that are not of it."""
+        """Every store of this configuration (of stages on demand, those there are), and others in the study."""
         expected = self.expected()
         present = self.study.paths() if self.study.exists else []
         rows = []
         for path in [*expected, *(path for path in present if path not in expected)]:
+            if path not in present and expected[path].stage in ON_DEMAND:
+                continue
             if path not in present:
                 rows.append(Row(path, State("absent"), "", 0))
                 continue

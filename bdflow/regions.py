@@ -54,7 +54,7 @@ class Vocabulary:
 
     def names(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """File and labels of every name from NSD's files."""
-        found = {name: (name, ()) for name in self.labels}
+        found: dict[str, tuple[str, tuple[int, ...]]] = {name: (name, ()) for name in self.labels}
         for file, labels in self.labels.items():
             if file != "nsdgeneral":
                 found |= {label: (file, (number,)) for number, label in enumerate(labels, start=1)}
