@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bdflow import roi, roi_patterns
+from bdflow import roi_patterns
 from bdflow.config import SPACES
 from bdflow.nsd import NSD, Volume, noise_ceiling
 from bdflow.stage import Context
@@ -91,7 +91,7 @@ def voxel_maps(context: Context, subject: str) -> dict[str, np.ndarray]:
 
 def _patterns(context: Context, subject: str) -> Iterator[tuple[str, np.ndarray]]:
     for chosen, regions in context.config.roi.sets.items():
-        path = roi.place(chosen, subject, "patterns")
+        path = roi_patterns.place(chosen, subject, "patterns")
         if path in context.expected and context.study.state(path, context.expected[path]).kind == "sealed":
             values = context.ready(path).read("pattern")
             for number, (region, pattern) in enumerate(zip(regions, values, strict=True), start=1):

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from bdflow import report_decoding, report_page, report_tables
+from bdflow import report_decoding, report_page, report_regions, report_tables
 from bdflow.errors import InputError
 from bdflow.report_scores import Scores
 from bdflow.stage import Context
@@ -54,6 +54,7 @@ def write(context: Context) -> Path:
             stores,
             scores,
             _gallery(context, stores, scores),
+            report_regions.sheets(context, folder, thumbnail),
             pictures.weight(),
             entries(context.study.path),
             _configuration(context),

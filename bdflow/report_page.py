@@ -38,6 +38,17 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """Pictures in a table: a title for each column; rows of a name and the pictures' files, beside the page."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    note: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
 class Page:
     """All that the page says. `gallery` is data for its script; `files` lie beside the page, in `tables`."""
 
@@ -52,6 +63,7 @@ class Page:
     decoding: Sequence[Table]
     decoding_plots: Sequence[Plot]
     decoding_series: Sequence[str]
+    regions: Sequence[Sheet]
     gallery: Mapping[str, Any]
     weight: str
     making: Sequence[Table]
@@ -65,6 +77,7 @@ class Page:
             ("scores", "Scores"),
             ("distributions", "Distributions"),
             ("decoding", "Decoding"),
+            ("regions", "Regions"),
             ("making", "How it was made"),
             ("gallery", "Gallery"),
         )
@@ -153,6 +166,11 @@ first variant, then the other variants of the average subject.</p>
 {_plots(page.decoding_plots)}
 </section>
 """
+    yield f"""<section id="regions">
+<h2>{escape(titles["regions"])}</h2>
+{"".join(_sheet(sheet) for sheet in page.regions)}
+</section>
+"""
     versions = ", ".join(f"{name} {version}" for name, version in page.versions)
     yield f"""<section id="making">
 <h2>{escape(titles["making"])}</h2>
@@ -212,6 +230,25 @@ def _table(table: Table) -> str:
         f"<caption>{escape(table.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
         + "\n".join(bodies)
         + f"\n</table></div>\n{note}</div>\n"
+    )
+
+
+def _sheet(sheet: Sheet) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("", *sheet.columns))
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(
+            f'<td><img src="{quote(file)}" alt="{escape(f"{name}, {column}")}" loading="lazy"></td>'
+            for file, column in zip(files, sheet.columns, strict=True)
+        )
+        + "</tr>\n"
+        for name, files in sheet.rows
+    )
+    kind = "sheet wide-sheet" if sheet.wide else "sheet"
+    return (
+        f'<div class="table {kind}" tabindex="0" role="group" aria-label="{escape(sheet.title)}"><table>\n'
+        f"<caption>{escape(sheet.title)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n"
+        f'</table></div>\n<p class="note">{escape(sheet.note)}</p>\n'
     )
 
 

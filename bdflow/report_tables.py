@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bdflow import published, report_decoding
-from bdflow.report_page import Cell, Page, Row, Table, number
+from bdflow.report_page import Cell, Page, Row, Sheet, Table, number
 from bdflow.report_plots import Plot, histograms
 from bdflow.report_scores import AVERAGE, Scores
 from bdflow.stage import MEAN, TRUE, Context
@@ -39,6 +39,7 @@ def page(
     stores: Stores,
     scores: Scores,
     gallery: Mapping[str, Any],
+    regions: Sequence[Sheet],
     weight: str,
     journal: Sequence[Mapping[str, Any]],
     configuration: str,
@@ -66,6 +67,7 @@ def page(
         decoding=report_decoding.tables(context, stores),
         decoding_plots=report_decoding.plots(context, stores),
         decoding_series=[report_decoding.name(subject) for subject in context.decoded],
+        regions=regions,
         gallery=gallery,
         weight=weight,
         making=[time_table(journal)] if journal else [],

@@ -19,17 +19,12 @@ from bdflow.models.bundle import open_bundle
 from bdflow.nsd import identity
 from bdflow.painting import painter, painting_settings
 from bdflow.rescale import rescaled
+from bdflow.roi_patterns import Key, averaged, keys, place
 from bdflow.stage import MEAN, Context, Expected, Work
 from stores import Provenance, Store, StoreSpec, catalog, text
 
 NAME = "roi"
 PICTURES = ("guesses", "images")
-Key = tuple[str, str]
-
-
-def place(chosen: str, subject: str, name: str = "") -> str:
-    """The path of a store of a set and a subject."""
-    return "/".join(["rois", chosen, subject, name]).rstrip("/")
 
 
 def provenances(config: Config, known: Expected) -> dict[str, Provenance]:
@@ -38,17 +33,13 @@ def provenances(config: Config, known: Expected) -> dict[str, Provenance]:
         subjects = roi_patterns.subjects_of(config, regions)
         for subject in subjects:
             found |= _of_subject(config, known, chosen, subject)
-        if _averaged(config, subjects):
+        if averaged(config, subjects):
             for space in SPACES:
                 paths = [place(chosen, subject, space) for subject in subjects]
                 upstream = {path: found[path].fingerprint for path in paths}
                 found[place(chosen, MEAN, space)] = Provenance(NAME, upstream=upstream)
             found |= _pictures(config, found, chosen, MEAN)
     return found
-
-
-def _averaged(config: Config, subjects: Sequence[str]) -> bool:
-    return len(subjects) > 1 and set(subjects) == set(config.subjects)
 
 
 def _of_subject(config: Config, known: Expected, chosen: str, subject: str) -> dict[str, Provenance]:
@@ -81,17 +72,6 @@ def _pictures(config: Config, known: Expected, chosen: str, subject: str) -> dic
     upstream = {"guesses": guess.fingerprint, **latents}
     image = Provenance(NAME, {**settings, **painting_settings(config)}, inputs, upstream)
     return {place(chosen, subject, name): made for name, made in zip(PICTURES, (guess, image), strict=True)}
-
-
-def keys(context: Context) -> list[Key]:
-    """(set, subject) of all that this run makes; the mean comes last, where every subject takes part."""
-    found = []
-    for chosen, regions in context.config.roi.sets.items():
-        subjects = [s for s in roi_patterns.subjects_of(context.config, regions) if s in context.subjects]
-        found += [(chosen, subject) for subject in subjects]
-        if _averaged(context.config, subjects):
-            found.append((chosen, MEAN))
-    return found
 
 
 def works(context: Context) -> Iterator[Work]:

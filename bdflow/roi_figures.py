@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bdflow import figures, roi
+from bdflow import figures, roi_patterns
 from bdflow.report_tables import label
 from bdflow.rescale import stretched
 from bdflow.stage import Context
@@ -48,8 +48,8 @@ def _figures(context: Context) -> Iterator[tuple[str, Figure]]:
 
 def images(context: Context, chosen: str) -> list[tuple[str, Store]]:
     """The pictures of a set, of each subject it was made for and of their mean."""
-    subjects = [subject for name, subject in roi.keys(context) if name == chosen]
-    return [(subject, context.ready(roi.place(chosen, subject, "images"))) for subject in subjects]
+    subjects = [subject for name, subject in roi_patterns.keys(context) if name == chosen]
+    return [(subject, context.ready(roi_patterns.place(chosen, subject, "images"))) for subject in subjects]
 
 
 def shown(store: Store, region: int, strength: int = 0, noise: int = 0) -> np.ndarray:

@@ -14,7 +14,9 @@ from bdflow.config import Config
 from bdflow.errors import InputError
 from bdflow.nsd import NSD, ROI_LABELS
 from bdflow.regions import Atlas, Vocabulary
-from bdflow.stage import Context
+from bdflow.stage import MEAN, Context
+
+Key = tuple[str, str]
 
 
 def vocabulary(config: Config) -> Vocabulary:
@@ -82,6 +84,27 @@ def on_demand(config: Config, regions: Sequence[str], mask: Path | None, subject
     sections = config.model_dump()
     sections["roi"] |= {"sets": {f"{chosen}_{digest}": tuple(regions)}, "masks": masks}
     return Config.model_validate(sections)
+
+
+def place(chosen: str, subject: str, name: str = "") -> str:
+    """The path of a store of a set and a subject."""
+    return "/".join(["rois", chosen, subject, name]).rstrip("/")
+
+
+def averaged(config: Config, subjects: Sequence[str]) -> bool:
+    """Whether these are all subjects of the configuration, and several: then their mean is painted too."""
+    return len(subjects) > 1 and set(subjects) == set(config.subjects)
+
+
+def keys(context: Context) -> list[Key]:
+    """(set, subject) of all that this run makes; the mean comes last, where every subject takes part."""
+    found = []
+    for chosen, regions in context.config.roi.sets.items():
+        subjects = [s for s in subjects_of(context.config, regions) if s in context.subjects]
+        found += [(chosen, subject) for subject in subjects]
+        if averaged(context.config, subjects):
+            found.append((chosen, MEAN))
+    return found
 
 
 def atlas(context: Context, subject: str, masks: dict[str, Path]) -> Atlas:

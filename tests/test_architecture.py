@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = ("bdflow", "stores", "cluster")
-STAGES = ("ingest", "features", "regress", "reconstruct", "evaluate", "report")
+STAGES = ("ingest", "features", "regress", "reconstruct", "evaluate", "roi", "report")
 PURE = (
     "ridge",
     "ridge_blocks",
@@ -18,6 +18,8 @@ PURE = (
     "metrics",
     "statistics",
     "average",
+    "regions",
+    "rescale",
     "noise",
     "errors",
     "config",
