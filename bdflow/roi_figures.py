@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 
 def write(context: Context, folder: Path) -> list[Path]:
-    """Draw every set of regions into `folder`, as `roi_<set>` and, where there are several seeds or strengths,
-    `roi_<set>_draws`; each as `.png` and `.svg`. Returns the files. Raises NotReady if the stage `roi` is not done.
+    """Draw every set of regions into `folder`, each figure as `.png` and `.svg`; return the files.
+
+    `roi_<set>` shows the pictures, `roi_<set>_guesses` the VDVAE's guesses they were painted from and, where there are
+    several seeds or strengths, `roi_<set>_draws` all of them for the mean (or the last subject).
+
+    Raises NotReady if the stage `roi` is not done.
     """
     return figures.save(_figures(context), folder)
 
@@ -28,9 +32,10 @@ def write(context: Context, folder: Path) -> list[Path]:
 def _figures(context: Context) -> Iterator[tuple[str, Figure]]:
     settings = context.config.roi
     for chosen, regions in settings.sets.items():
-        stores = images(context, chosen)
-        rows = [(label(subject), [shown(store, region) for region in range(len(regions))]) for subject, store in stores]
-        yield f"roi_{chosen}", figures.sheet(rows, regions)
+        for kind, suffix in (("guesses", "_guesses"), ("images", "")):
+            stores = pictures(context, chosen, kind)
+            rows = [(label(subject), [shown(store, r) for r in range(len(regions))]) for subject, store in stores]
+            yield f"roi_{chosen}{suffix}", figures.sheet(rows, regions)
         subject, store = stores[-1]
         draws = [(s, n) for s in range(len(settings.strengths)) for n in range(settings.seeds)]
         if len(draws) > 1:
@@ -46,10 +51,10 @@ def _figures(context: Context) -> Iterator[tuple[str, Figure]]:
             yield f"roi_{chosen}_draws", figure
 
 
-def images(context: Context, chosen: str) -> list[tuple[str, Store]]:
-    """The pictures of a set, of each subject it was made for and of their mean."""
+def pictures(context: Context, chosen: str, kind: str) -> list[tuple[str, Store]]:
+    """The `guesses` or `images` of a set, of each subject it was made for and of their mean."""
     subjects = [subject for name, subject in roi_patterns.keys(context) if name == chosen]
-    return [(subject, context.ready(roi_patterns.place(chosen, subject, "images"))) for subject in subjects]
+    return [(subject, context.ready(roi_patterns.place(chosen, subject, kind))) for subject in subjects]
 
 
 def shown(store: Store, region: int, strength: int = 0, noise: int = 0) -> np.ndarray:
