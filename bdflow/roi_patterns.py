@@ -36,10 +36,22 @@ def vocabulary(config: Config) -> Vocabulary:
 
 
 def masks_used(config: Config, regions: Sequence[str], subject: str) -> dict[str, Path]:
-    """The configuration's masks that these regions name, and their files for the subject (those it has)."""
+    """The configuration's masks that these regions name, and their files for the subject (those it has).
+
+    Raises InputError for a file that is not there.
+    """
     words = vocabulary(config)
     named = {text for region in regions for kind, text in words.tokens(region) if kind == "name"}
-    return {name: of[subject] for name, of in config.roi.masks.items() if name in named and subject in of}
+    files = {name: of[subject] for name, of in config.roi.masks.items() if name in named and subject in of}
+    for name, file in files.items():
+        if not file.is_file():
+            raise InputError(
+                file,
+                found="no such file",
+                expected=f"the mask {name} of {subject}: NIfTI, or a .npy vector",
+                action="correct the path",
+            )
+    return files
 
 
 def subjects_of(config: Config, regions: Sequence[str]) -> list[str]:
