@@ -162,7 +162,8 @@ class Pipeline:
                 state = self.study.state(path, expected[path])
             else:
                 total = store.n_partitions
-                state = State("stale", total - len(store.missing()), total, ["not of this configuration"])
+                why = "regions that are not in `roi.sets`" if path.startswith("rois/") else "not of this configuration"
+                state = State("stale", total - len(store.missing()), total, [why])
             rows.append(Row(path, state, shape, store.nbytes_stored))
         return rows
 

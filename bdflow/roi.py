@@ -77,10 +77,10 @@ def _pictures(config: Config, known: Expected, chosen: str, subject: str) -> dic
 def works(context: Context) -> Iterator[Work]:
     config = context.config
     of_subjects = [key for key in keys(context) if key[1] != MEAN]
+    found = {key: roi_patterns.made(context, key[1], config.roi.sets[key[0]]) for key in of_subjects}
     patterns = {key: _declare_patterns(context, *key) for key in of_subjects}
     for key, store in patterns.items():
-        if store.missing():
-            store.write(0, roi_patterns.made(context, key[1], config.roi.sets[key[0]]))
+        store.write(0, found[key])
     yield Work("patterns of regions", "sets", list(patterns.values()))
 
     patterns = {key: context.ready(place(*key, "patterns")) for key in of_subjects}

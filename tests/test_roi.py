@@ -134,6 +134,7 @@ def test_regions_that_are_not_there_are_refused_with_those_that_are(made, region
         Pipeline(context(made, roi={"sets": {"other": regions}}).config).run(("roi",))
     for word in words:
         assert word in str(error.value)
+    assert not (made.study / "rois/other").exists()
 
 
 # --- a user's own patterns ------------------------------------------------------------------------------------
