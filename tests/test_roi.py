@@ -1,6 +1,7 @@
 """Regions as patterns: decoded by the stored decoders, painted, drawn, mapped; nothing else in the study is touched."""
 
 import re
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -135,6 +136,19 @@ def test_regions_that_are_not_there_are_refused_with_those_that_are(made, region
     for word in words:
         assert word in str(error.value)
     assert not (made.study / "rois/other").exists()
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("executor", ["dask", "ray"])
+def test_every_executor_paints_the_same_bytes(made, tmp_path, executor):
+    shutil.copytree(made.study, tmp_path / "study.zarr", ignore=shutil.ignore_patterns("rois"))
+    where = {"executor": executor, "workers": 2}
+    other = context(made, study=str(tmp_path / "study.zarr"), execution={"roi": where}).config
+    Pipeline(other, say=lambda line: None).run(("roi",))
+    ours, theirs = snapshot(made.study), snapshot(other.study)
+    chosen = [name for name in theirs if name.startswith(("rois/areas", "rois/bands"))]
+    assert len(chosen) > 100
+    assert not [name for name in chosen if theirs[name] != ours[name]]
 
 
 # --- a user's own patterns ------------------------------------------------------------------------------------
