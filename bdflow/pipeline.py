@@ -107,9 +107,12 @@ class Pipeline:
         return figures.write(self.context(), folder)
 
     def region_figures(self, folder: Path) -> list[Path]:
-        """Figures of the regions that were painted; see `bdflow.roi_figures.write`."""
+        """Figures of the regions that were painted, whose voxel counts are said; see `bdflow.roi_figures.write`."""
         from bdflow import roi_figures
+        from bdflow.roi_patterns import voxel_counts
 
+        for line in voxel_counts(self.context()):
+            self.say(line)
         return roi_figures.write(self.context(), folder)
 
     def maps(self, folder: Path) -> list[Path]:

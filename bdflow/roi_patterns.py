@@ -141,6 +141,18 @@ def made(context: Context, subject: str, regions: Sequence[str]) -> dict[str, np
     return {"pattern": patterns, "voxels": np.count_nonzero(patterns, axis=1).astype(np.int32)}
 
 
+def voxel_counts(context: Context) -> list[str]:
+    """For each region that was painted, its number of voxels in every subject, a line each."""
+    lines = []
+    for chosen, regions in context.config.roi.sets.items():
+        subjects = [subject for name, subject in keys(context) if name == chosen and subject != MEAN]
+        counts = {s: context.ready(place(chosen, s, "patterns")).read("voxels") for s in subjects}
+        for number, region in enumerate(regions):
+            found = ", ".join(f"{subject} {count[number]}" for subject, count in counts.items())
+            lines.append(f"{region}: {found} voxels")
+    return lines
+
+
 def _from_file(config: Config, subject: str, path: Path, at: tuple[np.ndarray, ...]) -> np.ndarray:
     """(voxels,) float32 of a NIfTI mask (1 where it is above 0) or of a vector in a .npy file."""
     if path.suffix == ".npy":

@@ -211,6 +211,8 @@ def test_the_command_paints_a_region_and_says_where(made, tmp_path):
     names = [line for line in done.output.splitlines() if line.startswith(str(made.study))]
     assert re.fullmatch(r".*/rois/V1_hV4_bodies_[0-9a-f]{6}", names[0])
     assert sorted(Path(names[0]).iterdir())[0].name == SUBJECTS[0]
+    pattern = Store(made.study, f"rois/{Path(names[0]).name}/{SUBJECTS[0]}/patterns").read("pattern")
+    assert f"V1 + hV4 - bodies: {SUBJECTS[0]} {(pattern != 0).sum()} voxels" in done.output
     pictures = sorted(tmp_path.glob("*.png"))
     assert [str(file) in done.output for file in pictures] == [True, True]
     image = Image.open(pictures[0]).convert("L")
