@@ -239,8 +239,6 @@ def decode(
     overrides: SetOption = None,
 ) -> None:
     """Decode any patterns of responses with the stored decoder; nothing is fitted again."""
-    import numpy as np
-
     from bdflow import decode as decoding
     from bdflow.errors import InputError
     from bdflow.ridge import RULES
@@ -249,15 +247,7 @@ def decode(
         raise InputError(
             "--standardise", found=repr(standardise), expected=", ".join(RULES), action="choose one of these"
         )
-    try:
-        values = np.load(patterns, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            patterns,
-            found=f"a file that cannot be read ({error})",
-            expected="an array written by numpy.save, (patterns, voxels)",
-            action="write the patterns with numpy.save",
-        ) from None
+    values = decoding.read_array(patterns, "an array (patterns, voxels)")
     pipeline = _pipeline(config, overrides, subject)
     decoding.write(pipeline.context(), subject, values, out, standardise)
     typer.echo(f"{len(values)} patterns of {subject} decoded: {out}")

@@ -21,6 +21,22 @@ from bdflow.stage import Context
 from stores import Store, catalog
 
 
+def read_array(path: Path, expected: str) -> np.ndarray:
+    """The array of a .npy file. Raises InputError for what is not one, or holds Python objects."""
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            path,
+            found=f"a file that cannot be read ({error})",
+            expected=f"{expected}, written by numpy.save",
+            action="correct the path, or write the file with numpy.save",
+        ) from error
+    if not isinstance(values, np.ndarray):
+        raise InputError(path, found="several arrays", expected=f"{expected}, written by numpy.save", action="save one")
+    return values
+
+
 def solver_of(context: Context, subject: str) -> Solver:
     """The subject's ridge system, ready to be solved. Raises NotReady if `regress` has not been run."""
     from bdflow.regress import plan_of, scratch_of

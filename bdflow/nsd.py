@@ -248,7 +248,7 @@ class NSD:
         path = self._roi_folder(subject) / f"{name}.nii.gz"
         if not path.is_file():
             raise missing(path, f"the ROI {name} of {subject}", f"; there are {self.roi_names(subject)}")
-        data, affine = _read_volume(path)
+        data, affine = read_volume(path)
         if not np.isfinite(data).all() or (data % 1 != 0).any():
             raise InputError(
                 path,
@@ -261,7 +261,7 @@ class NSD:
     def ncsnr(self, subject: str) -> np.ndarray:
         """Noise-ceiling SNR per voxel, (x, y, z) float32: SD of the signal over SD of one trial's noise."""
         path = self.betas_folder(subject) / "ncsnr.nii.gz"
-        return _read_volume(path)[0].astype(np.float32)
+        return read_volume(path)[0].astype(np.float32)
 
     def stimuli(self) -> Stimuli:
         """The stimulus images; use as a context manager. Raises InputError."""
@@ -277,8 +277,10 @@ class NSD:
         return self.root / "nsddata/ppdata" / subject / self.space / "roi"
 
 
-def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A three-dimensional NIfTI volume as float64, and its affine."""
+def read_volume(
+    path: Path, expected: str = "a NIfTI volume", action: str = "fetch the file again."
+) -> tuple[np.ndarray, np.ndarray]:
+    """A three-dimensional NIfTI volume as float64, and its affine. Raises InputError, with these words."""
     if not path.is_file():
         raise missing(path, "a volume of NSD")
     try:
@@ -288,12 +290,12 @@ def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             path,
             found=f"a file that cannot be read ({type(error).__name__}: {error})",
-            expected="a NIfTI volume",
-            action="fetch the file again.",
+            expected=expected,
+            action=action,
         ) from error
     if data.ndim != 3:
         raise InputError(
-            path, found=f"shape {data.shape}", expected="three axes (x, y, z)", action="use NSD's own file."
+            path, found=f"shape {data.shape}", expected=f"{expected}, with three axes (x, y, z)", action=action
         )
     return data, np.asarray(image.affine)
 

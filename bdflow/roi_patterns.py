@@ -6,13 +6,13 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bdflow.config import Config
+from bdflow.decode import read_array
 from bdflow.errors import InputError
-from bdflow.nsd import NSD, ROI_LABELS
+from bdflow.nsd import NSD, ROI_LABELS, read_volume
 from bdflow.regions import Atlas, Vocabulary
 from bdflow.stage import MEAN, Context
 
@@ -157,26 +157,16 @@ def _from_file(config: Config, subject: str, path: Path, at: tuple[np.ndarray, .
     """(voxels,) float32 of a NIfTI mask (1 where it is above 0) or of a vector in a .npy file."""
     if path.suffix == ".npy":
         return _vector(path, len(at[0]))
-    import nibabel
-
     grid = NSD(config.nsd.root, space=config.nsd.space, preparation=config.nsd.preparation).roi(
         subject, config.nsd.mask
     )
-    try:
-        image: Any = nibabel.load(path)
-        values = np.asarray(image.dataobj, np.float64)
-    except Exception as error:
-        raise InputError(
-            path,
-            found=f"a file that cannot be read ({type(error).__name__}: {error})",
-            expected="a NIfTI mask, or a .npy vector over the voxels of the mask",
-            action="correct the path, or write the file again",
-        ) from error
-    if values.shape != grid.data.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
+    expected = "a NIfTI mask, or a .npy vector over the voxels of the mask"
+    values, affine = read_volume(path, expected, "correct the path, or write the file again")
+    if values.shape != grid.data.shape or not np.allclose(affine, grid.affine, atol=1e-3):
         same = values.shape == grid.data.shape
         raise InputError(
             path,
-            found=f"a volume of shape {values.shape}" + (f" with the affine {image.affine.tolist()}" if same else ""),
+            found=f"a volume of shape {values.shape}" + (f" with the affine {affine.tolist()}" if same else ""),
             expected=f"the grid of {grid.path}: {grid.data.shape}" + (f", {grid.affine.tolist()}" if same else ""),
             meaning=f"Its voxels are not those of {subject}'s betas.",
             action=f"bring the mask into {subject}'s {config.nsd.space} space",
@@ -185,15 +175,7 @@ def _from_file(config: Config, subject: str, path: Path, at: tuple[np.ndarray, .
 
 
 def _vector(path: Path, voxels: int) -> np.ndarray:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            path,
-            found=f"a file that cannot be read ({error})",
-            expected="a vector written by numpy.save",
-            action="write the pattern with numpy.save",
-        ) from error
+    values = read_array(path, f"a vector of {voxels} values")
     if values.shape != (voxels,) or not np.isfinite(values).all():
         raise InputError(
             path,
