@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -144,7 +146,10 @@ def test_every_executor_paints_the_same_bytes(made, tmp_path, executor):
     shutil.copytree(made.study, tmp_path / "study.zarr", ignore=shutil.ignore_patterns("rois"))
     where = {"executor": executor, "workers": 2}
     other = context(made, study=str(tmp_path / "study.zarr"), execution={"roi": where}).config
-    Pipeline(other, say=lambda line: None).run(("roi",))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(other.model_dump(mode="json")))
+    command = [sys.executable, "-m", "bdflow.cli", "roi", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
     ours, theirs = snapshot(made.study), snapshot(other.study)
     chosen = [name for name in theirs if name.startswith(("rois/areas", "rois/bands"))]
     assert len(chosen) > 100
