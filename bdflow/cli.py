@@ -139,13 +139,27 @@ def roi(
 
 
 @app.command()
+def encode(
+    config: ConfigArgument, subjects: SubjectsOption = "", remake: RemakeOption = False, overrides: SetOption = None
+) -> None:
+    """Encoding models: how well the latents of each target space predict every voxel. `maps` then writes their R²."""
+    from bdflow.config import SPACES
+
+    pipeline = _pipeline(config, overrides, subjects)
+    _fill(pipeline, ("encode",), remake)
+    for subject in pipeline.subjects:
+        for space in [space for space in SPACES if space in pipeline.config.encode.spaces]:
+            typer.echo(pipeline.study.path / "encoding" / subject / space)
+
+
+@app.command()
 def maps(
     config: ConfigArgument,
     out: Annotated[Path, typer.Option(help="Directory to write below, a folder for each subject.")] = Path("maps"),
     subjects: SubjectsOption = "",
     overrides: SetOption = None,
 ) -> None:
-    """Voxel maps as NIfTI in each subject's space: noise ceiling, regions, patterns, importance."""
+    """Voxel maps as NIfTI in each subject's space: noise ceiling, regions, patterns, importance, R²."""
     for file in _pipeline(config, overrides, subjects).maps(out):
         typer.echo(file)
 

@@ -124,6 +124,20 @@ class RoiSettings(Section):
     seeds: Count = 1
 
 
+class EncodeSettings(Section):
+    """Encoding models, from latents to voxels (`bdflow encode`): from which target spaces, and among which penalties
+    each voxel's is chosen, by how well `stimuli` training stimuli are predicted from all others.
+    """
+
+    spaces: Annotated[tuple[Literal["vdvae", "clip_vision", "clip_text"], ...], Field(min_length=1)] = (
+        "vdvae", "clip_vision", "clip_text",
+    )  # fmt: skip
+    grid: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        0.1, 0.3, 1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4,
+    )  # fmt: skip
+    stimuli: Count = 512
+
+
 class ReportSettings(Section):
     path: Path
     thumbnail: Annotated[int, Field(ge=32, le=512)] = 160
@@ -157,6 +171,7 @@ class ExecutionSettings(Section):
     reconstruct: StageExecution = StageExecution()
     evaluate: StageExecution = StageExecution()
     roi: StageExecution = StageExecution()
+    encode: StageExecution = StageExecution()
     dask_address: str | None = None
     ray_address: str | None = None
 
@@ -174,6 +189,7 @@ class Config(Section):
     reconstruct: ReconstructSettings = ReconstructSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     roi: RoiSettings = RoiSettings()
+    encode: EncodeSettings = EncodeSettings()
     report: ReportSettings
     chunks: ChunkSettings = ChunkSettings()
     execution: ExecutionSettings = ExecutionSettings()

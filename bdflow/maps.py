@@ -1,8 +1,8 @@
 """Voxel maps as NIfTI in the subject's own volumes, for nilearn, FSLeyes and the like.
 
-Noise ceiling, voxels decoded from, regions, patterns that were decoded, and importance per target space: what the
-stores hold by voxel. R^2 is defined by latent, not by voxel; how much a target space depends on a voxel is its
-importance, which `regress.weights` keeps.
+Noise ceiling, voxels decoded from, regions, patterns that were decoded, importance and R^2 per target space: what the
+stores hold by voxel. How much a target space depends on a voxel is its importance, which `regress.weights` keeps; how
+well a voxel is predicted from a target space is the R^2 of `encode`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def voxel_maps(context: Context, subject: str) -> dict[str, np.ndarray]:
 
     `noise_ceiling` in percent of variance, of averages over three trials as NSD states it; `decoded_from` 1 or 0;
     `region_<name>` 1 or 0 for every name of NSD's files that has voxels; `pattern_<set>_<region>` of the sets of `roi`
-    that were decoded; `importance_<space>` in SD of the latent per SD of the voxel, where weights were kept.
+    that were decoded; `importance_<space>` in SD of the latent per SD of the voxel, where weights were kept;
+    `r2_<space>` on the test set, where encoding models were fitted.
     """
     betas, responses = context.ready(f"betas/{subject}"), context.ready(f"responses/{subject}")
     found = {
@@ -82,10 +83,17 @@ def voxel_maps(context: Context, subject: str) -> dict[str, np.ndarray]:
             found[f"region_{file_name(name)}"] = regions.pattern(name).astype(np.uint8)
     for path, pattern in _patterns(context, subject):
         found[f"pattern_{path}"] = pattern
-    for space in SPACES:
-        path = f"importance/{subject}/{space}"
-        if path in context.expected and context.study.state(path, context.expected[path]).kind == "sealed":
-            found[f"importance_{space}"] = context.ready(path).read("importance")
+    return found | by_space(context, subject)
+
+
+def by_space(context: Context, subject: str) -> dict[str, np.ndarray]:
+    """`importance_<space>` and `r2_<space>` of the target spaces for which there are any, each (voxels,)."""
+    found = {}
+    for name, folder, array in (("importance", "importance", "importance"), ("r2", "encoding", "r2")):
+        for space in SPACES:
+            path = f"{folder}/{subject}/{space}"
+            if path in context.expected and context.study.state(path, context.expected[path]).kind == "sealed":
+                found[f"{name}_{space}"] = context.ready(path).read(array)
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bdflow import evaluate, features, ingest, reconstruct, regress, roi
+from bdflow import encode, evaluate, features, ingest, reconstruct, regress, roi
 from bdflow.config import Config
 from bdflow.errors import InputError
 from bdflow.stage import Context, Work
@@ -18,8 +18,10 @@ from cluster.progress import Progress
 from stores import CorruptChunk, NotReady, Provenance, State, Study
 from stores.journal import Journal
 
-STAGES: dict[str, Any] = {stage.NAME: stage for stage in (ingest, features, regress, reconstruct, evaluate, roi)}
-ON_DEMAND = ("roi",)
+STAGES: dict[str, Any] = {
+    stage.NAME: stage for stage in (ingest, features, regress, reconstruct, evaluate, roi, encode)
+}
+ON_DEMAND = ("roi", "encode")
 NAMES = (*(name for name in STAGES if name not in ON_DEMAND), "report")
 SHORT = ("y", "x", "rgb")
 Say = Callable[[str], None]

@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from bdflow import roi_patterns
-from bdflow.config import SPACES
-from bdflow.maps import REPEATS, positions
+from bdflow.maps import REPEATS, by_space, positions
 from bdflow.nsd import noise_ceiling
 from bdflow.report_page import Sheet
 from bdflow.rescale import stretched
@@ -98,7 +97,8 @@ def _slices(context: Context, keep: Callable[[str, np.ndarray], str]) -> Sheet:
         columns,
         rows,
         f"Noise ceiling: percent of variance, of averages over {REPEATS} trials. Importance (kept by regress.weights): "
-        "SD of the latent per SD of the voxel. R² is of latents, not of voxels. bdflow maps writes NIfTI.",
+        "SD of the latent per SD of the voxel. R² (bdflow encode): of encoding models, on the test set. bdflow maps "
+        "writes NIfTI.",
         wide=True,
     )
 
@@ -107,9 +107,9 @@ def _maps(context: Context, subject: str) -> dict[str, np.ndarray]:
     """Maps (voxels,): floating point to be shown by value, integers as labels."""
     betas: Store = context.ready(f"betas/{subject}")
     found: dict[str, np.ndarray] = {"noise ceiling": noise_ceiling(betas.read("ncsnr"), REPEATS).astype(np.float32)}
-    for space in SPACES:
-        if _sealed(context, f"importance/{subject}/{space}"):
-            found[f"importance for {space}"] = context.ready(f"importance/{subject}/{space}").read("importance")
+    for name, values in by_space(context, subject).items():
+        kind, _, space = name.partition("_")
+        found[f"importance for {space}" if kind == "importance" else f"R² from {space}"] = values
     labels = betas.read("roi_label")
     for name, values in zip(betas.read("roi").tolist(), labels, strict=True):
         if name != context.config.nsd.mask:

@@ -210,12 +210,12 @@ def predict_block(
     product, shift, offset, spread = walk(hat_matrices, train, which, scratch)
     xp = array_namespace(product)
     m, t = product.shape[0] - held_out, product.shape[1]
-    predicted = product[:m, :]
-    predicted += xp.astype(offset, xp.float32)
+    predicted, mean = product[:m, :], xp.astype(offset, xp.float32)
     sums = {name: xp.zeros((t,), dtype=xp.float64) for name in ("p", "pp", "y", "yy", "py", "ee")}
     constant_y: Array = None
     constant_p: Array = None
-    for start, y in _in_step(test, shift):
+    for start, y in _in_step(test, shift):  # sums are of differences to the training mean: predictions may be tiny ones
+        y -= mean
         p = predicted[start : start + y.shape[0], :]
         if constant_y is None:
             first_y, first_p = y[:1, :] + 0, p[:1, :]
@@ -230,11 +230,12 @@ def predict_block(
     spread_p = xp.maximum(sums["pp"] - sums["p"] ** 2 / m, xp.zeros_like(offset))
     spread_y = xp.maximum(sums["yy"] - sums["y"] ** 2 / m, xp.zeros_like(offset))
     covariance = sums["py"] - sums["p"] * sums["y"] / m
+    predicted += mean
     block = Block(
         predicted + shift,
         shift + xp.astype(offset, xp.float32),
         xp.astype(spread, xp.float32),
-        shift + xp.astype(sums["p"] / m, xp.float32),
+        shift + xp.astype(offset + sums["p"] / m, xp.float32),
         _float32_root(spread_p / m),
         xp.astype(1 - _ratio(sums["ee"], spread_y, constant_y), xp.float32),
         xp.astype(_ratio(covariance, xp.sqrt(spread_p * spread_y), constant_y | constant_p), xp.float32),

@@ -234,6 +234,21 @@ def importance(voxels: int) -> StoreSpec:
     )
 
 
+def encoding(voxels: int) -> StoreSpec:
+    docs = {
+        "r2": "coefficient of determination on the test set",
+        "pearson_r": "Pearson correlation with the responses to the test set",
+        "held_out_r2": "leave-one-out R^2 of training stimuli with the chosen penalty",
+        "alpha": "ridge penalty, of the mean product of z-scored latents",
+    }
+    cut = {"voxel": voxels}
+    return StoreSpec(
+        "Encoding models: how well the latents of a target space predict each voxel's response",
+        tuple(ArraySpec(name, ("voxel",), "f4", doc, chunks=cut) for name, doc in docs.items()),
+        cut,
+    )
+
+
 def decoders() -> StoreSpec:
     return StoreSpec(
         "Decoder: ridge of a subject, one hat matrix a penalty; predictions = hat_matrix @ latents + their mean",

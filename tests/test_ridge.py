@@ -280,3 +280,18 @@ def test_a_system_that_is_singular_in_float32_says_so():
 def test_the_cheaper_form_is_chosen():
     assert ridge.dual_is_cheaper(8859, 15724, 982)
     assert not ridge.dual_is_cheaper(8859, 300, 982)
+
+
+def test_statistics_of_predictions_that_a_heavy_penalty_makes_tiny():
+    """Their SD is 1e-4 of the targets', whose first row lies several SD off."""
+    rng = np.random.default_rng(5)
+    train, other, targets = (rng.standard_normal(shape).astype("f4") for shape in ((300, 400), (50, 400), (300, 6)))
+    targets[0] += 5
+    true = rng.standard_normal((50, 6)).astype("f4")
+    (hat,) = ridge.hat_matrices(train - train.mean(axis=0), other, [1e7])
+    block = ridge_blocks.predict_block([hat], [targets], [true])
+    exact = hat.astype(float) @ targets
+    assert exact.std(axis=0).max() < 3e-4
+    np.testing.assert_allclose(block.prediction_std, exact.std(axis=0), rtol=1e-4)
+    expected = [np.corrcoef(exact[:, i], true[:, i])[0, 1] for i in range(6)]
+    np.testing.assert_allclose(block.pearson_r, expected, atol=1e-4)
