@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from bdflow.config import Config, load
+from bdflow.config import SPACES, Config, load
 from bdflow.models.bundle import open_bundle
 from bdflow.models.latents import FeatureExtractor
 from bdflow.painting import painter
@@ -115,30 +115,45 @@ def mean_eccentricity(energy: np.ndarray) -> np.ndarray:
     return (energy * eccentricity(energy.shape[-1])).sum(axis=(-1, -2)) / energy.sum(axis=(-1, -2))
 
 
+def of_patterns(study: Config, subject: str, space: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latents of the bands and the controls; mean and SD of the training latents."""
+    bands, areas = (Store(study.study, f"rois/{chosen}/{subject}/{space}") for chosen in ("eccentricity", "areas"))
+    assert areas.read("region").tolist()[-len(CONTROLS) :] == CONTROLS
+    latent = np.concatenate([bands.read("latent"), areas.read("latent")[-len(CONTROLS) :]])
+    return latent, bands.read("train_mean"), bands.read("train_std")
+
+
+def changed(made: list[np.ndarray]) -> np.ndarray:
+    """Energy (patterns, y, x) of the mean over seeds of what each pattern's picture has and the last one has not."""
+    return np.square(np.mean([of[:-1].astype(float) - of[-1] for of in made], axis=0)).mean(axis=-1)
+
+
 @pytest.fixture(scope="module")
 def energy(study) -> dict[str, dict[str, np.ndarray]]:
-    """{subject: {"guesses", "latents": (bands + controls,)}}: mean eccentricity, in degrees, of the energy of what a
-    pattern changes. In the latents of layers of 8 px and more, in SD; in guesses, the mean over seeds less that of the
-    training mean's, all with the same noise. Rescaled by `deviation`, so that it does not matter how large a region is.
+    """{subject: {"latents", "guesses", "pictures": (bands + controls,)}}: mean eccentricity, in degrees, of the energy
+    of what a pattern changes. In the latents of layers of 8 px and more, in SD; in guesses and finished pictures, the
+    mean over seeds less that of the training mean's, all with the same noise. Rescaled by `deviation`, so that it does
+    not matter how large a region is.
     """
     networks, found = painter(study), {}
     for subject in (*SUBJECTS, "mean"):
-        bands = Store(study.study, f"rois/eccentricity/{subject}/vdvae")
-        mean, std = bands.read("train_mean"), bands.read("train_std")
-        areas = Store(study.study, f"rois/areas/{subject}/vdvae")
-        latent = np.concatenate([bands.read("latent"), areas.read("latent")[-len(CONTROLS) :]])
-        assert areas.read("region").tolist()[-len(CONTROLS) :] == CONTROLS
+        (latent, mean, std), *clip = (of_patterns(study, subject, space) for space in SPACES)
         start, by_layer = 0, []
         for c, h, w in open_bundle("tiny").layers:
             moved = ((latent - mean) / std)[:, start : start + c * h * w].reshape(-1, c, h, w)
             start += c * h * w
             by_layer += [mean_eccentricity(np.square(moved).mean(axis=1))] if h >= 8 else []
-        parts = rescaled(np.concatenate([latent, mean[None]]), mean, std, "deviation", 0.5)
-        made = [networks.guess(parts, f"roi {subject}", [seed] * len(parts)).astype(float) for seed in range(GUESSES)]
-        change = np.mean([guess[:-1] - guess[-1] for guess in made], axis=0)
+        parts, *conditions = (
+            rescaled(np.concatenate([of, mean[None]]), mean, std, "deviation", 0.5)
+            for of, mean, std in ((latent, mean, std), *clip)
+        )
+        who, seeds = f"roi {subject}", [[seed] * len(parts) for seed in range(GUESSES)]
+        guesses = [networks.guess(parts, who, seed) for seed in seeds]
+        pictures = [networks.paint(guess, *conditions, who, seed) for guess, seed in zip(guesses, seeds, strict=True)]
         found[subject] = {
             "latents": np.mean(by_layer, axis=0),
-            "guesses": mean_eccentricity(np.square(change).mean(axis=-1)),
+            "guesses": mean_eccentricity(changed(guesses)),
+            "pictures": mean_eccentricity(changed(pictures)),
         }
         for kind, values in found[subject].items():
             print(subject, kind, values[: len(BANDS)].round(2), "controls", values[len(BANDS) :].mean().round(2))
