@@ -24,12 +24,18 @@ def painting_settings(config: Config) -> dict[str, Any]:
     return config.reconstruct.model_dump(exclude=NOT_PAINTING)
 
 
-def painter(config: Config, tell: Callable[[str], None]) -> Painter:
-    """The networks of the bundle, loaded when they are first needed; `tell` is called with what the user should know.
+def painter(config: Config) -> Painter:
+    """The networks of the bundle, loaded when they are first needed; what is handed in goes through them at once."""
+    from bdflow.models.latents import Painter
 
-    Batches are filled up to their size, so that a picture does not depend on what is painted beside it.
+    return Painter(**_given(config))
+
+
+def batch_painter(config: Config, tell: Callable[[str], None]) -> Painter:
+    """The same in batches of the configuration's sizes, filled up, so that a picture does not depend on what is painted
+    beside it. `tell` is called with what the user should know.
     """
-    from bdflow.models.config import BatchSizes, PaintOptions, Speed
+    from bdflow.models.config import BatchSizes
     from bdflow.models.latents import Painter
 
     wanted = config.reconstruct
@@ -40,16 +46,20 @@ def painter(config: Config, tell: Callable[[str], None]) -> Painter:
         decode=wanted.decode_batch_size or wanted.batch_size,
         fixed=True,
     )
-    return Painter(
-        config.networks.bundle,
-        device=config.networks.device,
-        dtype=config.networks.dtype,
-        seed=config.seed,
-        options=PaintOptions(**painting_settings(config)),
-        speed=Speed(**config.networks.speed.model_dump()),
-        sizes=sizes,
-        tell=tell,
-    )
+    return Painter(**_given(config), sizes=sizes, tell=tell)
+
+
+def _given(config: Config) -> dict[str, Any]:
+    from bdflow.models.config import PaintOptions, Speed
+
+    return {
+        "bundle": config.networks.bundle,
+        "device": config.networks.device,
+        "dtype": config.networks.dtype,
+        "seed": config.seed,
+        "options": PaintOptions(**painting_settings(config)),
+        "speed": Speed(**config.networks.speed.model_dump()),
+    }
 
 
 def packs(blocks: Iterable[tuple[Block, int]], batch: int) -> list[tuple[Block, ...]]:

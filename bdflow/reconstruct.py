@@ -17,7 +17,7 @@ import numpy as np
 from bdflow import average, ridge
 from bdflow.config import SPACES, Config, Variant
 from bdflow.models.bundle import open_bundle
-from bdflow.painting import Remarks, packs, painter, painting_settings
+from bdflow.painting import Remarks, batch_painter, packs, painting_settings
 from bdflow.stage import MEAN, TRUE, Context, Expected, Work, decoded, missing_in_any, painted
 from stores import Provenance, Store, StoreError, StoreSpec, catalog
 
@@ -248,7 +248,7 @@ class Guesser:
 
     def __init__(self, config: Config, latents: dict[str, Latents], stores: dict[str, Store]) -> None:
         self.remarks = Remarks()
-        self.painter = painter(config, self.remarks)
+        self.painter = batch_painter(config, self.remarks)
         self.latents, self.stores = latents, stores
 
     def prepare(self, pack: Pack) -> GuessInputs:
@@ -278,7 +278,7 @@ class Reconstructor:
         stores: Mapping[tuple[str, Variant], Store],
     ) -> None:
         self.remarks = Remarks()
-        self.painter = painter(config, self.remarks)
+        self.painter = batch_painter(config, self.remarks)
         self.latents, self.guesses, self.stores = latents, guesses, stores
 
     def prepare(self, task: Task) -> PaintInputs | np.ndarray:

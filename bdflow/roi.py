@@ -18,7 +18,7 @@ from bdflow import decode, roi_patterns
 from bdflow.config import SPACES, Config
 from bdflow.models.bundle import open_bundle
 from bdflow.nsd import identity
-from bdflow.painting import Remarks, packs, painter, painting_settings
+from bdflow.painting import Remarks, batch_painter, packs, painting_settings
 from bdflow.rescale import rescaled
 from bdflow.roi_patterns import Key, averaged, keys, place
 from bdflow.stage import MEAN, Context, Expected, Work
@@ -207,7 +207,7 @@ class RegionPainter:
     ) -> None:
         self.settings, self.latents, self.pictures = config.roi, latents, pictures
         self.remarks = Remarks()
-        self.painter = painter(config, self.remarks)
+        self.painter = batch_painter(config, self.remarks)
 
     def prepare(self, pack: Pack) -> tuple[GuessInputs, PaintInputs]:
         guessed, painted = [], []
