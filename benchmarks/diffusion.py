@@ -7,9 +7,10 @@
 `--full` makes networks of the published size with random weights. An image is encoded, denoised in int(strength *
 steps) steps and decoded; its FLOP are counted in the plain loop, and the fraction is of the rate at which the same
 device multiplies large matrices of the same dtype in the same run. On the CPU seconds are those of the processor, over
-the threads: on a machine with other work they say more than the wall's. Every switch is measured alone, added to the plain loop at
-batch 1, and taken from all at the largest batch. `--modes` paints scenes with the approximate modes of the tiny bundle
-and scores them; `--runtime` and `--actors` measure what the executors cost (benchmarks/diffusion_runtime.py).
+the threads: on a machine with other work they say more than the wall's. Every switch is measured alone, added to the
+plain loop at batch 1, and taken from all at the largest batch. `--modes` paints scenes with the approximate modes of
+the tiny bundle and scores them; `--runtime` and `--actors` measure what the executors cost
+(benchmarks/diffusion_runtime.py).
 """
 
 import argparse

@@ -66,6 +66,7 @@ def test_the_middle_phase_alone_sets_the_pace(executor: Executor) -> None:
         assert len({row[phase][2] for row in rows}) == 1, f"{phase}: in one thread"
 
 
+@pytest.mark.storm
 def test_threads_are_limited_in_every_phase(executor: Executor) -> None:
     for rows in windows(executor, Sleepy, 6, Resources(workers=2, threads=2)).values():
         assert {row[phase][3] for row in rows for phase in ("prepare", "work", "finish")} == {"2"}
@@ -109,7 +110,7 @@ def test_in_flight_is_bounded_and_fetched_lazily(executor: Executor) -> None:
     assert tasks.ahead <= DEPTH * (1 if executor.name == "serial" else 2)
 
 
-@pytest.mark.parametrize("phase", ["prepare", "work", "finish"])
+@pytest.mark.parametrize("phase", ["prepare", pytest.param("work", marks=pytest.mark.storm), "finish"])
 def test_an_error_in_any_phase_comes_back_as_itself(executor: Executor, tmp_path: Path, phase: str) -> None:
     with pytest.raises(Odd) as caught:
         executor.run(partial(Adder, tmp_path, phase), range(1000), resources=TWO)
@@ -118,6 +119,7 @@ def test_an_error_in_any_phase_comes_back_as_itself(executor: Executor, tmp_path
     executor.run(Adder, range(4), resources=TWO)
 
 
+@pytest.mark.storm
 def test_few_tasks_are_shared_out(remote: Executor) -> None:
     """Late in a run no task waits behind another while a worker is idle."""
     for tasks, most in ((2, 1), (4, 2)):
@@ -152,12 +154,14 @@ def test_tasks_of_a_dead_worker_are_done_again(remote: Executor, tmp_path: Path)
     assert max(c.attempts for c in done) == 2
 
 
+@pytest.mark.storm
 def test_the_task_that_kills_is_named_not_its_neighbours(remote: Executor, tmp_path: Path) -> None:
     with pytest.raises(WorkerLost) as caught:
         remote.run(partial(Mortal, tmp_path, (11,), 99), range(30), resources=TWO)
     assert (caught.value.index, caught.value.attempts) == (11, 3)
 
 
+@pytest.mark.storm
 def test_one_attempt_means_one_task_in_hand(tmp_path: Path) -> None:
     with open_executor("dask", attempts=1) as dask, pytest.raises(WorkerLost, match="task 2, 1 times"):
         dask.run(partial(Mortal, tmp_path, (2,), 99), range(9))
@@ -195,6 +199,23 @@ def test_the_time_of_a_task_leaves_out_waiting_for_its_turn() -> None:
     line.close()
     assert len(seconds) == 6
     assert all(0.09 <= s < 0.2 for s in seconds), seconds
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(900)
+def test_64_actors_on_logical_gpus_are_kept_busy() -> None:
+    """From when every actor has begun its second task to when the first finds no more, they work 95% of the time."""
+    total = Resources(workers=64, gpus=64)
+    with open_executor("ray", total=total, start_timeout=300) as ray:
+        found = windows(ray, partial(Sleepy, 0.3, 3.0, 0.3), 64 * 7, Resources(workers=64, gpus=1))
+    lanes = [[row["work"][:2] for row in rows] for rows in found.values()]
+    assert len(lanes) == 64
+    begin, end = max(spans[1][0] for spans in lanes), min(spans[-1][0] for spans in lanes)
+    worked = sum(max(0.0, min(b, end) - max(a, begin)) for spans in lanes for a, b in spans)
+    efficiency = worked / (64 * (end - begin))
+    print(f"efficiency of 64 actors: {efficiency:.3f}")
+    assert end - begin > 6
+    assert efficiency >= 0.95
 
 
 @pytest.mark.storm

@@ -57,7 +57,9 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize(
+    "name", [n if n in ("cached_conditions", "all") else pytest.param(n, marks=pytest.mark.storm) for n in ALONE]
+)
 def test_a_switch_moves_latents_by_rounding_and_pixels_by_a_level(plain: VersatileDiffusion, name: str) -> None:
     switches = {"joint_guidance": False, "cached_conditions": False, "attention": "plain", **ALONE[name]}
     faster = bundle(Speed(**switches))
