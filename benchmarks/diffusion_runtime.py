@@ -103,7 +103,7 @@ def _study(root: Path, n_test: int, batch: int, steps: int) -> Any:
         root / "nsd",
         SimulateOptions(
             subjects=tuple(subjects), n_shared=n_test, n_own=40, volume_shape=(14, 16, 12), stimulus_size=64,
-            trials_per_session=3 * (n_test + 40) // 3 + 1,
+            trials_per_session=n_test + 40,
         ),
     )  # fmt: skip
     config = parse(

@@ -84,11 +84,13 @@ class KeptConditions:
                 self._nothing[number] = keys_of(attn, nothing[side].to(condition))
             made = keys_of(attn, condition)
             expanded = tuple(part.expand(len(condition), -1, -1, -1) for part in self._nothing[number])
-            self._put(processor, "conditional", made)
             if joint:
                 both = (torch.cat([expanded[0], made[0]]), torch.cat([expanded[1], made[1]]))
                 self._put(processor, "joint", both)
+                kept = processor.pairs["joint"]
+                processor.pairs["conditional"] = kept[0][len(condition) :], kept[1][len(condition) :]
             else:
+                self._put(processor, "conditional", made)
                 self._put(processor, "unconditional", (expanded[0], expanded[1]))
 
     def _put(self, processor: TransformerAttention, half: Half, pair: Pair) -> None:
