@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from bdflow.errors import InputError
 
@@ -40,12 +40,23 @@ class NSDSettings(Section):
     bad_voxels: Literal["drop", "refuse"] = "drop"
 
 
+class SpeedSettings(Section):
+    """Switches that make painting faster and change no picture by more than rounding (docs/painting.md)."""
+
+    joint_guidance: bool = True
+    cached_conditions: bool = True
+    channels_last: bool = False
+    attention: Literal["fused", "plain"] = "fused"
+    compile: Literal["none", "torch_compile", "cuda_graphs"] = "none"
+
+
 class NetworkSettings(Section):
-    """Which frozen networks, where they run and in which precision."""
+    """Which frozen networks, where they run and in which precision, and how they are called."""
 
     bundle: str = "tiny"
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    speed: SpeedSettings = SpeedSettings()
 
 
 class FeatureSettings(Section):
@@ -88,7 +99,9 @@ class RegressSettings(Section):
 
 
 class ReconstructSettings(Section):
-    """How predictions become pictures (paper, section Methods: second stage)."""
+    """How predictions become pictures (paper, section Methods: second stage). `solver`, `guidance_interval` and
+    `feature_cache` are approximate modes, off by default (docs/painting.md).
+    """
 
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("full",)
     standardise: Literal["test_set", "held_out", "none"] = "test_set"
@@ -98,9 +111,21 @@ class ReconstructSettings(Section):
     mixing: Annotated[float, Field(ge=0, le=1)] = 0.4
     noise_index: Literal["authors", "diffusers"] = "authors"
     latent: Literal["sample", "mean"] = "sample"
+    solver: Literal["ddim", "dpmpp_2m"] = "ddim"
+    guidance_interval: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.0, 1.0)
+    feature_cache: Count = 1
     upper_bound: bool = False
     subject_mean: bool = False
     batch_size: Count = 8
+    encode_batch_size: Count | None = None
+    decode_batch_size: Count | None = None
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _low_below_high(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("expected [low, high] with low below high")
+        return value
 
 
 class EvaluateSettings(Section):
@@ -197,7 +222,9 @@ class Config(Section):
     def science(self) -> dict[str, Any]:
         """Every setting but where work runs and where the report goes, as JSON values: the study's record."""
         kept = self.model_dump(mode="json", exclude={"execution": True, "report": True, "study": True})
-        del kept["networks"]["device"], kept["features"]["batch_size"], kept["reconstruct"]["batch_size"]
+        del kept["networks"]["device"], kept["networks"]["speed"], kept["features"]["batch_size"]
+        for stage in ("", "encode_", "decode_"):
+            del kept["reconstruct"][f"{stage}batch_size"]
         del kept["evaluate"]["weights"]
         return kept
 

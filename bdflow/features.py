@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bdflow.config import SPACES, Config
 from bdflow.models.bundle import open_bundle
+from bdflow.painting import Remarks
 from bdflow.stage import Context, Expected, Work, missing_in_any
 from stores import Provenance, Store, StoreError, catalog
+
+if TYPE_CHECKING:
+    from bdflow.models.latents import FeatureInputs
 
 NAME = "features"
 DTYPES = {"float16": "f2", "float32": "f4"}
@@ -62,38 +67,42 @@ class Extractor:
         from bdflow.models.latents import FeatureExtractor
 
         self.stimuli, self.stores = stimuli, stores
-        self.batch_size = config.features.batch_size
-        self.extract: Callable[..., dict[str, np.ndarray]] = FeatureExtractor(
+        self.remarks = Remarks()
+        self.extractor = FeatureExtractor(
             config.networks.bundle,
             device=config.networks.device,
             dtype=config.networks.dtype,
             seed=config.seed,
             vdvae_latent=config.features.vdvae_latent,
+            batch_size=config.features.batch_size,
+            tell=self.remarks,
         )
 
-    def __call__(self, partition: int) -> None:
-        first = next(iter(self.stores.values()))
-        region = first.spec.region(first.sizes, partition)
-        ids = self.stimuli.read("nsd_id", region)
+    def prepare(self, partition: int) -> FeatureInputs:
+        region = self._region(partition)
         captions = [[text for text in row if text] for row in self.stimuli.read("caption", region)]
-        images = self.stimuli.read("image", region)
-        batches = [
-            self.extract(
-                images[i : i + self.batch_size],
-                captions[i : i + self.batch_size],
-                ids[i : i + self.batch_size],
-            )
-            for i in range(0, len(ids), self.batch_size)
-        ]
+        ids = self.stimuli.read("nsd_id", region)
+        return self.extractor.inputs(self.stimuli.read("image", region), captions, ids.tolist())
+
+    def work(self, inputs: FeatureInputs) -> dict[str, np.ndarray]:
+        return self.extractor.extract(inputs)
+
+    def finish(self, partition: int, made: dict[str, np.ndarray]) -> list[str]:
         for space, store in self.stores.items():
-            latent = np.concatenate([batch[space] for batch in batches])
+            latent = made[space]
             stored = latent.astype(store.arrays["latent"].dtype)
             if not np.isfinite(stored).all():
-                row = int(np.flatnonzero(~np.isfinite(stored).reshape(len(ids), -1).all(axis=1))[0])
+                row = int(np.flatnonzero(~np.isfinite(stored).reshape(len(stored), -1).all(axis=1))[0])
+                nsd_id = self.stimuli.read("nsd_id", self._region(partition))[row]
                 raise StoreError(
-                    f"targets/{space}: the latent of nsd_id {ids[row]} is not finite in {stored.dtype}; "
+                    f"targets/{space}: the latent of nsd_id {nsd_id} is not finite in {stored.dtype}; "
                     "expected numbers.\n"
                     "The network overflowed, or the latent does not fit the stored dtype.\n"
                     "What to do: set `features.dtype: float32`, and `networks.dtype: float32` if it persists."
                 )
             store.write(partition, {"latent": stored})
+        return self.remarks.taken()
+
+    def _region(self, partition: int) -> dict[str, slice]:
+        first = next(iter(self.stores.values()))
+        return first.spec.region(first.sizes, partition)

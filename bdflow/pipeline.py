@@ -232,11 +232,16 @@ class _Filler:
             names = ("workers", "threads", "gpus", "memory")
             resources = Resources(**{name: getattr(settings, name) for name in names})
             done: list[Completed] = []
+            remarks: set[str] = set()
             start = time.perf_counter()
             with Progress(work.label, len(work.tasks), unit=work.unit) as progress:
 
                 def on_done(completed: Completed) -> None:
                     done.append(completed)
+                    for line in completed.result or ():
+                        if line not in remarks:
+                            remarks.add(line)
+                            self.say(line)
                     progress.advance(completed)
 
                 self._executor(settings.executor).run(

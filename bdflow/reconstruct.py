@@ -1,7 +1,8 @@
 """Stage 4: predicted latents into pictures. The VDVAE's guess, then the reconstruction painted from it.
 
 First the predictions of all subjects are averaged, if the configuration asks for the subject `mean`. One pass decodes
-the guesses of every subject; a second paints every variant from the same guesses and predictions.
+the guesses of every subject; a second paints every variant from the same guesses and predictions. Blocks of several
+subjects go through the networks together, so that what is left over of each fills batches too.
 """
 
 from __future__ import annotations
@@ -9,17 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bdflow import average, ridge
 from bdflow.config import SPACES, Config, Variant
 from bdflow.models.bundle import open_bundle
-from bdflow.painting import painter, painting_settings
+from bdflow.painting import Remarks, batch_painter, packs, painting_settings
 from bdflow.stage import MEAN, TRUE, Context, Expected, Work, decoded, missing_in_any, painted
 from stores import Provenance, Store, StoreError, StoreSpec, catalog
 
+if TYPE_CHECKING:
+    from bdflow.models.painter import GuessInputs, PaintInputs
+
 NAME = "reconstruct"
+Pack = tuple[tuple[str, int], ...]  # (subject, partition) of blocks that fill batches together
+Task = tuple[Variant, Pack]
 USES: dict[str, tuple[str, ...]] = {
     "full": ("vdvae", "clip_vision", "clip_text"),
     "only_vdvae": ("vdvae",),
@@ -70,7 +77,7 @@ def latent_stores(subject: str) -> dict[str, str]:
 
 def works(context: Context) -> Iterator[Work]:
     config, bundle = context.config, open_bundle(context.config.networks.bundle)
-    per_partition = config.chunks.images
+    per_partition, batch = config.chunks.images, config.reconstruct.batch_size
     if MEAN in context.decoded:
         yield _mean_work(context)
     latents = {
@@ -92,9 +99,9 @@ def works(context: Context) -> Iterator[Work]:
     }
     yield Work(
         "guesses",
-        "batches",
+        "tasks",
         list(guesses.values()),
-        [(subject, partition) for subject, store in guesses.items() for partition in store.missing()],
+        packs([((subject, p), n) for subject, store in guesses.items() for p, n in _missing(store)], batch),
         partial(Guesser, config, latents, guesses),
     )
 
@@ -109,13 +116,30 @@ def works(context: Context) -> Iterator[Work]:
         for subject in context.painted
         for variant in config.reconstruct.variants
     }
+    tasks: list[Task] = []
+    for variant in config.reconstruct.variants:
+        blocks = [((s, p), n) for (s, v), store in stores.items() if v == variant for p, n in _missing(store)]
+        tasks += [(variant, pack) for pack in packs(blocks, batch)]
     yield Work(
         "reconstructions",
-        "batches",
+        "tasks",
         list(stores.values()),
-        [(*key, partition) for key, store in stores.items() for partition in store.missing()],
+        tasks,
         partial(Reconstructor, config, latents, guesses, stores),
     )
+
+
+def _missing(store: Store) -> list[tuple[int, int]]:
+    """(partition, pictures in it) of every partition that is not written yet."""
+    return [(partition, len(_ids(store, partition))) for partition in store.missing()]
+
+
+def _ids(store: Store, partition: int) -> np.ndarray:
+    return store.read("nsd_id", {"stimulus": _rows_of(store, partition)})
+
+
+def _rows_of(store: Store, partition: int) -> slice:
+    return store.spec.region(store.sizes, partition)["stimulus"]
 
 
 def _rule(config: Config, subject: str) -> str | None:
@@ -220,28 +244,31 @@ class Latents:
 
 
 class Guesser:
-    """Loads the VDVAE decoder; a task is one block of one subject's test stimuli."""
+    """Loads the VDVAE decoder; a task is a pack of blocks of test stimuli, each with its subject."""
 
     def __init__(self, config: Config, latents: dict[str, Latents], stores: dict[str, Store]) -> None:
-        self.painter = painter(config)
-        self.config, self.latents, self.stores = config, latents, stores
+        self.remarks = Remarks()
+        self.painter = batch_painter(config, self.remarks)
+        self.latents, self.stores = latents, stores
 
-    def __call__(self, task: tuple[str, int]) -> None:
-        subject, partition = task
-        store = self.stores[subject]
-        rows = store.spec.region(store.sizes, partition)["stimulus"]
-        ids = store.read("nsd_id", {"stimulus": rows})
-        latents = self.latents[subject].read("vdvae", ids)
-        batch = self.config.reconstruct.batch_size
-        images = [
-            self.painter.guess(latents[i : i + batch], subject, ids[i : i + batch].tolist())
-            for i in range(0, len(ids), batch)
-        ]
-        store.write(partition, {"image": np.concatenate(images)})
+    def prepare(self, pack: Pack) -> GuessInputs:
+        parts = []
+        for subject, partition in pack:
+            ids = _ids(self.stores[subject], partition)
+            latents = self.latents[subject].read("vdvae", ids)
+            parts.append(self.painter.guess_inputs(latents, subject, ids.tolist()))
+        return parts[0].join(parts)
+
+    def work(self, inputs: GuessInputs) -> np.ndarray:
+        return self.painter.decode_guesses(inputs)
+
+    def finish(self, pack: Pack, made: np.ndarray) -> list[str]:
+        _write([(self.stores[subject], partition) for subject, partition in pack], made)
+        return self.remarks.taken()
 
 
 class Reconstructor:
-    """Loads the diffusion model; a task is one block of one subject's test stimuli in one variant."""
+    """Loads the diffusion model; a task is a variant and a pack of blocks of test stimuli, each with its subject."""
 
     def __init__(
         self,
@@ -250,28 +277,43 @@ class Reconstructor:
         guesses: dict[str, Store],
         stores: Mapping[tuple[str, Variant], Store],
     ) -> None:
-        self.painter = painter(config)
-        self.config, self.latents, self.guesses, self.stores = config, latents, guesses, stores
+        self.remarks = Remarks()
+        self.painter = batch_painter(config, self.remarks)
+        self.latents, self.guesses, self.stores = latents, guesses, stores
 
-    def __call__(self, task: tuple[str, Variant, int]) -> None:
-        subject, variant, partition = task
-        store = self.stores[subject, variant]
-        rows = store.spec.region(store.sizes, partition)["stimulus"]
-        ids = store.read("nsd_id", {"stimulus": rows})
-        parts: dict[str, np.ndarray] = {}
-        for space in USES[variant]:
-            if space == "vdvae":
-                parts[space] = self.guesses[subject].read("image", {"stimulus": rows})
-            else:
-                parts[space] = self.latents[subject].read(space, ids)
-        from bdflow.models.latents import BICUBIC, resize
-
-        batch, images = self.config.reconstruct.batch_size, []
-        for i in range(0, len(ids), batch):
-            here = {space: values[i : i + batch] for space, values in parts.items()}
-            guess, vision, text = (here.get(space) for space in USES["full"])
+    def prepare(self, task: Task) -> PaintInputs | np.ndarray:
+        variant, pack = task
+        parts: list[PaintInputs] = []
+        pictures: list[np.ndarray] = []
+        for subject, partition in pack:
+            store = self.stores[subject, variant]
+            ids = _ids(store, partition)
+            given: dict[str, np.ndarray] = {}
+            for space in USES[variant]:
+                if space == "vdvae":
+                    given[space] = self.guesses[subject].read("image", {"stimulus": _rows_of(store, partition)})
+                else:
+                    given[space] = self.latents[subject].read(space, ids)
+            guess, vision, text = (given.get(space) for space in USES["full"])
             if variant == "only_vdvae":
-                images.append(resize(here["vdvae"], self.painter.image_size, BICUBIC))
+                pictures.append(self.painter.enlarged(given["vdvae"], len(ids)).numpy())
             else:
-                images.append(self.painter.paint(guess, vision, text, subject, ids[i : i + batch].tolist()))
-        store.write(partition, {"image": np.concatenate(images)})
+                parts.append(self.painter.paint_inputs(guess, vision, text, subject, ids.tolist()))
+        return parts[0].join(parts) if parts else np.concatenate(pictures)
+
+    def work(self, inputs: PaintInputs | np.ndarray) -> np.ndarray:
+        return inputs if isinstance(inputs, np.ndarray) else self.painter.paint_prepared(inputs)
+
+    def finish(self, task: Task, made: np.ndarray) -> list[str]:
+        variant, pack = task
+        _write([(self.stores[subject, variant], partition) for subject, partition in pack], made)
+        return self.remarks.taken()
+
+
+def _write(places: Sequence[tuple[Store, int]], images: np.ndarray) -> None:
+    """Pictures of several blocks, one block after the other, each into its place."""
+    start = 0
+    for store, partition in places:
+        count = len(_ids(store, partition))
+        store.write(partition, {"image": images[start : start + count]})
+        start += count

@@ -8,8 +8,9 @@ subjects of the configuration have the set.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,13 +18,17 @@ from bdflow import decode, roi_patterns
 from bdflow.config import SPACES, Config
 from bdflow.models.bundle import open_bundle
 from bdflow.nsd import identity
-from bdflow.painting import painter, painting_settings
+from bdflow.painting import Remarks, batch_painter, packs, painting_settings
 from bdflow.rescale import rescaled
 from bdflow.roi_patterns import Key, averaged, keys, place
 from bdflow.stage import MEAN, Context, Expected, Work
 from stores import Provenance, Store, StoreSpec, catalog, text
 
+if TYPE_CHECKING:
+    from bdflow.models.painter import GuessInputs, PaintInputs
+
 NAME = "roi"
+Pack = tuple[tuple[str, str, int], ...]  # (set, subject, region)
 PICTURES = ("guesses", "images")
 
 
@@ -103,16 +108,17 @@ def works(context: Context) -> Iterator[Work]:
 
     latents = {(*key, space): context.ready(place(*key, space)) for key in keys(context) for space in SPACES}
     pictures = {(*key, name): _declare_pictures(context, *key, name) for key in keys(context) for name in PICTURES}
-    tasks = [
-        (*key, region)
+    each = len(config.roi.strengths) * config.roi.seeds
+    blocks = [
+        ((*key, region), each)
         for key in keys(context)
         for region in sorted({region for name in PICTURES for region in pictures[*key, name].missing()})
     ]
     yield Work(
         "pictures of regions",
-        "regions",
+        "tasks",
         list(pictures.values()),
-        tasks,
+        packs(blocks, config.reconstruct.batch_size),
         partial(RegionPainter, config, latents, pictures),
     )
 
@@ -187,7 +193,8 @@ class RegionLatents:
 
 
 class RegionPainter:
-    """Loads the networks that paint; a task is one region of one set and subject, in every strength and seed.
+    """Loads the networks that paint; a task is a pack of regions, each of one set and subject, in every strength and
+    seed.
 
     The noise depends on subject and seed alone: pictures of two regions differ by what was decoded alone.
     """
@@ -198,27 +205,34 @@ class RegionPainter:
         latents: Mapping[tuple[str, str, str], Store],
         pictures: Mapping[tuple[str, str, str], Store],
     ) -> None:
-        self.config, self.latents, self.pictures = config, latents, pictures
-        self.painter = painter(config)
+        self.settings, self.latents, self.pictures = config.roi, latents, pictures
+        self.remarks = Remarks()
+        self.painter = batch_painter(config, self.remarks)
 
-    def __call__(self, task: tuple[str, str, int]) -> None:
-        chosen, subject, region = task
-        settings, batch = self.config.roi, self.config.reconstruct.batch_size
-        stores = {space: self.latents[chosen, subject, space] for space in SPACES}
-        latents = RegionLatents(stores, settings.rescale)
-        parts = {space: latents.read(space, region, settings.strengths, settings.seeds) for space in SPACES}
-        seeds = np.tile(np.arange(settings.seeds), len(settings.strengths))
-        name, guesses, images = f"roi {subject}", [], []
-        for start in range(0, len(seeds), batch):
-            here = slice(start, start + batch)
-            guess = self.painter.guess(parts["vdvae"][here], name, seeds[here].tolist())
-            guesses.append(guess)
-            images.append(
-                self.painter.paint(
-                    guess, parts["clip_vision"][here], parts["clip_text"][here], name, seeds[here].tolist()
-                )
-            )
-        for kind, made in zip(PICTURES, (guesses, images), strict=True):
-            pictures = np.concatenate(made)
-            shape = (1, len(settings.strengths), settings.seeds, *pictures.shape[1:])
-            self.pictures[chosen, subject, kind].write(region, {"image": pictures.reshape(shape)})
+    def prepare(self, pack: Pack) -> tuple[GuessInputs, PaintInputs]:
+        guessed, painted = [], []
+        settings = self.settings
+        seeds = np.tile(np.arange(settings.seeds), len(settings.strengths)).tolist()
+        for chosen, subject, region in pack:
+            stores = {space: self.latents[chosen, subject, space] for space in SPACES}
+            latents = RegionLatents(stores, settings.rescale)
+            parts = {space: latents.read(space, region, settings.strengths, settings.seeds) for space in SPACES}
+            name = f"roi {subject}"
+            guessed.append(self.painter.guess_inputs(parts["vdvae"], name, seeds))
+            painted.append(self.painter.paint_inputs(None, parts["clip_vision"], parts["clip_text"], name, seeds))
+        return guessed[0].join(guessed), painted[0].join(painted)
+
+    def work(self, inputs: tuple[GuessInputs, PaintInputs]) -> tuple[np.ndarray, np.ndarray]:
+        guess, paint = inputs
+        guesses = self.painter.decode_guesses(guess)
+        return guesses, self.painter.paint_prepared(
+            replace(paint, guesses=self.painter.enlarged(guesses, len(guesses)))
+        )
+
+    def finish(self, pack: Pack, made: tuple[np.ndarray, np.ndarray]) -> list[str]:
+        for kind, pictures in zip(PICTURES, made, strict=True):
+            shape = (1, len(self.settings.strengths), self.settings.seeds, *pictures.shape[1:])
+            for place_of, images in zip(pack, np.split(pictures, len(pack)), strict=True):
+                chosen, subject, region = place_of
+                self.pictures[chosen, subject, kind].write(region, {"image": images.reshape(shape)})
+        return self.remarks.taken()

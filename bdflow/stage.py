@@ -67,14 +67,16 @@ class Work:
     label, unit : for the progress line ("features", "partitions").
     stores : the stores being filled.
     tasks : what is missing; each is small and picklable.
-    make_worker : called once a process, it loads what is heavy and returns the function of one task.
+    make_worker : called once a process, it loads what is heavy and returns the function of one task, or an object with
+        its three phases, `prepare`, `work` and `finish` (`cluster.line.Phased`). A task's result is None, or lines
+        that the user should read.
     """
 
     label: str
     unit: str
     stores: list[Store]
     tasks: list[Any] = field(default_factory=list)
-    make_worker: Callable[[], Callable[[Any], Any]] = field(default=lambda: _no_worker)
+    make_worker: Callable[[], Any] = field(default=lambda: _no_worker)
 
 
 def _no_worker(task: Any) -> None:

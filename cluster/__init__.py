@@ -2,6 +2,7 @@
 
 from cluster.errors import ClusterError, WorkerLost
 from cluster.executor import Completed, Executor, Resources, open_executor
+from cluster.line import Phased
 from cluster.lock import exclusive
 from cluster.progress import Progress
 
@@ -9,6 +10,7 @@ __all__ = [
     "ClusterError",
     "Completed",
     "Executor",
+    "Phased",
     "Progress",
     "Resources",
     "WorkerLost",

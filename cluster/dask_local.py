@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.executor import Resources
 from cluster.limits import devices_here, devices_of
+from cluster.line import DEPTH
 from cluster.threads import TRIM, environment, untrimmed
 
 LOOPBACK = "127.0.0.1:0"  # for the HTTP server of health and metrics, which Dask always starts
@@ -43,7 +44,7 @@ class LocalCluster:
         untrimmed()
         devices = devices_here() if total is None else [str(n) for n in range(int(total.gpus))]
         options = {
-            "nthreads": 1,
+            "nthreads": DEPTH,
             "memory_limit": resources.memory or 0,
             "host": "127.0.0.1",
             "protocol": "tcp://",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
+from cluster.line import Phased
+
 T = TypeVar("T")
 R = TypeVar("R")
 Kind = Literal["serial", "dask", "ray"]
@@ -48,7 +50,8 @@ DEFAULT = Resources()
 class Completed:
     """One finished task.
 
-    `index` is its position in the sequence, `seconds` what the worker took for it, `worker` is "host:pid",
+    `index` is its position in the sequence, `seconds` what the worker took for it (with phases: for all three, waiting
+    left out), `worker` is "host:pid",
     `attempts` counts the workers that tried (1 = the first one finished it).
     """
 
@@ -69,7 +72,7 @@ class Executor(Protocol):
 
     def run(
         self,
-        make_worker: Callable[[], Callable[[T], R]],
+        make_worker: Callable[[], Callable[[T], R] | Phased],
         tasks: Sequence[T],
         *,
         resources: Resources = DEFAULT,
@@ -79,10 +82,11 @@ class Executor(Protocol):
 
         Parameters
         ----------
-        make_worker : picklable, without arguments; loads what is heavy and returns the callable.
+        make_worker : picklable, without arguments; loads what is heavy and returns the callable, or an object of
+            three phases (see `cluster.line.Phased`): then one task is worked on while the next is prepared and the
+            last one finished.
         tasks : a sequence, read lazily (a task is fetched when a worker is about to be free for it); at most
-            two a worker are in flight. Results are
-            small: they travel to the driver.
+            two a worker are in flight, three of phases. Results are small: they travel to the driver.
         on_done : called in the driver with each `Completed`, in order of completion.
 
         Raises
@@ -120,7 +124,7 @@ def open_executor(
     kind : "serial" (in this process), "dask" or "ray".
     address : of a running Dask scheduler ("tcp://host:8786") or Ray head ("host:6379", "auto"); None starts
         an own local cluster. At an address, Dask uses every worker that is there (one task at a time in
-        each), Ray starts `resources.workers` actors.
+        each; phases overlap where a worker has three threads), Ray starts `resources.workers` actors.
     total : the most a run may ask for: `workers`, `threads` in each of them, and `gpus` and `memory` in all.
         None: what this machine has (any number of workers and threads). Not with an address.
     attempts : workers that may be lost over one task before `WorkerLost`.

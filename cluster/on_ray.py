@@ -13,6 +13,7 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.executor import Resources
 from cluster.limits import devices_here, excess, gib, gpu_places, memory_here, refuse_gpus
+from cluster.line import DEPTH
 from cluster.pool import Answered, Backend, Event, Joined, Lost, PoolExecutor, uninterrupted
 from cluster.threads import TRIM, environment, untrimmed
 from cluster.worker import Seat
@@ -137,7 +138,7 @@ def _refuse_nodes(resources: Resources) -> None:
 
 
 class _Actors:
-    """The backend: one seat an actor. An actor works in the order it is called."""
+    """The backend: one seat an actor, which takes as many calls at once as there are phases; its seat orders them."""
 
     def __init__(self, make_worker: bytes, seats: int, resources: Resources, *, shared: bool) -> None:
         import ray
@@ -150,6 +151,7 @@ class _Actors:
             num_cpus=resources.threads if shared else 0,
             num_gpus=resources.gpus,
             memory=resources.memory,
+            max_concurrency=DEPTH,
             max_restarts=0,
             max_task_retries=0,
             runtime_env={"env_vars": variables},

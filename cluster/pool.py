@@ -2,7 +2,7 @@
 
 A backend offers seats (processes) and says what happened to them; `drive` keeps them fed. When a
 seat dies, every task it was sent counts an attempt, and each of them then travels alone: a second death names the
-one that kills.
+one that kills. Workers of phases (`cluster.line`) have up to three tasks in hand: they overlap in the process.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 from cluster.errors import ClusterError, WorkerLost
 from cluster.executor import DEFAULT, Completed, OnDone, R, Resources, T
 from cluster.limits import refuse_excess, refuse_odd_gpus
+from cluster.line import DEPTH, Phased
 from cluster.worker import Answer, NotLoaded
 
 SHORT = 2.0  # seconds; longer tasks do not queue behind another, the way to a worker costs them nothing
@@ -84,6 +85,7 @@ class _Task:
 class _Seat:
     loading: int
     loaded: bool = False
+    phased: bool = False
     flights: dict[int, _Task] = field(default_factory=dict)
 
 
@@ -94,9 +96,10 @@ def drive(
     on_done: OnDone | None,
     attempts: int,
     start_timeout: float,
+    seats: int = 1,
 ) -> None:
-    """Feed the backend's seats until every task is done; raises what `Executor.run` says."""
-    _Drive(backend, tasks, on_done, attempts, start_timeout).run()
+    """Feed the backend's seats until every task is done; raises what `Executor.run` says. `seats` are to join."""
+    _Drive(backend, tasks, on_done, attempts, start_timeout, seats).run()
 
 
 class _Drive:
@@ -107,9 +110,10 @@ class _Drive:
         on_done: OnDone | None,
         attempts: int,
         start_timeout: float,
+        seats: int,
     ) -> None:
         self.backend, self.tasks, self.on_done = backend, tasks, on_done
-        self.attempts, self.start_timeout = attempts, start_timeout
+        self.attempts, self.start_timeout, self.expected = attempts, start_timeout, seats
         self.total, self.fetched, self.done = len(tasks), 0, 0
         self.again: deque[_Task] = deque()
         self.seats: dict[str, _Seat] = {}
@@ -150,7 +154,7 @@ class _Drive:
             return
         if event.flight == seat.loading:
             _raise_remote(answer, "while a worker was made")
-            seat.loaded, self.lost_starting = True, 0
+            seat.loaded, seat.phased, self.lost_starting = True, bool(answer.result), 0
         else:
             task = seat.flights.pop(event.flight)
             _raise_remote(answer, f"in task {task.index}")
@@ -163,9 +167,7 @@ class _Drive:
 
     def feed(self, name: str) -> None:
         seat = self.seats[name]
-        short = self.typical is not None and self.typical < SHORT
-        depth = 2 if short and self.attempts > 1 else 1
-        while seat.loaded and len(seat.flights) < depth:
+        while seat.loaded and len(seat.flights) < self.depth(seat):
             if seat.flights and (self.again or any(task.attempts > 1 for task in seat.flights.values())):
                 return
             task = self.next_task()
@@ -175,6 +177,16 @@ class _Drive:
             flight = self.next_flight()
             seat.flights[flight] = task
             self.backend.send(name, flight, task.data)
+
+    def depth(self, seat: _Seat) -> int:
+        """How many tasks a seat may have in hand now: one in each phase, but towards the end no more than its share, so
+        that none waits behind another while a seat is idle."""
+        if self.attempts == 1:
+            return 1
+        if not seat.phased:
+            return 2 if self.typical is not None and self.typical < SHORT else 1
+        left = self.total - self.fetched + len(self.again)
+        return min(DEPTH, 1 + left // max(self.expected, len(self.seats)))
 
     def next_task(self) -> _Task | None:
         import cloudpickle
@@ -264,7 +276,7 @@ class PoolExecutor(ABC):
 
     def run(
         self,
-        make_worker: Callable[[], Callable[[T], R]],
+        make_worker: Callable[[], Callable[[T], R] | Phased],
         tasks: Sequence[T],
         *,
         resources: Resources = DEFAULT,
@@ -279,7 +291,8 @@ class PoolExecutor(ABC):
             return
         pickled = pickle_maker(make_worker)
         try:
-            backend = self.begin(pickled, min(resources.workers, len(tasks)), resources)
+            seats = min(resources.workers, len(tasks))
+            backend = self.begin(pickled, seats, resources)
             clean = False
             try:
                 drive(
@@ -288,6 +301,7 @@ class PoolExecutor(ABC):
                     on_done=on_done,
                     attempts=self._attempts,
                     start_timeout=self._start_timeout,
+                    seats=seats,
                 )
                 clean = True
             finally:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from types import TracebackType
+from typing import Any
 
 from cluster.executor import DEFAULT, Completed, OnDone, R, Resources, T
 from cluster.limits import refuse_excess
+from cluster.line import Phased, in_order, is_phased
 from cluster.threads import limit, limited
 from cluster.worker import this_process
 
 
 class SerialExecutor:
-    """The driver is the worker, whatever `resources.workers` says; tasks are done in their order."""
+    """The driver is the worker, whatever `resources.workers` says; tasks are done in their order.
+
+    For a worker of phases two threads beside it prepare the next task and finish the last.
+    """
 
     name = "serial"
 
@@ -22,7 +28,7 @@ class SerialExecutor:
 
     def run(
         self,
-        make_worker: Callable[[], Callable[[T], R]],
+        make_worker: Callable[[], Callable[[T], R] | Phased],
         tasks: Sequence[T],
         *,
         resources: Resources = DEFAULT,
@@ -34,8 +40,13 @@ class SerialExecutor:
             return
         me = this_process()
         with limited(resources.threads):
-            work = make_worker()
+            work: Any = make_worker()
             limit(resources.threads)
+            if is_phased(work):
+                for index, result, seconds in in_order(work, tasks, partial(limit, resources.threads)):
+                    if on_done is not None:
+                        on_done(Completed(index, result, seconds, me, 1))
+                return
             for index in range(len(tasks)):
                 start = perf_counter()
                 result = work(tasks[index])

@@ -9,9 +9,11 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cluster.errors import ClusterError
+from cluster.line import Line, is_phased
 from cluster.threads import limit
 
 
@@ -27,10 +29,11 @@ class Answer:
 
 
 class Seat:
-    """One process's place in a run: the loaded worker object, used by one task at a time."""
+    """One process's place in a run: the loaded worker object, used by one task at a time, or by one in each phase."""
 
     def __init__(self) -> None:
         self._work: Callable[[Any], Any] | None = None
+        self._line: Line | None = None
         self._threads = 1
         self._one_at_a_time = threading.Lock()
         self._limited = threading.local()
@@ -39,13 +42,18 @@ class Seat:
         """Returns as soon as the process is up."""
 
     def load(self, make_worker: bytes, threads: int) -> bytes:
-        """Make the worker object from the pickled `make_worker`; its answer's result is None."""
+        """Make the worker object from the pickled `make_worker`; its answer says whether it has phases."""
         import cloudpickle
 
-        def make(_: Any) -> None:
+        def make(_: Any) -> bool:
             limit(threads)
-            self._work = cloudpickle.loads(make_worker)()
+            worker = cloudpickle.loads(make_worker)()
             limit(threads)
+            if is_phased(worker):
+                self._line = Line(worker, partial(limit, threads))
+            else:
+                self._work = worker
+            return self._line is not None
 
         self._threads = threads
         self._limited.done = True
@@ -56,6 +64,9 @@ class Seat:
         """Work on a pickled task."""
         import cloudpickle
 
+        line = self._line
+        if line is not None:
+            return answer(lambda data: _Timed(*line.call(cloudpickle.loads(data))), task)
         with self._one_at_a_time:
             if not getattr(self._limited, "done", False):
                 limit(self._threads)
@@ -64,6 +75,20 @@ class Seat:
             if work is None:
                 return answer(_not_loaded, None)
             return answer(lambda data: work(cloudpickle.loads(data)), task)
+
+    def free(self) -> None:
+        """Let go of the worker object and its threads."""
+        line, self._line, self._work = self._line, None, None
+        if line is not None:
+            line.close()
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A result that brings its own time."""
+
+    result: Any
+    seconds: float
 
 
 class NotLoaded(ClusterError):
@@ -86,6 +111,8 @@ def answer(work: Callable[[Any], Any], task: Any) -> bytes:
     try:
         result = work(task)
         seconds = time.perf_counter() - start
+        if isinstance(result, _Timed):
+            result, seconds = result.result, result.seconds
         return cloudpickle.dumps(Answer(this_process(), seconds, result))
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
@@ -149,7 +176,10 @@ def free_seat(run: str) -> None:
     """Let go of the run's worker object, and of the memory it held."""
     import gc
 
-    _SEATS.pop(run, None)
+    seat = _SEATS.pop(run, None)
+    if seat is not None:
+        seat.free()
+    del seat
     gc.collect()
 
 

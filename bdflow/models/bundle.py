@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bdflow.errors import InputError
-from bdflow.models.config import VDVAEConfig
+from bdflow.models.config import Speed, VDVAEConfig
 from bdflow.models.manifest import FileEntry, Manifest, NetworkEntry, read_json, read_manifest
 from bdflow.models.networks import (
     Part,
@@ -136,9 +136,11 @@ class Bundle:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         return ClipText(self.load("clip_text", device, dtype), tokenizer)
 
-    def versatile(self, device: str = "cpu", dtype: str = "float32") -> "VersatileDiffusion":
+    def versatile(
+        self, device: str = "cpu", dtype: str = "float32", speed: Speed | None = None
+    ) -> "VersatileDiffusion":
         """Versatile Diffusion with both unconditional embeddings (each CLIP tower is loaded for one pass,
-        and freed).
+        and freed); `speed` says how its networks are called.
         """
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
@@ -149,7 +151,7 @@ class Bundle:
         config = self.manifest.network("scheduler").config()
         table = DDIMScheduler(**{key: config[key] for key in SCHEDULER_KEYS}).alphas_cumprod
         unet, vae = self.load("unet", device, dtype), self.load("vae", device, dtype)
-        return VersatileDiffusion(unet, vae, table, vision, text)  # type: ignore[arg-type]
+        return VersatileDiffusion(unet, vae, table, vision, text, speed)  # type: ignore[arg-type]
 
     def build(self, network: str) -> "nn.Module":
         """The network's module on the meta device: names and shapes, no weights."""

@@ -92,16 +92,19 @@ class ClipVision:
 
         Raises InputError for float or non-square images.
         """
-        return self._embed(self.processing(images_u8))
+        return self.embed_pixels(self.processing(images_u8))
 
     def unconditional(self) -> Tensor:
         """Embedding (1, T, F) float32 of a mid-grey picture, the `no image` of classifier-free guidance."""
-        return self._embed(self.processing.constant(MID_GREY))
+        return self.embed_pixels(self.processing.constant(MID_GREY))
 
     @torch.inference_mode()
-    def _embed(self, pixels: Tensor) -> Tensor:
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Embeddings of pixels (n, 3, size, size) as `processing` makes them."""
         projection = self.model.visual_projection.weight
-        hidden = self.model(pixel_values=pixels.to(projection.device, projection.dtype)).last_hidden_state
+        hidden = self.model(
+            pixel_values=pixels.to(projection.device, projection.dtype, non_blocking=True)
+        ).last_hidden_state
         tokens = self.model.visual_projection(self.model.vision_model.post_layernorm(hidden)).float()
         return tokens / tokens[:, :1].norm(dim=-1, keepdim=True)
 
@@ -112,7 +115,6 @@ class ClipText:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
 
-    @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (n, T, F) float32 of n strings; T = 77, F = 768 for the real model. Longer texts are
         cut to T tokens.
@@ -120,19 +122,27 @@ class ClipText:
         Every row is padded to T without an attention mask, as Versatile Diffusion does, so a row never
         depends on the others.
         """
-        projection = self.model.text_projection.weight
+        return self.embed_tokens(self.tokens(texts))
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Numbers of tokens (n, T) of n strings."""
+        length = self.model.config.max_position_embeddings
         if not texts:
-            return projection.new_zeros(0, self.model.config.max_position_embeddings, len(projection)).float()
+            return torch.zeros((0, length), dtype=torch.int64)
         rows = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self.model.config.max_position_embeddings,
-            truncation=True,
-            return_tensors="pt",
+            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
-        out = self.model(input_ids=rows["input_ids"].to(projection.device))
-        tokens = self.model.text_projection(out.last_hidden_state).float()
-        return tokens / out.text_embeds.float().norm(dim=-1)[:, None, None]
+        return rows["input_ids"]
+
+    @torch.inference_mode()
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Embeddings (n, T, F) float32 of numbers of tokens (n, T)."""
+        projection = self.model.text_projection.weight
+        if len(tokens) == 0:
+            return projection.new_zeros(0, tokens.shape[1], len(projection)).float()
+        out = self.model(input_ids=tokens.to(projection.device, non_blocking=True))
+        embedded = self.model.text_projection(out.last_hidden_state).float()
+        return embedded / out.text_embeds.float().norm(dim=-1)[:, None, None]
 
     def unconditional(self) -> Tensor:
         """Embedding (1, T, F) float32 of the empty string, the `no text` of classifier-free guidance."""

@@ -6,21 +6,27 @@ VanRullen (2023), "Second stage".
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from bdflow.errors import InputError
-from bdflow.models.config import PaintOptions
+from bdflow.models.batches import Batches, warn
+from bdflow.models.conditions import Conditions
+from bdflow.models.config import BatchSizes, PaintOptions, Speed
+from bdflow.models.solvers import SOLVERS
+from bdflow.models.speed import DeepFeatures, Evaluator
 
-__all__ = ["DualTransformer", "PaintOptions", "Schedule", "VersatileDiffusion", "build_dual_unet"]
+__all__ = ["DualTransformer", "PaintBatches", "PaintOptions", "Schedule", "VersatileDiffusion", "build_dual_unet"]
 
 
 class DualTransformer(nn.Module):
@@ -109,6 +115,22 @@ class Schedule:
         return min(steps_to_run, len(self.timesteps) - 1), first
 
 
+class PaintBatches:
+    """The batches of each stage of painting; what they learn about memory stays with them."""
+
+    def __init__(self, sizes: BatchSizes | None = None, tell: Callable[[str], None] = warn) -> None:
+        sizes = sizes or BatchSizes()
+        self.guess, self.encode, self.denoise, self.decode = (
+            Batches(what, size, fixed=sizes.fixed, tell=tell)
+            for what, size in (
+                ("decoding guesses", sizes.guess),
+                ("encoding guesses", sizes.encode),
+                ("denoising", sizes.denoise),
+                ("decoding pictures", sizes.decode),
+            )
+        )
+
+
 class VersatileDiffusion:
     """Paints reconstructions: guess and predicted CLIP embeddings to images of `image_size` px.
 
@@ -121,6 +143,7 @@ class VersatileDiffusion:
     vae : the autoencoder (scale and size from its configuration).
     alphas_cumprod : (training steps,) the scheduler's table.
     unconditional_vision, unconditional_text : (1, T, F) embeddings of `nothing`.
+    speed : how the networks are called.
     """
 
     def __init__(
@@ -130,7 +153,14 @@ class VersatileDiffusion:
         alphas_cumprod: Tensor,
         unconditional_vision: Tensor,
         unconditional_text: Tensor,
+        speed: Speed | None = None,
     ) -> None:
+        self.speed = speed or Speed()
+        self.evaluate = Evaluator(unet, self.speed)
+        if self.speed.channels_last:
+            vae.to(memory_format=torch.channels_last)  # type: ignore[call-arg,call-overload]
+        if self.speed.attention == "plain":
+            vae.set_attn_processor(AttnProcessor())
         self.unet, self.vae, self.alphas_cumprod = unet, vae, alphas_cumprod
         self.unconditional_vision, self.unconditional_text = unconditional_vision, unconditional_text
         parameter = next(unet.parameters())
@@ -152,8 +182,9 @@ class VersatileDiffusion:
         start_noise: Tensor,
         encode_noise: Tensor | None = None,
         options: PaintOptions | None = None,
+        batches: PaintBatches | None = None,
     ) -> Tensor:
-        """uint8 images (n, S, S, 3) on the CPU.
+        """uint8 images (n, S, S, 3) on the CPU; `batches` says how many go through each network at once.
 
         `guess_u8` (n, S, S, 3) uint8 with S = `image_size`; `vision`, `text` (n, T, F); `start_noise` and
         `encode_noise` (n, *latent_shape) standard normal, the latter used for `latent="sample"` only.
@@ -163,7 +194,7 @@ class VersatileDiffusion:
         alone (mixing has no meaning), in the conditional and in the unconditional half alike.
         Raises InputError for wrong shapes or types, or when both conditions are absent.
         """
-        options = options or PaintOptions()
+        options, batches = options or PaintOptions(), batches or PaintBatches()
         self._check(guess_u8, vision, text, start_noise)
         schedule = Schedule.of(self.alphas_cumprod, options.steps)
         # 1. where to start
@@ -172,12 +203,20 @@ class VersatileDiffusion:
             x = start_noise.to(self.device, torch.float32)
         else:
             noise_index, first = schedule.start(options)
-            z = self.encode(guess_u8, encode_noise, options.latent)
+            z = batches.encode.run(partial(self.encode, latent=options.latent), guess_u8, encode_noise)
             x = self.add_noise(z, start_noise, schedule, noise_index)
         # 2. denoise
-        x = self.denoise(x, vision, text, schedule, first, options.guidance_scale, options.mixing)
+        denoise = partial(
+            self.denoise,
+            schedule=schedule,
+            first=first,
+            guidance_scale=options.guidance_scale,
+            mixing=options.mixing,
+            options=options,
+        )
+        x = batches.denoise.run(denoise, x, vision, text)
         # 3. latents to pixels
-        return self.decode(x)
+        return batches.decode.run(self.decode, x)
 
     @torch.inference_mode()
     def encode(self, guess_u8: np.ndarray | Tensor, noise: Tensor | None, latent: Literal["sample", "mean"]) -> Tensor:
@@ -185,7 +224,8 @@ class VersatileDiffusion:
         or the mean.
         """
         pixels = torch.as_tensor(guess_u8).to(self.device).float() / 255 * 2 - 1
-        posterior = self.vae.encode(pixels.permute(0, 3, 1, 2).contiguous().to(self.dtype)).latent_dist
+        pixels = self.evaluate.ordered(pixels.permute(0, 3, 1, 2).contiguous().to(self.dtype))
+        posterior = self.vae.encode(pixels).latent_dist
         z = posterior.mean.float()
         if latent == "sample":
             if noise is None or noise.shape != z.shape:
@@ -213,25 +253,39 @@ class VersatileDiffusion:
         first: int,
         guidance_scale: float,
         mixing: float,
+        options: PaintOptions | None = None,
     ) -> Tensor:
-        """DDIM from step `first` down to 0 with classifier-free guidance; x (n, c, h, w) float32 in and
-        out.
+        """From step `first` down to 0 with classifier-free guidance; x (n, c, h, w) float32 in and out.
+
+        `options` : the approximate modes; none of them by default.
         """
-        n = len(x)
-        conditions = {
-            "vision": self._both_halves(vision, self.unconditional_vision, n),
-            "text": self._both_halves(text, self.unconditional_text, n),
-            "mixing": mixing,
-        }
+        options = options or PaintOptions()
+        low, high = options.guidance_interval
+        given = {"vision": self._here(vision), "text": self._here(text)}
+        nothing = {"vision": self.unconditional_vision, "text": self.unconditional_text}
+        conditions = Conditions(given, nothing, mixing)
+        self.evaluate.begin(conditions)
+        noise: Evaluator | DeepFeatures = self.evaluate
+        if options.feature_cache > 1:
+            noise = DeepFeatures(self.evaluate, options.feature_cache)
+        solver = SOLVERS[options.solver](schedule)
         for index in range(first, -1, -1):
+            timestep = schedule.timesteps[index]
+            if isinstance(noise, DeepFeatures):
+                noise.next_step()
             # 1. predicted noise, without and with the conditions
-            eps_uncond, eps_cond = self.predict_noise(torch.cat([x, x]), schedule.timesteps[index], conditions).chunk(2)
-            # 2. classifier-free guidance
-            eps = eps_uncond + guidance_scale * (eps_cond - eps_uncond)
-            # 3. the DDIM step (eta 0)
-            alpha, previous = schedule.alpha[index].item(), schedule.alpha_previous[index].item()
-            z0 = (x - (1 - alpha) ** 0.5 * eps) / alpha**0.5
-            x = previous**0.5 * z0 + (1 - previous) ** 0.5 * eps
+            if not low <= timestep / len(self.alphas_cumprod) <= high:
+                eps = noise(x, timestep, conditions, "conditional")
+            else:
+                if self.speed.joint_guidance:
+                    eps_uncond, eps_cond = noise(torch.cat([x, x]), timestep, conditions, "joint").chunk(2)
+                else:
+                    eps_uncond = noise(x, timestep, conditions, "unconditional")
+                    eps_cond = noise(x, timestep, conditions, "conditional")
+                # 2. classifier-free guidance
+                eps = eps_uncond + guidance_scale * (eps_cond - eps_uncond)
+            # 3. a step to the next level
+            x = solver.step(x, eps, index)
         return x
 
     @torch.inference_mode()
@@ -252,14 +306,12 @@ class VersatileDiffusion:
     @torch.inference_mode()
     def decode(self, x: Tensor) -> Tensor:
         """uint8 images (n, S, S, 3) on the CPU of scaled latents; clipped to [0, 1], times 255, truncated."""
-        pixels = self.vae.decode((x / self.scale).to(self.dtype), return_dict=False)[0].float()
+        latents = self.evaluate.ordered((x / self.scale).to(self.dtype))
+        pixels = self.vae.decode(latents, return_dict=False)[0].float()
         return ((pixels + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
-    def _both_halves(self, given: np.ndarray | Tensor | None, unconditional: Tensor, n: int) -> Tensor | None:
-        if given is None:
-            return None
-        given = torch.as_tensor(given).to(self.device, self.dtype)
-        return torch.cat([unconditional.to(given).expand(n, -1, -1), given])
+    def _here(self, given: np.ndarray | Tensor | None) -> Tensor | None:
+        return None if given is None else torch.as_tensor(given).to(self.device, self.dtype, non_blocking=True)
 
     def _check(self, guess: Any, vision: Any, text: Any, start_noise: Tensor) -> None:
         if vision is None and text is None:

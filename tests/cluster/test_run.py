@@ -31,6 +31,17 @@ class Square:
         return task * task
 
 
+class PhasedSquare:
+    def prepare(self, task: int) -> int:
+        return task
+
+    def work(self, inputs: int) -> int:
+        return inputs * inputs
+
+    def finish(self, task: int, made: int) -> int:
+        return made
+
+
 class Odd(ValueError):
     """An exception that cannot be made from its `args`."""
 
@@ -110,21 +121,22 @@ def test_memory_of_the_driver_is_flat(opened: dict[str, Executor]) -> None:
 # Alone in its process: in one of 600 MiB the garbage of the tests before is the larger part of what is seen.
 @pytest.mark.storm
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("worker", ["Square", "PhasedSquare"])
 @pytest.mark.parametrize(("kind", "total"), [("serial", 100_000), ("ray", 100_000), ("dask", 20_000)])
-def test_memory_of_the_driver_is_flat_over_many_tasks(kind: str, total: int) -> None:
+def test_memory_of_the_driver_is_flat_over_many_tasks(kind: str, total: int, worker: str) -> None:
     driver = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_run; test_run.drive()"
-    told = subprocess.run([sys.executable, "-c", driver, kind, str(total)], stdout=subprocess.PIPE, check=True)
+    told = subprocess.run([sys.executable, "-c", driver, kind, str(total), worker], stdout=subprocess.PIPE, check=True)
     _assert_flat(kind, json.loads(told.stdout.splitlines()[-1]))
 
 
 def drive() -> None:
     """Print what the memory of this process was during a run, in MiB."""
-    kind, total = sys.argv[1:]
+    kind, total, worker = sys.argv[1:]
     with open_executor(kind, total=Resources(workers=2, threads=2, memory=8 * 2**30), start_timeout=60) as executor:
-        print(json.dumps(_sizes(executor, int(total))))
+        print(json.dumps(_sizes(executor, int(total), globals()[worker])))
 
 
-def _sizes(executor: Executor, total: int) -> list[float]:
+def _sizes(executor: Executor, total: int, worker: type = Square) -> list[float]:
     sizes = []
     tasks = Lazily(total)
 
@@ -134,7 +146,7 @@ def _sizes(executor: Executor, total: int) -> list[float]:
             gc.collect()
             sizes.append(psutil.Process().memory_info().rss / 2**20)
 
-    executor.run(Square, tasks, resources=TWO, on_done=look)
+    executor.run(worker, tasks, resources=TWO, on_done=look)
     assert tasks.done == total
     return sizes
 

@@ -66,11 +66,11 @@ def test_resizing_is_the_protocols(
 def test_captions_are_averaged_and_each_string_embedded_once(
     extractor: FeatureExtractor, latents: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed = extractor.clip_text.embed
-    rows = embed(["a red ball", "a ball on the grass"]).numpy()
+    tokens = extractor.clip_text.tokens
+    rows = extractor.clip_text.embed(["a red ball", "a ball on the grass"]).numpy()
     np.testing.assert_allclose(latents["clip_text"][0], rows.mean(axis=0), atol=1e-6)
     seen: list[str] = []
-    monkeypatch.setattr(extractor.clip_text, "embed", lambda texts: (seen.extend(texts), embed(texts))[1])
+    monkeypatch.setattr(extractor.clip_text, "tokens", lambda texts: (seen.extend(texts), tokens(texts))[1])
     extractor.caption_embeddings(CAPTIONS, IDS)
     assert sorted(seen) == sorted({text for texts in CAPTIONS for text in texts if text})
 
@@ -124,11 +124,11 @@ def test_noise_differs_by_subject_item_and_seed(painter: Painter, latents: dict[
 
 DIGEST = """
 import hashlib, torch
-from bdflow.models.latents import _draws, _stack
+from bdflow.models.draws import draws_of, stack
 from bdflow import noise
 torch.set_num_threads(1)
-draws = _draws([(4, 1, 1), (4, 8, 8)], 7, "vdvae prior", ("subj01",), {ids})
-draws.append(_stack(noise.uniform, (3, 5), 7, "mixture value", ("subj01",), {ids}))
+draws = draws_of([(4, 1, 1), (4, 8, 8)], 7, "vdvae prior", ("subj01",), {ids})
+draws.append(stack(noise.uniform, (3, 5), 7, "mixture value", ("subj01",), {ids}))
 index = {ids}.index(42)
 print(hashlib.sha256(b"".join(d[index].numpy().tobytes() for d in draws)).hexdigest())
 """
