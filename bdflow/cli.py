@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,11 +78,17 @@ def run(
 
 
 def _fill(pipeline: Pipeline, stages: Sequence[str], remake: bool) -> None:
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         pipeline.run(stages, remake=remake, command=_command())
     except KeyboardInterrupt:
         _say("stopped; the same command goes on where it stopped")
         raise typer.Exit(130) from None
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM, as batch systems send it before a time limit, stops a run as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def _stage_command(stage: str, text: str) -> None:

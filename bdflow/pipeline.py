@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bdflow import evaluate, features, ingest, reconstruct, regress, roi
-from bdflow.config import Config
+from bdflow.config import ClusterSettings, Config, StageExecution
 from bdflow.errors import InputError
 from bdflow.stage import Context, Work
-from cluster import Completed, Executor, Resources, exclusive, open_executor
+from cluster import ClusterError, Completed, Executor, Resources, exclusive, open_executor
+from cluster.on_slurm import Slurm
 from cluster.progress import Progress
 from stores import CorruptChunk, NotReady, Provenance, State, Study
 from stores.journal import Journal
@@ -86,6 +87,7 @@ class Pipeline:
             self._clear_stale(context, stages, remake)
             self.study.create("bdflow study", {"configuration": self.config.science()})
             filler = _Filler(context, Journal(self.study.path, command), self.say, stack)
+            filler.check(stages)
             for name in stages:
                 if name in STAGES:
                     filler.fill(name)
@@ -227,8 +229,7 @@ class _Filler:
     def _do(self, stage: str, work: Work) -> None:
         if work.tasks:
             settings = getattr(self.context.config.execution, stage)
-            names = ("workers", "threads", "gpus", "memory")
-            resources = Resources(**{name: getattr(settings, name) for name in names})
+            resources = resources_of(settings)
             done: list[Completed] = []
             start = time.perf_counter()
             with Progress(work.label, len(work.tasks), unit=work.unit) as progress:
@@ -237,9 +238,7 @@ class _Filler:
                     done.append(completed)
                     progress.advance(completed)
 
-                self._executor(settings.executor).run(
-                    work.make_worker, work.tasks, resources=resources, on_done=on_done
-                )
+                self._alone(settings.executor).run(work.make_worker, work.tasks, resources=resources, on_done=on_done)
             attrs = {"stage": stage, "unit": work.unit, "wall_seconds": time.perf_counter() - start}
             self.journal.record(
                 work.label,
@@ -252,12 +251,61 @@ class _Filler:
             if not store.sealed:
                 store.seal()
 
+    def check(self, stages: Sequence[str]) -> None:
+        """Refuse what the cluster cannot give to any stage that is not done yet, before the first one starts."""
+        for name in stages:
+            if name in STAGES and not self._done(name):
+                settings = getattr(self.context.config.execution, name)
+                try:
+                    self._executor(settings.executor).check(resources_of(settings))
+                except ClusterError as error:
+                    raise ClusterError(f"execution.{name} ({settings.executor}): {error}") from error
+
+    def _done(self, stage: str) -> bool:
+        study, expected = self.context.study, self.context.expected
+        mine = [path for path, provenance in expected.items() if provenance.stage == stage]
+        return all(study.declared(path) and study.state(path, expected[path]).kind == "sealed" for path in mine)
+
+    def _alone(self, kind: str) -> Executor:
+        """The executor of a kind; under SLURM the others first give back what they hold, which costs as if it worked."""
+        if self.context.config.cluster.kind == "slurm":
+            for other, executor in self.executors.items():
+                if other != kind:
+                    executor.close()
+        return self._executor(kind)
+
     def _executor(self, kind: str) -> Executor:
         if kind not in self.executors:
-            execution = self.context.config.execution
-            address = {"dask": execution.dask_address, "ray": execution.ray_address}.get(kind)
-            self.executors[kind] = self.stack.enter_context(open_executor(kind, address=address))  # type: ignore[arg-type]
+            options = where(self.context.config.cluster, kind)
+            self.executors[kind] = self.stack.enter_context(open_executor(kind, announce=self.say, **options))  # type: ignore[arg-type]
         return self.executors[kind]
+
+
+def resources_of(settings: StageExecution) -> Resources:
+    """What one stage asks for."""
+    return Resources(settings.workers, settings.threads, settings.gpus, settings.memory)
+
+
+def where(cluster: ClusterSettings, kind: str) -> dict[str, Any]:
+    """The arguments of `open_executor` for one kind of executor; raises InputError where its address lacks."""
+    if kind == "serial":
+        return {}
+    chosen: dict[str, Any] = {"dashboard": cluster.dashboard_host if cluster.dashboard else None}
+    chosen["start_timeout"] = cluster.start_timeout or (86_400.0 if cluster.kind == "slurm" else 60.0)
+    if cluster.kind == "slurm":
+        chosen["slurm"] = Slurm(**{**cluster.slurm.model_dump(), "logs": str(cluster.slurm.logs)})
+    if cluster.kind == "cuda" and kind == "dask":
+        chosen["cuda"] = True
+    if cluster.kind == "address":
+        chosen["address"] = getattr(cluster.address, kind)
+        if chosen["address"] is None:
+            raise InputError(
+                f"cluster.address.{kind}",
+                found="nothing",
+                expected=f"an address, since a stage runs on {kind} and cluster.kind is `address`",
+                action="give it, or run that stage on another executor",
+            )
+    return chosen
 
 
 def stages_until(last: str) -> Iterator[str]:

@@ -43,6 +43,10 @@ class SerialExecutor:
                 if on_done is not None:
                     on_done(Completed(index, result, seconds, me, 1))
 
+    def check(self, resources: Resources) -> None:
+        """See `Executor.check`."""
+        refuse_excess(resources, self._total)
+
     def close(self) -> None:
         """Nothing to stop."""
 
