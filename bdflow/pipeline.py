@@ -267,7 +267,7 @@ class _Filler:
         return all(study.declared(path) and study.state(path, expected[path]).kind == "sealed" for path in mine)
 
     def _alone(self, kind: str) -> Executor:
-        """The executor of a kind; under SLURM the others first give back what they hold, which costs as if it worked."""
+        """The executor of a kind; under SLURM the others first give back what they hold: idle, it costs as much."""
         if self.context.config.cluster.kind == "slurm":
             for other, executor in self.executors.items():
                 if other != kind:

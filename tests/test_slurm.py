@@ -98,7 +98,7 @@ def test_dask_jobs_by_one_command(settings, reference, tmp_path):
     seen = states(120, lambda lines: process.poll() is not None)
     out, _ = process.communicate()
     assert process.returncode == 0, out
-    assert sum("RUNNING" in line for line in seen) == 2, seen
+    assert sum("RUNNING" in line for line in seen) >= 2, (seen, out)
     assert snapshot(tmp_path / "study.zarr") == reference
 
 
@@ -108,7 +108,7 @@ def test_ray_nodes_by_one_command(settings, reference, tmp_path):
     seen = states(200, lambda lines: process.poll() is not None)
     out, _ = process.communicate()
     assert process.returncode == 0, out
-    assert sum("RUNNING" in line for line in seen) == 2, seen
+    assert sum("RUNNING" in line for line in seen) >= 2, (seen, out)
     assert snapshot(tmp_path / "study.zarr") == reference
 
 
