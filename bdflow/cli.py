@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from bdflow.pipeline import Pipeline, Row
+    from bdflow.timings import Timing
 
 app = typer.Typer(
     name="bdflow",
@@ -170,10 +171,36 @@ def figures(
 
 
 @app.command()
-def status(config: ConfigArgument, overrides: SetOption = None) -> None:
-    """Every store: shape, size on disk, partitions done, sealed or stale and why."""
+def status(
+    config: ConfigArgument,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="What partitions took: seconds, bytes, memory, retries.")
+    ] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Every store: shape, size on disk, partitions done, sealed or stale and why; or, by stage, what it took."""
     pipeline = _pipeline(config, overrides)
-    _console().print(_status_table(pipeline.study.path, pipeline.status()))
+    if timings:
+        _console().print(_timings_table(pipeline.study.path, pipeline.timings()))
+    else:
+        _console().print(_status_table(pipeline.study.path, pipeline.status()))
+
+
+def _timings_table(study: Path, rows: Sequence[Timing]) -> Any:
+    from rich.table import Table
+
+    from bdflow.report_tables import duration
+
+    table = Table(title=f"{study}, all runs", title_justify="left", box=None, pad_edge=False)
+    left = ("stage", "work")
+    heads = ("partitions", "total", "median", "longest", "read", "written", "peak memory", "retries", "workers")
+    for name in (*left, *heads):
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    for row in rows:
+        times = [duration(seconds) for seconds in (row.total, row.median, row.longest)]
+        sizes = ["\u2013" if size is None else human(size) for size in (row.read, row.written, row.peak)]
+        table.add_row(row.stage, row.work, str(row.partitions), *times, *sizes, str(row.retries), str(row.workers))
+    return table
 
 
 def _console() -> Any:

@@ -13,11 +13,13 @@ from bdflow import evaluate, features, ingest, reconstruct, regress, roi
 from bdflow.config import ClusterSettings, Config, StageExecution
 from bdflow.errors import InputError
 from bdflow.stage import Context, Work
+from bdflow.timings import Timing, timings
 from cluster import ClusterError, Completed, Executor, Resources, exclusive, open_executor
 from cluster.on_slurm import Slurm
 from cluster.progress import Progress
 from stores import CorruptChunk, NotReady, Provenance, State, Study
-from stores.journal import Journal
+from stores.journal import Journal, entries
+from stores.space import look
 
 STAGES: dict[str, Any] = {stage.NAME: stage for stage in (ingest, features, regress, reconstruct, evaluate, roi)}
 ON_DEMAND = ("roi",)
@@ -172,6 +174,10 @@ class Pipeline:
             rows.append(Row(path, state, shape, store.nbytes_stored))
         return rows
 
+    def timings(self) -> list[Timing]:
+        """What partitions took in all runs of the study, by stage and work."""
+        return timings(entries(self.study.path) if self.study.exists else [])
+
     def verify(self, *, repair: bool = False, command: str = "") -> list[CorruptChunk]:
         """Read every chunk of the study; return what is damaged, after computing it again with `repair`."""
         context = self.context()
@@ -230,26 +236,39 @@ class _Filler:
         if work.tasks:
             settings = getattr(self.context.config.execution, stage)
             resources = resources_of(settings)
+            warning = look(work.stores, self.context.study.path)
+            if warning:
+                self.say(warning)
             done: list[Completed] = []
             start = time.perf_counter()
-            with Progress(work.label, len(work.tasks), unit=work.unit) as progress:
+            try:
+                with Progress(work.label, len(work.tasks), unit=work.unit) as progress:
 
-                def on_done(completed: Completed) -> None:
-                    done.append(completed)
-                    progress.advance(completed)
+                    def on_done(completed: Completed) -> None:
+                        done.append(completed)
+                        progress.advance(completed)
 
-                self._alone(settings.executor).run(work.make_worker, work.tasks, resources=resources, on_done=on_done)
-            attrs = {"stage": stage, "unit": work.unit, "wall_seconds": time.perf_counter() - start}
-            self.journal.record(
-                work.label,
-                {**attrs, **settings.model_dump()},
-                [d.seconds for d in done],
-                [d.attempts for d in done],
-                [d.worker for d in done],
-            )
+                    self._alone(settings.executor).run(
+                        work.make_worker, work.tasks, resources=resources, on_done=on_done
+                    )
+            finally:
+                attrs = {"stage": stage, "unit": work.unit, "wall_seconds": time.perf_counter() - start}
+                self._write_down(work, {**attrs, **settings.model_dump()}, done)
         for store in work.stores:
             if not store.sealed:
                 store.seal()
+
+    def _write_down(self, work: Work, attrs: dict[str, Any], done: Sequence[Completed]) -> None:
+        """Journal what was finished, also of work that was stopped."""
+        if done:
+            costs: dict[str, Sequence[Any]] = {
+                "read": [d.used.read for d in done],
+                "written": [d.used.written for d in done],
+                "peak": [d.used.peak for d in done],
+                "what": [str(work.tasks[d.index])[:120] for d in done],
+            }
+            columns = [d.seconds for d in done], [d.attempts for d in done], [d.worker for d in done]
+            self.journal.record(work.label, attrs, *columns, costs)
 
     def check(self, stages: Sequence[str]) -> None:
         """Refuse what the cluster cannot give to any stage that is not done yet, before the first one starts."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from cluster.meter import NOTHING, Used
+
 if TYPE_CHECKING:
     from cluster.on_slurm import Slurm
 
@@ -52,7 +54,7 @@ class Completed:
     """One finished task.
 
     `index` is its position in the sequence, `seconds` what the worker took for it, `worker` is "host:pid",
-    `attempts` counts the workers that tried (1 = the first one finished it).
+    `attempts` counts the workers that tried (1 = the first one finished it), `used` is what it cost the last of them.
     """
 
     index: int
@@ -60,6 +62,7 @@ class Completed:
     seconds: float
     worker: str
     attempts: int
+    used: Used = NOTHING
 
 
 OnDone = Callable[[Completed], None]

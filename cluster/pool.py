@@ -161,7 +161,8 @@ class _Drive:
             seconds = answer.seconds
             self.typical = seconds if self.typical is None else 0.9 * self.typical + 0.1 * seconds
             if self.on_done is not None:
-                self.on_done(Completed(task.index, answer.result, seconds, answer.worker, task.attempts))
+                done = Completed(task.index, answer.result, seconds, answer.worker, task.attempts, answer.used)
+                self.on_done(done)
         self.feed(event.seat)
 
     def feed(self, name: str) -> None:

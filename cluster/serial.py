@@ -8,6 +8,7 @@ from types import TracebackType
 
 from cluster.executor import DEFAULT, Completed, OnDone, R, Resources, T
 from cluster.limits import refuse_excess
+from cluster.meter import Meter
 from cluster.threads import limit, limited
 from cluster.worker import this_process
 
@@ -37,11 +38,12 @@ class SerialExecutor:
             work = make_worker()
             limit(resources.threads)
             for index in range(len(tasks)):
+                meter = Meter()
                 start = perf_counter()
                 result = work(tasks[index])
                 seconds = perf_counter() - start
                 if on_done is not None:
-                    on_done(Completed(index, result, seconds, me, 1))
+                    on_done(Completed(index, result, seconds, me, 1, meter.read()))
 
     def check(self, resources: Resources) -> None:
         """See `Executor.check`."""

@@ -12,18 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import ClusterError
+from cluster.meter import NOTHING, Meter, Used
 from cluster.threads import limit
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A task's result and how long it took, or what it raised and the traceback as text."""
+    """A task's result and what it took, or what it raised and the traceback as text."""
 
     worker: str
     seconds: float
     result: Any = None
     error: BaseException | None = None
     trace: str = ""
+    used: Used = NOTHING
 
 
 class Seat:
@@ -82,11 +84,12 @@ def answer(work: Callable[[Any], Any], task: Any) -> bytes:
     """Call, time, and pickle what came out, also when that is an exception."""
     import cloudpickle
 
+    meter = Meter()
     start = time.perf_counter()
     try:
         result = work(task)
         seconds = time.perf_counter() - start
-        return cloudpickle.dumps(Answer(this_process(), seconds, result))
+        return cloudpickle.dumps(Answer(this_process(), seconds, result, used=meter.read()))
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
         return _pickle_failure(Answer(this_process(), time.perf_counter() - start, None, error, trace))
