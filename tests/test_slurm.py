@@ -138,11 +138,11 @@ def test_an_array_of_subjects(settings, tmp_path):
 
 
 def test_a_job_at_its_time_limit_is_requeued_and_resumes(settings, tmp_path):
-    slow = {"reconstruct": {"steps": 160, "batch_size": 2}}
+    slow = {"reconstruct": {"steps": 120, "batch_size": 2}}
     expected = _serial(settings, tmp_path / "serial", **slow)
     config = configuration(settings, tmp_path / "limited", execution("serial"), **slow)
     log = tmp_path / "job.log"
-    options = ("--time=1", "--signal=B:USR1@50", "--mem=3000", f"--output={log}")
+    options = ("--time=1", "--signal=B:USR1@30", "--mem=3000", f"--output={log}")
     job = submit("node.sbatch", config, *UNTIL, options=options)
     limit = time.monotonic() + 400
     while lines := slurm.queue():
