@@ -147,7 +147,8 @@ def test_a_job_at_its_time_limit_is_requeued_and_resumes(settings, tmp_path):
     limit = time.monotonic() + 400
     while lines := slurm.queue():
         assert time.monotonic() < limit, log.read_text()
-        if "PENDING" in lines[0]:  # SLURM holds requeued jobs back for two minutes
+        if "PENDING" in lines[0]:  # SLURM holds requeued jobs back for two minutes; a few seconds do
+            time.sleep(6)
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
         time.sleep(0.5)
     assert shown(job, "JobState") == "COMPLETED", log.read_text()
