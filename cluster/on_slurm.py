@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +134,18 @@ def _allocated(variables: Any) -> list[Node]:
     return found
 
 
-def share(threads: int) -> int | None:
-    """Memory of the allocation that goes with that many CPUs: a step would take all of it, and others wait."""
+def share(threads: int) -> list[str]:
+    """The memory of the allocation that goes with that many CPUs: a step would take all of it, and others wait."""
     there = _allocated(os.environ)
-    least = min(node.memory * threads // node.cpus for node in there)
-    return None if any(node.memory == sys.maxsize for node in there) else least
+    if any(node.memory == sys.maxsize for node in there):
+        return []
+    return [f"--mem={min(node.memory * threads // node.cpus for node in there) // 2**20}M"]
+
+
+def sizes(need: Resources) -> list[str]:
+    """The options that say how large one worker is, but for its CPUs."""
+    found = [f"--gpus-per-node={int(need.gpus)}"] if need.gpus else []
+    return found + ([f"--mem={math.ceil(need.memory / 2**20)}M"] if need.memory else [])
 
 
 def refuse_nodes(need: Resources, slurm: Slurm) -> None:
@@ -155,7 +162,11 @@ def refuse_nodes(need: Resources, slurm: Slurm) -> None:
     if not there:
         raise excess("a node", f"none {where} that is up", "see `sinfo`")
     places = sum(node.places(need) for node in there)
-    if places and (places >= need.workers or not inside()):
+    if places and not inside():  # SLURM knows more: limits of accounts and partitions
+        size = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={need.threads}", *sizes(need)]
+        asked(["sbatch", "--test-only", *slurm.asking(), *size, "--wrap=true"])
+        return
+    if places >= need.workers:
         return
     each = f"{need.threads} CPUs"
     each += f", {need.gpus:g} GPUs" if need.gpus else ""
@@ -219,11 +230,9 @@ class Steps:
         words = ["srun", "--quiet", "--nodes=1", "--ntasks=1", f"--cpus-per-task={self.need.threads}"]
         words += ["--kill-on-bad-exit=1", f"--job-name={self.name}"]
         words += ["--exact"] if inside() else self.slurm.asking()
-        if self.need.gpus:
-            words.append(f"--gpus-per-node={int(self.need.gpus)}")
-        memory = self.need.memory or (share(self.need.threads) if inside() else None)
-        if memory:
-            words.append(f"--mem={math.ceil(memory / 2**20)}M")
+        words += sizes(self.need)
+        if inside() and not self.need.memory:
+            words += share(self.need.threads)
         shell = "\n".join([*self.slurm.setup, 'exec "$0" "$@"'])
         variables = {**os.environ, **spawn_variables(self.need.threads)}
         with self.log.open("ab") as log:
@@ -273,7 +282,7 @@ class DaskOnSlurm:
     """An own Dask scheduler in this process, its workers under SLURM. The same shape as `LocalCluster`."""
 
     def __init__(self, resources: Resources, slurm: Slurm, dashboard: str | None) -> None:
-        from distributed import Client, SpecCluster
+        from distributed import Client, Scheduler, SpecCluster
 
         from cluster.dask_local import scheduler_options
 
@@ -285,8 +294,6 @@ class DaskOnSlurm:
         self.ids: dict[str, str] = {}
         options = scheduler_options(host(slurm), dashboard)
         if inside():
-            from distributed import Scheduler
-
             self.cluster: Any = SpecCluster(scheduler={"cls": Scheduler, "options": options}, silence_logs=50)
             limit = str(resources.memory or 0)
             worker = [sys.executable, "-m", "distributed.cli.dask_worker", self.cluster.scheduler_address]
@@ -306,8 +313,7 @@ class DaskOnSlurm:
             ) from error
         need, slurm = self.resources, self.slurm
         exports = [f"export {name}={_quoted(value)}" for name, value in spawn_variables(need.threads).items()]
-        extra = list(slurm.options)
-        extra += [f"--gpus-per-node={int(need.gpus)}"] if need.gpus else []
+        extra = [*slurm.options, *sizes(replace(need, memory=None))]
         cluster = SLURMCluster(
             cores=need.threads,
             processes=1,
@@ -356,7 +362,7 @@ class DaskOnSlurm:
             if str(number) in here:
                 self.stillborn = 0
                 self.ids[str(number)] = job.job_id
-            elif job.job_id and job.job_id not in listed:
+            elif job.job_id not in listed:  # None if `sbatch` refused it
                 gone.append(number)
                 if self.ids.pop(str(number), None) != job.job_id:
                     self.stillborn += 1

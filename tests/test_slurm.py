@@ -138,13 +138,14 @@ def test_an_array_of_subjects(settings, tmp_path):
 
 
 def test_a_job_at_its_time_limit_is_requeued_and_resumes(settings, tmp_path):
-    slow = {"reconstruct": {"steps": 120, "batch_size": 2}}
+    chunks = {"stimuli": 16, "voxels": 64, "columns": 512, "images": 1}
+    slow = {"reconstruct": {"steps": 200, "batch_size": 1}, "chunks": chunks}
     expected = _serial(settings, tmp_path / "serial", **slow)
     config = configuration(settings, tmp_path / "limited", execution("serial"), **slow)
     log = tmp_path / "job.log"
-    options = ("--time=1", "--signal=B:USR1@30", "--mem=3000", f"--output={log}")
+    options = ("--time=2", "--signal=B:USR1@60", "--mem=3000", f"--output={log}")
     job = submit("node.sbatch", config, *UNTIL, options=options)
-    limit = time.monotonic() + 400
+    limit = time.monotonic() + 420
     while lines := slurm.queue():
         assert time.monotonic() < limit, log.read_text()
         if "PENDING" in lines[0]:  # SLURM holds requeued jobs back for two minutes; a few seconds do
@@ -211,3 +212,12 @@ def test_more_than_there_is_is_refused_before_anything_starts(settings, tmp_path
     assert words in out
     assert "of 4 CPUs, 2 GPUs, 7.81 GiB" in out or "whole GPUs" in out
     assert not (tmp_path / "study.zarr" / "betas").exists(), "the first stage has not begun"
+
+
+def test_what_slurm_itself_refuses_is_said_at_once(settings, tmp_path):
+    config = configuration(settings, tmp_path, SIZED, slurm={"options": ["--constraint=quantum"], "partition": "all"})
+    for options, words in (((), "feature"), (("--set", "cluster.slurm.partition=none"), "none of partition none")):
+        process = run(config, *options)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert words in out.lower()
