@@ -17,12 +17,14 @@ help:
 install: $(VENV)/installed
 
 # plain: what a user has who only wants to look at a study
+# dask-kubernetes: for the schema of its manifests alone, without what its operator needs
 # torchvision lies apart: tests use its architectures, and transformers breaks where its compiled part does not load
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	$(PIP) -e '.[test]'
 	$(PIP) --no-deps --upgrade --target $(VENV)/torchvision torchvision
+	$(PIP) --no-deps dask-kubernetes
 	$(PYTHON) -m venv $(VENV)/plain
 	$(VENV)/plain/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt xarray zarr dask
 	touch $@

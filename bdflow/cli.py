@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from bdflow.pipeline import Pipeline, Row
+    from bdflow.timings import Timing
 
 app = typer.Typer(
     name="bdflow",
@@ -77,11 +79,17 @@ def run(
 
 
 def _fill(pipeline: Pipeline, stages: Sequence[str], remake: bool) -> None:
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         pipeline.run(stages, remake=remake, command=_command())
     except KeyboardInterrupt:
         _say("stopped; the same command goes on where it stopped")
         raise typer.Exit(130) from None
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM, as batch systems send it before a time limit, stops a run as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def _stage_command(stage: str, text: str) -> None:
@@ -177,10 +185,36 @@ def figures(
 
 
 @app.command()
-def status(config: ConfigArgument, overrides: SetOption = None) -> None:
-    """Every store: shape, size on disk, partitions done, sealed or stale and why."""
+def status(
+    config: ConfigArgument,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="What partitions took: seconds, bytes, memory, retries.")
+    ] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Every store: shape, size on disk, partitions done, sealed or stale and why; or, by stage, what it took."""
     pipeline = _pipeline(config, overrides)
-    _console().print(_status_table(pipeline.study.path, pipeline.status()))
+    if timings:
+        _console().print(_timings_table(pipeline.study.path, pipeline.timings()))
+    else:
+        _console().print(_status_table(pipeline.study.path, pipeline.status()))
+
+
+def _timings_table(study: Path, rows: Sequence[Timing]) -> Any:
+    from rich.table import Table
+
+    from bdflow.report_tables import duration
+
+    table = Table(title=f"{study}, all runs", title_justify="left", box=None, pad_edge=False)
+    left = ("stage", "work")
+    heads = ("partitions", "total", "median", "longest", "read", "written", "peak memory", "retries", "workers")
+    for name in (*left, *heads):
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    for row in rows:
+        times = [duration(seconds) for seconds in (row.total, row.median, row.longest)]
+        sizes = ["\u2013" if size is None else human(size) for size in (row.read, row.written, row.peak)]
+        table.add_row(row.stage, row.work, str(row.partitions), *times, *sizes, str(row.retries), str(row.workers))
+    return table
 
 
 def _console() -> Any:

@@ -197,8 +197,38 @@ class ExecutionSettings(Section):
     evaluate: StageExecution = StageExecution()
     roi: StageExecution = StageExecution()
     encode: StageExecution = StageExecution()
-    dask_address: str | None = None
-    ray_address: str | None = None
+
+
+class AddressSettings(Section):
+    """Clusters that run already: a Dask scheduler ("tcp://host:8786"), a Ray head ("host:6379", or "auto")."""
+
+    dask: str | None = None
+    ray: str | None = None
+
+
+class SlurmSettings(Section):
+    """How SLURM is asked for workers, as `sbatch` takes it; each worker is a job of the size its stage asks for."""
+
+    partition: str | None = None
+    account: str | None = None
+    time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] = "01:00:00"
+    options: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    logs: Path = Path("slurm-logs")
+    host: str | None = None
+
+
+class ClusterSettings(Section):
+    """On what the workers of Dask and Ray live; only the section of the chosen kind counts. `start_timeout` are the
+    seconds a first worker may take; by default a minute, and on SLURM, where jobs queue, a day.
+    """
+
+    kind: Literal["local", "slurm", "address", "cuda"] = "local"
+    start_timeout: Annotated[float, Field(gt=0)] | None = None
+    dashboard: bool = False
+    dashboard_host: str = "127.0.0.1"
+    address: AddressSettings = AddressSettings()
+    slurm: SlurmSettings = SlurmSettings()
 
 
 class Config(Section):
@@ -218,10 +248,11 @@ class Config(Section):
     report: ReportSettings
     chunks: ChunkSettings = ChunkSettings()
     execution: ExecutionSettings = ExecutionSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     def science(self) -> dict[str, Any]:
         """Every setting but where work runs and where the report goes, as JSON values: the study's record."""
-        kept = self.model_dump(mode="json", exclude={"execution": True, "report": True, "study": True})
+        kept = self.model_dump(mode="json", exclude={"execution": True, "cluster": True, "report": True, "study": True})
         del kept["networks"]["device"], kept["networks"]["speed"], kept["features"]["batch_size"]
         for stage in ("", "encode_", "decode_"):
             del kept["reconstruct"][f"{stage}batch_size"]

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from bdflow import encode, evaluate, features, ingest, reconstruct, regress, roi
-from bdflow.config import Config
+from bdflow.config import ClusterSettings, Config, StageExecution
 from bdflow.errors import InputError
 from bdflow.stage import Context, Work
-from cluster import Completed, Executor, Resources, exclusive, open_executor
+from bdflow.timings import Timing, timings
+from cluster import ClusterError, Completed, Executor, Resources, exclusive, open_executor
+from cluster.on_slurm import Slurm
 from cluster.progress import Progress
 from stores import CorruptChunk, NotReady, Provenance, State, Study
-from stores.journal import Journal
+from stores.journal import Journal, entries
+from stores.space import look
 
 STAGES: dict[str, Any] = {
     stage.NAME: stage for stage in (ingest, features, regress, reconstruct, evaluate, roi, encode)
@@ -88,6 +91,7 @@ class Pipeline:
             self._clear_stale(context, stages, remake)
             self.study.create("bdflow study", {"configuration": self.config.science()})
             filler = _Filler(context, Journal(self.study.path, command), self.say, stack)
+            filler.check(stages)
             for name in stages:
                 if name in STAGES:
                     filler.fill(name)
@@ -172,6 +176,10 @@ class Pipeline:
             rows.append(Row(path, state, shape, store.nbytes_stored))
         return rows
 
+    def timings(self) -> list[Timing]:
+        """What partitions took in all runs of the study, by stage and work."""
+        return timings(entries(self.study.path) if self.study.exists else [])
+
     def verify(self, *, repair: bool = False, command: str = "") -> list[CorruptChunk]:
         """Read every chunk of the study; return what is damaged, after computing it again with `repair`."""
         context = self.context()
@@ -229,42 +237,101 @@ class _Filler:
     def _do(self, stage: str, work: Work) -> None:
         if work.tasks:
             settings = getattr(self.context.config.execution, stage)
-            names = ("workers", "threads", "gpus", "memory")
-            resources = Resources(**{name: getattr(settings, name) for name in names})
+            resources = resources_of(settings)
+            warning = look(work.stores, self.context.study.path)
+            if warning:
+                self.say(warning)
             done: list[Completed] = []
             remarks: set[str] = set()
             start = time.perf_counter()
-            with Progress(work.label, len(work.tasks), unit=work.unit) as progress:
+            try:
+                with Progress(work.label, len(work.tasks), unit=work.unit) as progress:
 
-                def on_done(completed: Completed) -> None:
-                    done.append(completed)
-                    for line in completed.result or ():
-                        if line not in remarks:
-                            remarks.add(line)
-                            self.say(line)
-                    progress.advance(completed)
+                    def on_done(completed: Completed) -> None:
+                        done.append(completed)
+                        for line in completed.result or ():
+                            if line not in remarks:
+                                remarks.add(line)
+                                self.say(line)
+                        progress.advance(completed)
 
-                self._executor(settings.executor).run(
-                    work.make_worker, work.tasks, resources=resources, on_done=on_done
-                )
-            attrs = {"stage": stage, "unit": work.unit, "wall_seconds": time.perf_counter() - start}
-            self.journal.record(
-                work.label,
-                {**attrs, **settings.model_dump()},
-                [d.seconds for d in done],
-                [d.attempts for d in done],
-                [d.worker for d in done],
-            )
+                    self._alone(settings.executor).run(
+                        work.make_worker, work.tasks, resources=resources, on_done=on_done
+                    )
+            finally:
+                attrs = {"stage": stage, "unit": work.unit, "wall_seconds": time.perf_counter() - start}
+                self._write_down(work, {**attrs, **settings.model_dump()}, done)
         for store in work.stores:
             if not store.sealed:
                 store.seal()
 
+    def _write_down(self, work: Work, attrs: dict[str, Any], done: Sequence[Completed]) -> None:
+        """Journal what was finished, also of work that was stopped."""
+        if done:
+            costs: dict[str, Sequence[Any]] = {
+                "read": [d.used.read for d in done],
+                "written": [d.used.written for d in done],
+                "peak": [d.used.peak for d in done],
+                "what": [str(work.tasks[d.index])[:120] for d in done],
+            }
+            columns = [d.seconds for d in done], [d.attempts for d in done], [d.worker for d in done]
+            self.journal.record(work.label, attrs, *columns, costs)
+
+    def check(self, stages: Sequence[str]) -> None:
+        """Refuse what the cluster cannot give to any stage that is not done yet, before the first one starts."""
+        for name in stages:
+            if name in STAGES and not self._done(name):
+                settings = getattr(self.context.config.execution, name)
+                try:
+                    self._executor(settings.executor).check(resources_of(settings))
+                except ClusterError as error:
+                    raise ClusterError(f"execution.{name} ({settings.executor}): {error}") from error
+
+    def _done(self, stage: str) -> bool:
+        study, expected = self.context.study, self.context.expected
+        mine = [path for path, provenance in expected.items() if provenance.stage == stage]
+        return all(study.declared(path) and study.state(path, expected[path]).kind == "sealed" for path in mine)
+
+    def _alone(self, kind: str) -> Executor:
+        """The executor of a kind; under SLURM the others first give back what they hold: idle, it costs as much."""
+        if self.context.config.cluster.kind == "slurm":
+            for other, executor in self.executors.items():
+                if other != kind:
+                    executor.close()
+        return self._executor(kind)
+
     def _executor(self, kind: str) -> Executor:
         if kind not in self.executors:
-            execution = self.context.config.execution
-            address = {"dask": execution.dask_address, "ray": execution.ray_address}.get(kind)
-            self.executors[kind] = self.stack.enter_context(open_executor(kind, address=address))  # type: ignore[arg-type]
+            options = where(self.context.config.cluster, kind)
+            self.executors[kind] = self.stack.enter_context(open_executor(kind, announce=self.say, **options))  # type: ignore[arg-type]
         return self.executors[kind]
+
+
+def resources_of(settings: StageExecution) -> Resources:
+    """What one stage asks for."""
+    return Resources(settings.workers, settings.threads, settings.gpus, settings.memory)
+
+
+def where(cluster: ClusterSettings, kind: str) -> dict[str, Any]:
+    """The arguments of `open_executor` for one kind of executor; raises InputError where its address lacks."""
+    if kind == "serial":
+        return {}
+    chosen: dict[str, Any] = {"dashboard": cluster.dashboard_host if cluster.dashboard else None}
+    chosen["start_timeout"] = cluster.start_timeout or (86_400.0 if cluster.kind == "slurm" else 60.0)
+    if cluster.kind == "slurm":
+        chosen["slurm"] = Slurm(**{**cluster.slurm.model_dump(), "logs": str(cluster.slurm.logs)})
+    if cluster.kind == "cuda" and kind == "dask":
+        chosen["cuda"] = True
+    if cluster.kind == "address":
+        chosen["address"] = getattr(cluster.address, kind)
+        if chosen["address"] is None:
+            raise InputError(
+                f"cluster.address.{kind}",
+                found="nothing",
+                expected=f"an address, since a stage runs on {kind} and cluster.kind is `address`",
+                action="give it, or run that stage on another executor",
+            )
+    return chosen
 
 
 def stages_until(last: str) -> Iterator[str]:

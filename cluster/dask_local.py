@@ -25,10 +25,20 @@ def _without_spans(extensions: dict[str, Any]) -> dict[str, Any]:
     return {name: extension for name, extension in extensions.items() if name != "spans"}
 
 
+def scheduler_options(host: str, dashboard: str | None) -> dict[str, Any]:
+    """Of an own scheduler on an address of this machine; `dashboard` is the address to show it on, if any."""
+    return {
+        "host": host,
+        "protocol": "tcp://",
+        "dashboard": dashboard is not None,
+        "dashboard_address": f"{dashboard}:0" if dashboard is not None else LOOPBACK,
+    }
+
+
 class LocalCluster:
     """Scheduler in this process, workers in their own, each under a nanny that replaces it when it dies."""
 
-    def __init__(self, resources: Resources, total: Resources | None, dashboard: bool) -> None:
+    def __init__(self, resources: Resources, total: Resources | None, dashboard: str | None) -> None:
         import dask
         from distributed import Client, Nanny, Scheduler, SpecCluster
         from distributed import scheduler as scheduling
@@ -58,16 +68,9 @@ class LocalCluster:
         for number in range(resources.workers):
             mine = ",".join(devices_of(number, resources.gpus, devices))
             workers[number] = {"cls": Nanny, "options": {**options, "env": {"CUDA_VISIBLE_DEVICES": mine}}}
-        scheduler = {
-            "cls": Scheduler,
-            "options": {
-                "host": "127.0.0.1",
-                "protocol": "tcp://",
-                "dashboard": dashboard,
-                "dashboard_address": LOOPBACK,
-                "extensions": _without_spans(scheduling.DEFAULT_EXTENSIONS),
-            },
-        }
+        extensions = _without_spans(scheduling.DEFAULT_EXTENSIONS)
+        where = scheduler_options("127.0.0.1", dashboard)
+        scheduler = {"cls": Scheduler, "options": {**where, "extensions": extensions}}
         settings = {
             "distributed.nanny.pre-spawn-environ": spawned,
             "distributed.scheduler.worker-ttl": None,

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from cluster.line import Phased
+from cluster.meter import NOTHING, Used
+
+if TYPE_CHECKING:
+    from cluster.on_slurm import Slurm
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,8 +55,8 @@ class Completed:
     """One finished task.
 
     `index` is its position in the sequence, `seconds` what the worker took for it (with phases: for all three, waiting
-    left out), `worker` is "host:pid",
-    `attempts` counts the workers that tried (1 = the first one finished it).
+    left out), `worker` is "host:pid", `attempts` counts the workers that tried (1 = the first one finished it), `used`
+    is what it cost the last of them.
     """
 
     index: int
@@ -60,6 +64,7 @@ class Completed:
     seconds: float
     worker: str
     attempts: int
+    used: Used = NOTHING
 
 
 OnDone = Callable[[Completed], None]
@@ -98,6 +103,14 @@ class Executor(Protocol):
         KeyboardInterrupt : after Ctrl-C, when everything that ran has been closed.
         """
 
+    def check(self, resources: Resources) -> None:
+        """Refuse what a run with these resources could never get. Starts no worker; at an address it connects.
+
+        Raises
+        ------
+        ClusterError : naming what was asked for and what there is.
+        """
+
     def close(self) -> None:
         """Stop every process this executor started. May be called twice."""
 
@@ -112,10 +125,13 @@ def open_executor(
     kind: Kind,
     *,
     address: str | None = None,
+    slurm: Slurm | None = None,
+    cuda: bool = False,
     total: Resources | None = None,
     attempts: int = 3,
     start_timeout: float = 60.0,
-    dashboard: bool = False,
+    dashboard: str | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Executor:
     """An executor of a kind. Nothing is started before its first `run`.
 
@@ -123,13 +139,17 @@ def open_executor(
     ----------
     kind : "serial" (in this process), "dask" or "ray".
     address : of a running Dask scheduler ("tcp://host:8786") or Ray head ("host:6379", "auto"); None starts
-        an own local cluster. At an address, Dask uses every worker that is there (one task at a time in
+        an own cluster. At an address, Dask uses every worker that is there (one task at a time in
         each; phases overlap where a worker has three threads), Ray starts `resources.workers` actors.
+    slurm : have SLURM start the own cluster's workers, as it says; None starts them on this machine.
+    cuda : start Dask's workers that take a GPU with dask-cuda.
     total : the most a run may ask for: `workers`, `threads` in each of them, and `gpus` and `memory` in all.
-        None: what this machine has (any number of workers and threads). Not with an address.
+        None: what this machine has (any number of workers and threads). Only for workers on this machine.
     attempts : workers that may be lost over one task before `WorkerLost`.
     start_timeout : seconds to wait for a first worker to turn up.
-    dashboard : of an own Dask cluster, on a free port of the loopback.
+    dashboard : the address of this machine on which an own cluster shows its dashboard, on a free port
+        ("127.0.0.1": to this machine alone). None: no dashboard.
+    announce : called with a line that says where the dashboard is.
 
     Raises
     ------
@@ -139,22 +159,22 @@ def open_executor(
         raise ValueError(f"attempts={attempts}: expected at least 1.")
     if address is not None and total is not None:
         raise ValueError(f"address={address!r} and total={total}: what is at an address it says itself.")
+    if slurm is not None and (address is not None or total is not None):
+        raise ValueError("slurm with an address or a total: expected one of them; SLURM says what it has.")
     if kind == "serial":
         if address is not None:
             raise ValueError(f"address={address!r}: the serial executor works in this process, it has none.")
         from cluster.serial import SerialExecutor
 
         return SerialExecutor(total=total)
+    common: dict[str, Any] = {"address": address, "total": total, "attempts": attempts, "start_timeout": start_timeout}
+    common |= {"slurm": slurm, "dashboard": dashboard, "announce": announce}
     if kind == "dask":
         from cluster.on_dask import DaskExecutor
 
-        return DaskExecutor(
-            address=address, total=total, attempts=attempts, start_timeout=start_timeout, dashboard=dashboard
-        )
+        return DaskExecutor(**common, cuda=cuda)
     if kind == "ray":
         from cluster.on_ray import RayExecutor
 
-        if dashboard:
-            raise ValueError("dashboard=True: only an own Dask cluster brings one; start Ray and give its address.")
-        return RayExecutor(address=address, total=total, attempts=attempts, start_timeout=start_timeout)
+        return RayExecutor(**common)
     raise ValueError(f"kind={kind!r}: expected 'serial', 'dask' or 'ray'.")

@@ -11,6 +11,8 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, Protocol, TypeGuard
 
+from cluster.meter import Meter, Used
+
 DEPTH = 3  # tasks that a worker of phases has in hand: one in each
 
 
@@ -77,9 +79,12 @@ class Line:
     def __init__(self, worker: Phased, begin: Callable[[], None]) -> None:
         self._worker = worker
         self._stations = [Station(begin) for _ in range(DEPTH)]
+        self._meter = Meter()
 
-    def call(self, task: Any) -> tuple[Any, float]:
-        """Take a task through; its result, and how long its phases took without waiting for their turns."""
+    def call(self, task: Any) -> tuple[Any, float, Used]:
+        """Take a task through; its result, how long its phases took without waiting for their turns, and what the
+        process used since the task before it was finished.
+        """
         seconds = 0.0
 
         def timed(phase: Callable[..., Any], *args: Any) -> Any:
@@ -93,7 +98,13 @@ class Line:
         inputs = reading.send(timed, self._worker.prepare, task).result()
         made = working.send(timed, self._worker.work, inputs).result()
         del inputs
-        return writing.send(timed, self._worker.finish, task, made).result(), seconds
+        result, used = writing.send(self._finished, timed, task, made).result()
+        return result, seconds, used
+
+    def _finished(self, timed: Callable[..., Any], task: Any, made: Any) -> tuple[Any, Used]:
+        result, used = timed(self._worker.finish, task, made), self._meter.read()
+        self._meter = Meter()
+        return result, used
 
     def close(self) -> None:
         """Let the threads go."""
@@ -103,8 +114,8 @@ class Line:
 
 def in_order(
     worker: Phased, tasks: Sequence[Any], begin: Callable[[], None], patience: float = 5.0
-) -> Iterator[tuple[int, Any, float]]:
-    """(index, result, seconds) of every task: this thread works, two others prepare and finish.
+) -> Iterator[tuple[int, Any, float, Used]]:
+    """(index, result, seconds, used) of every task, as `Line.call`: this thread works, two others prepare and finish.
 
     A task is fetched when the one before it is about to be worked on. When it is left early, what is being written is
     waited for, at most `patience` seconds.
@@ -112,14 +123,17 @@ def in_order(
     reading, writing = Station(begin), Station(begin)
     coming: Future[Any] | None = None
     leaving: tuple[int, Future[Any], float] | None = None
+    meter = Meter()
 
     def timed(phase: Callable[..., Any], *args: Any) -> tuple[Any, float]:
         start = perf_counter()
         return phase(*args), perf_counter() - start
 
-    def ended(index: int, future: Future[Any], before: float) -> tuple[int, Any, float]:
+    def ended(index: int, future: Future[Any], before: float) -> tuple[int, Any, float, Used]:
+        nonlocal meter
         result, seconds = future.result()
-        return index, result, before + seconds
+        used, meter = meter.read(), Meter()
+        return index, result, before + seconds, used
 
     try:
         task = tasks[0]

@@ -11,14 +11,19 @@ import contextlib
 import queue
 import time
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from cluster.dask_local import LocalCluster
 from cluster.errors import ClusterError
 from cluster.executor import Resources
-from cluster.limits import devices_here, excess, gib
+from cluster.limits import devices_here, excess, gib, refuse_excess, refuse_odd_gpus
 from cluster.pool import Answered, Backend, Event, Joined, Lost, PoolExecutor, uninterrupted
 from cluster.worker import call_seat, free_seat, load_seat
+
+if TYPE_CHECKING:
+    from cluster.on_cuda import DaskOnCuda
+    from cluster.on_slurm import DaskOnSlurm, Slurm
 
 LOOK = 0.5  # seconds between two looks at which workers there are
 
@@ -35,25 +40,62 @@ class DaskExecutor(PoolExecutor):
         total: Resources | None = None,
         attempts: int = 3,
         start_timeout: float = 60.0,
-        dashboard: bool = False,
+        slurm: Slurm | None = None,
+        cuda: bool = False,
+        dashboard: str | None = None,
+        announce: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(address=address, total=total, attempts=attempts, start_timeout=start_timeout)
-        self._dashboard = dashboard
+        super().__init__(address=address, total=total, attempts=attempts, start_timeout=start_timeout, slurm=slurm)
+        self._cuda, self._dashboard, self._announce = cuda, dashboard, announce
         self._client: Any = None
-        self._local: LocalCluster | None = None
+        self._own: LocalCluster | DaskOnSlurm | DaskOnCuda | None = None
 
     def begin(self, make_worker: bytes, seats: int, resources: Resources) -> Backend:
         if self.address is not None:
-            if self._client is None:
-                self._client = _connect(self.address, self._start_timeout)
-            return _Workers(self._client, make_worker, None, resources, self.address, None)
-        if self._local is not None and self._local.resources != resources:
+            return _Workers(self._connected(), make_worker, None, resources, self.address, None)
+        if self._own is not None and self._own.resources != resources:
             self.close()
-        if self._local is None:
+        if self._own is None:
             with uninterrupted():
-                self._local = LocalCluster(resources, self._total, self._dashboard)
-                self._client = self._local.client
-        return _Workers(self._client, make_worker, seats, resources, None, self._local)
+                self._own = self._start(resources)
+                self._client = self._own.client
+            self._tell()
+        return _Workers(self._client, make_worker, seats, resources, None, self._own)
+
+    def check(self, resources: Resources) -> None:
+        """See `Executor.check`. At an address, the scheduler's workers are asked."""
+        if self._slurm is not None:
+            from cluster.on_slurm import refuse_nodes
+
+            refuse_nodes(resources, self._slurm)
+        elif self.address is None:
+            refuse_excess(resources, self._total)
+        else:
+            refuse_odd_gpus(resources)
+            backend = _Workers(self._connected(), b"", None, resources, self.address, None)
+            backend.refuse_all(list(self._client.nthreads()))
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            assert self.address is not None
+            self._client = _connect(self.address, self._start_timeout)
+            self._tell()
+        return self._client
+
+    def _start(self, resources: Resources) -> LocalCluster | DaskOnSlurm | DaskOnCuda:
+        if self._slurm is not None:
+            from cluster.on_slurm import DaskOnSlurm
+
+            return DaskOnSlurm(resources, self._slurm, self._dashboard)
+        if self._cuda and resources.gpus:
+            from cluster.on_cuda import DaskOnCuda
+
+            return DaskOnCuda(resources, self._dashboard)
+        return LocalCluster(resources, self._total, self._dashboard)
+
+    def _tell(self) -> None:
+        if self._announce is not None and self._dashboard is not None:
+            self._announce(f"Dask's dashboard: {self._client.dashboard_link}")
 
     @property
     def dashboard_link(self) -> str | None:
@@ -62,18 +104,18 @@ class DaskExecutor(PoolExecutor):
 
     def end(self, backend: Backend, clean: bool) -> None:
         assert isinstance(backend, _Workers)
-        if not clean and self._local is not None:
+        if not clean and self._own is not None:
             backend.forget()
-            self._local.kill()
-            self._local = self._client = None
+            self._own.kill()
+            self._own = self._client = None
         else:
             backend.finish()
 
     def close(self) -> None:
         """Stop the own cluster, or leave the one at the address."""
-        local, client, self._local, self._client = self._local, self._client, None, None
-        if local is not None:
-            local.stop()
+        own, client, self._own, self._client = self._own, self._client, None, None
+        if own is not None:
+            own.stop()
         elif client is not None:
             client.close()
 
@@ -100,10 +142,10 @@ class _Workers:
         wanted: int | None,
         resources: Resources,
         address: str | None,
-        local: LocalCluster | None,
+        own: LocalCluster | DaskOnSlurm | DaskOnCuda | None,
     ) -> None:
         self.client, self.make_worker, self.wanted = client, make_worker, wanted
-        self.resources, self.address, self.local = resources, address, local
+        self.resources, self.address, self.own = resources, address, own
         self.run = uuid.uuid4().hex
         self.seats: dict[str, dict[int, Any]] = {}
         self.events: queue.SimpleQueue[tuple[str, int, bytes | BaseException]] = queue.SimpleQueue()
@@ -147,7 +189,7 @@ class _Workers:
         """Compare the seats with the workers the scheduler has."""
         try:
             there = set(self.client.nthreads())
-            fit = there if self.local is None else there & self.local.ready()
+            fit = there if self.own is None else there & self.own.ready()
         except (OSError, TimeoutError) as error:
             raise ClusterError(
                 f"The Dask scheduler is gone ({error}).\n"
@@ -165,6 +207,11 @@ class _Workers:
                 self.seats[seat] = {}
                 events.append(Joined(seat))
         return events
+
+    def refuse_all(self, seats: list[str]) -> None:
+        """Refuse workers at an address of which any has too little, before anything runs on them."""
+        for seat in seats:
+            self.refuse_less(seat)
 
     def refuse_less(self, seat: str) -> None:
         """Refuse a worker at an address that has less than what is asked for."""
@@ -186,10 +233,10 @@ class _Workers:
             future.release()
 
     def nobody(self, seconds: float) -> str:
-        where = f"the scheduler at {self.address}" if self.address else "the local cluster"
+        where = f"the scheduler at {self.address}" if self.address else "the own cluster"
         return (
             f"Found no Dask worker at {where} for {seconds:g} s; expected at least one.\n"
-            "What to do: start workers (`dask worker ADDRESS --nthreads 1`), or give a longer start_timeout."
+            "What to do: start workers (`dask worker ADDRESS --nthreads 3`), or give a longer start_timeout."
         )
 
     def look_at(self) -> str:

@@ -7,16 +7,28 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ClusterError
 from cluster.executor import Resources
-from cluster.limits import devices_here, excess, gib, gpu_places, memory_here, refuse_gpus
+from cluster.limits import (
+    devices_here,
+    excess,
+    gib,
+    gpu_places,
+    memory_here,
+    refuse_excess,
+    refuse_gpus,
+    refuse_odd_gpus,
+)
 from cluster.line import DEPTH
 from cluster.pool import Answered, Backend, Event, Joined, Lost, PoolExecutor, uninterrupted
 from cluster.threads import TRIM, environment, untrimmed
 from cluster.worker import Seat
+
+if TYPE_CHECKING:
+    from cluster.on_slurm import Slurm, Steps
 
 OBJECT_STORE = 100 * 2**20  # bytes; results are small and travel beside it
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -26,7 +38,8 @@ class RayExecutor(PoolExecutor):
     """See `cluster.open_executor`. Started at the first run, kept until `close`; actors live for one run.
 
     At an address an actor takes `threads` of Ray's CPUs; the own instance serves nobody else, so there only
-    GPUs and memory are counted, and more workers than CPUs are allowed.
+    GPUs and memory are counted, and more workers than CPUs are allowed. Under SLURM the own instance's head, here, has
+    no CPU to give, and each actor lives on a node of its own size.
     """
 
     name = "ray"
@@ -38,8 +51,13 @@ class RayExecutor(PoolExecutor):
         total: Resources | None = None,
         attempts: int = 3,
         start_timeout: float = 60.0,
+        slurm: Slurm | None = None,
+        dashboard: str | None = None,
+        announce: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(address=address, total=total, attempts=attempts, start_timeout=start_timeout)
+        super().__init__(address=address, total=total, attempts=attempts, start_timeout=start_timeout, slurm=slurm)
+        self._dashboard, self._announce = dashboard, announce
+        self._nodes: Steps | None = None
         self._started = False
 
     def begin(self, make_worker: bytes, seats: int, resources: Resources) -> Backend:
@@ -47,7 +65,43 @@ class RayExecutor(PoolExecutor):
             self._start(resources.workers)
         if self.address is not None:
             _refuse_nodes(resources)
-        return _Actors(make_worker, seats, resources, shared=self.address is not None)
+        elif self._slurm is not None:
+            self._add_nodes(resources, self._slurm)
+        alone = self.address is None and self._slurm is None
+        tend = self._nodes.tend if self._nodes is not None else None
+        return _Actors(make_worker, seats, resources, shared=not alone, tend=tend)
+
+    def check(self, resources: Resources) -> None:
+        """See `Executor.check`. At an address, Ray's nodes are asked."""
+        if self._slurm is not None:
+            from cluster.on_slurm import refuse_nodes
+
+            refuse_nodes(resources, self._slurm)
+        elif self.address is None:
+            refuse_excess(resources, self._total)
+        else:
+            refuse_odd_gpus(resources)
+            if not self._started:
+                self._start(resources.workers)
+            _refuse_nodes(resources)
+
+    def _add_nodes(self, resources: Resources, slurm: Slurm) -> None:
+        import ray
+
+        from cluster.on_slurm import Steps, ray_node, refuse_nodes
+
+        if self._nodes is not None and self._nodes.need == resources:
+            return
+        refuse_nodes(resources, slurm)
+        self._drop_nodes()
+        with uninterrupted():
+            address = ray.get_runtime_context().gcs_address
+            self._nodes = Steps(slurm, ray_node(address, resources), resources)
+
+    def _drop_nodes(self) -> None:
+        if self._nodes is not None:
+            self._nodes.stop()
+            self._nodes = None
 
     def end(self, backend: Backend, clean: bool) -> None:
         assert isinstance(backend, _Actors)
@@ -55,6 +109,7 @@ class RayExecutor(PoolExecutor):
 
     def close(self) -> None:
         """Stop the own instance, or leave the cluster at the address."""
+        self._drop_nodes()
         if self._started:
             import ray
 
@@ -80,15 +135,20 @@ class RayExecutor(PoolExecutor):
                 "num_gpus": int(total.gpus) if total is not None else len(devices_here()),
                 "_memory": (total.memory if total is not None else None) or memory_here(),
                 "object_store_memory": OBJECT_STORE,
-                "include_dashboard": False,
+                "include_dashboard": self._dashboard is not None,
+                "dashboard_host": self._dashboard or "127.0.0.1",
             }
+            if self._slurm is not None:
+                from cluster.on_slurm import host
+
+                options |= {"num_cpus": 0, "num_gpus": 0, "_node_ip_address": host(self._slurm)}
         else:
             options["address"] = self.address
         main = threading.current_thread() is threading.main_thread()
         self._sigterm = signal.getsignal(signal.SIGTERM) if main else None
         try:
             with uninterrupted(), _variables(QUIET):
-                ray.init(**options)
+                context = ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = f"at {self.address!r}" if self.address else "on this machine"
             raise ClusterError(
@@ -97,6 +157,10 @@ class RayExecutor(PoolExecutor):
                 "/tmp/ray/session_latest/logs."
             ) from error
         self._started = True
+        if main and callable(self._sigterm):
+            signal.signal(signal.SIGTERM, self._sigterm)  # Ray's own would end the process without this
+        if self._announce is not None and self._dashboard is not None:
+            self._announce(f"Ray's dashboard: http://{context.dashboard_url}")
 
 
 @contextlib.contextmanager
@@ -140,10 +204,18 @@ def _refuse_nodes(resources: Resources) -> None:
 class _Actors:
     """The backend: one seat an actor, which takes as many calls at once as there are phases; its seat orders them."""
 
-    def __init__(self, make_worker: bytes, seats: int, resources: Resources, *, shared: bool) -> None:
+    def __init__(
+        self,
+        make_worker: bytes,
+        seats: int,
+        resources: Resources,
+        *,
+        shared: bool,
+        tend: Callable[[], None] | None = None,
+    ) -> None:
         import ray
 
-        self.make_worker, self.threads = make_worker, resources.threads
+        self.make_worker, self.threads, self.tend = make_worker, resources.threads, tend
         variables = environment(resources.threads)
         if not resources.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ""
@@ -179,6 +251,8 @@ class _Actors:
     def wait(self, timeout: float) -> list[Event]:
         import ray
 
+        if self.tend is not None:
+            self.tend()
         ready, _ = ray.wait(list(self.pending), num_returns=1, timeout=timeout)
         if ready:
             ready, _ = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=0)

@@ -16,13 +16,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from cluster.errors import ClusterError, WorkerLost
 from cluster.executor import DEFAULT, Completed, OnDone, R, Resources, T
 from cluster.limits import refuse_excess, refuse_odd_gpus
 from cluster.line import DEPTH, Phased
 from cluster.worker import Answer, NotLoaded
+
+if TYPE_CHECKING:
+    from cluster.on_slurm import Slurm
 
 SHORT = 2.0  # seconds; longer tasks do not queue behind another, the way to a worker costs them nothing
 TICK = 0.5  # seconds between two looks at whether somebody is still there
@@ -162,7 +165,8 @@ class _Drive:
             seconds = answer.seconds
             self.typical = seconds if self.typical is None else 0.9 * self.typical + 0.1 * seconds
             if self.on_done is not None:
-                self.on_done(Completed(task.index, answer.result, seconds, answer.worker, task.attempts))
+                done = Completed(task.index, answer.result, seconds, answer.worker, task.attempts, answer.used)
+                self.on_done(done)
         self.feed(event.seat)
 
     def feed(self, name: str) -> None:
@@ -258,9 +262,24 @@ class PoolExecutor(ABC):
 
     name = "pool"
 
-    def __init__(self, *, address: str | None, total: Resources | None, attempts: int, start_timeout: float) -> None:
-        self.address, self._total = address, total
+    def __init__(
+        self,
+        *,
+        address: str | None,
+        total: Resources | None,
+        attempts: int,
+        start_timeout: float,
+        slurm: Slurm | None = None,
+    ) -> None:
+        self.address, self._total, self._slurm = address, total, slurm
         self._attempts, self._start_timeout = attempts, start_timeout
+
+    def refuse(self, resources: Resources) -> None:
+        """Refuse at once what is odd or more than there is, as far as it is known without asking anybody."""
+        if self.address is None and self._slurm is None:
+            refuse_excess(resources, self._total)
+        else:
+            refuse_odd_gpus(resources)
 
     @abstractmethod
     def begin(self, make_worker: bytes, seats: int, resources: Resources) -> Backend:
@@ -283,10 +302,7 @@ class PoolExecutor(ABC):
         on_done: OnDone | None = None,
     ) -> None:
         """See `Executor.run`."""
-        if self.address is None:
-            refuse_excess(resources, self._total)
-        else:
-            refuse_odd_gpus(resources)
+        self.refuse(resources)
         if not len(tasks):
             return
         pickled = pickle_maker(make_worker)

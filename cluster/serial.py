@@ -11,6 +11,7 @@ from typing import Any
 from cluster.executor import DEFAULT, Completed, OnDone, R, Resources, T
 from cluster.limits import refuse_excess
 from cluster.line import Phased, in_order, is_phased
+from cluster.meter import Meter
 from cluster.threads import limit, limited
 from cluster.worker import this_process
 
@@ -43,16 +44,21 @@ class SerialExecutor:
             work: Any = make_worker()
             limit(resources.threads)
             if is_phased(work):
-                for index, result, seconds in in_order(work, tasks, partial(limit, resources.threads)):
+                for index, result, seconds, used in in_order(work, tasks, partial(limit, resources.threads)):
                     if on_done is not None:
-                        on_done(Completed(index, result, seconds, me, 1))
+                        on_done(Completed(index, result, seconds, me, 1, used))
                 return
             for index in range(len(tasks)):
+                meter = Meter()
                 start = perf_counter()
                 result = work(tasks[index])
                 seconds = perf_counter() - start
                 if on_done is not None:
-                    on_done(Completed(index, result, seconds, me, 1))
+                    on_done(Completed(index, result, seconds, me, 1, meter.read()))
+
+    def check(self, resources: Resources) -> None:
+        """See `Executor.check`."""
+        refuse_excess(resources, self._total)
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -14,18 +14,20 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.line import Line, is_phased
+from cluster.meter import NOTHING, Meter, Used
 from cluster.threads import limit
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A task's result and how long it took, or what it raised and the traceback as text."""
+    """A task's result and what it took, or what it raised and the traceback as text."""
 
     worker: str
     seconds: float
     result: Any = None
     error: BaseException | None = None
     trace: str = ""
+    used: Used = NOTHING
 
 
 class Seat:
@@ -85,10 +87,11 @@ class Seat:
 
 @dataclass(frozen=True)
 class _Timed:
-    """A result that brings its own time."""
+    """A result that brings its own time and use."""
 
     result: Any
     seconds: float
+    used: Used
 
 
 class NotLoaded(ClusterError):
@@ -107,13 +110,14 @@ def answer(work: Callable[[Any], Any], task: Any) -> bytes:
     """Call, time, and pickle what came out, also when that is an exception."""
     import cloudpickle
 
+    meter = Meter()
     start = time.perf_counter()
     try:
         result = work(task)
         seconds = time.perf_counter() - start
         if isinstance(result, _Timed):
-            result, seconds = result.result, result.seconds
-        return cloudpickle.dumps(Answer(this_process(), seconds, result))
+            return cloudpickle.dumps(Answer(this_process(), result.seconds, result.result, used=result.used))
+        return cloudpickle.dumps(Answer(this_process(), seconds, result, used=meter.read()))
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
         return _pickle_failure(Answer(this_process(), time.perf_counter() - start, None, error, trace))

@@ -22,6 +22,12 @@ COLUMNS = (
     ArraySpec("attempts", ("task",), "i2", "workers that tried"),
     ArraySpec("worker", ("task",), "str", "host and process"),
 )
+COSTS = (
+    ArraySpec("read", ("task",), "i8", "bytes the worker read from files meanwhile; 0 if unknown", "byte"),
+    ArraySpec("written", ("task",), "i8", "bytes the worker wrote to files meanwhile; 0 if unknown", "byte"),
+    ArraySpec("peak", ("task",), "i8", "the worker's resident memory at its highest; 0 if unknown", "byte"),
+    ArraySpec("what", ("task",), "str", "the task"),
+)
 
 
 class Journal:
@@ -45,22 +51,29 @@ class Journal:
         seconds: Sequence[float],
         attempts: Sequence[int],
         workers: Sequence[str],
+        costs: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
-        """Write down finished tasks."""
+        """Write down finished tasks; `costs` are the columns of `COSTS`, all of them or none."""
         with no_space(self.study):
             root = zarr.open_group(LocalStore(self.study), mode="r+", use_consolidated=False)
             run = root.require_group(ROOT).require_group(self.name)
             run.attrs.put(self.attrs)
             self.count += 1
             group = run.require_group(f"{self.count:02d}-{work.replace(' ', '-')}")
-            values = (np.array(seconds, "f8"), np.array(attempts, "i2"), text(workers))
-            for spec, value in zip(COLUMNS, values, strict=True):
-                spec.create(group, {"task": len(seconds)})[...] = value
+            values: dict[str, Sequence[Any]] = {"seconds": seconds, "attempts": attempts, "worker": workers}
+            values |= costs or {}
+            for spec in (*COLUMNS, *(COSTS if costs else ())):
+                value = values[spec.name]
+                column = text(value) if spec.dtype == "str" else np.array(value, spec.dtype)
+                spec.create(group, {"task": len(seconds)})[...] = column
             group.attrs.put({"work": work, **attrs})
 
 
 def entries(study: Path) -> list[dict[str, Any]]:
-    """Every piece of work of every run, oldest first: its attributes, `run`, and the columns as arrays."""
+    """Every piece of work of every run, oldest first: its attributes, `run`, and the columns as arrays.
+
+    Journals of early versions lack the columns of `COSTS`.
+    """
     found = []
     root = zarr.open_group(LocalStore(study), mode="r", use_consolidated=False)
     if ROOT not in root:
@@ -70,7 +83,8 @@ def entries(study: Path) -> list[dict[str, Any]]:
     for name, run in sorted(runs.groups()):
         for _, group in sorted(run.groups()):
             arrays = dict(group.arrays())
-            columns = {spec.name: np.asarray(arrays[spec.name][...]) for spec in COLUMNS if spec.name in arrays}
-            if len(columns) == len(COLUMNS) and "work" in group.attrs:
+            known = (spec.name for spec in (*COLUMNS, *COSTS) if spec.name in arrays)
+            columns = {name: np.asarray(arrays[name][...]) for name in known}
+            if all(spec.name in columns for spec in COLUMNS) and "work" in group.attrs:
                 found.append({"run": name, **dict(group.attrs), **columns})
     return found

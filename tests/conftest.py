@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,21 @@ def nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(nsd: Path) -> Callable[..., dict[str, Any]]:
     """A configuration as a dictionary, small and quick; keyword arguments replace top-level sections."""
 
-    def make(root: Path, **sections: Any) -> dict[str, Any]:
-        return {
-            "study": str(root / "study.zarr"),
-            "subjects": list(SUBJECTS),
-            "nsd": {"root": str(nsd), "sessions": 3},
-            "networks": {"bundle": "tiny"},
-            "regress": {"alpha": {"vdvae": 300, "clip_vision": 300, "clip_text": 300}},
-            "reconstruct": {"steps": 4, "batch_size": 4},
-            "report": {"path": str(root / "report"), "thumbnail": 32},
-            "chunks": {"stimuli": 16, "voxels": 64, "columns": 512, "images": 4},
-        } | sections
+    return partial(small_settings, nsd)
 
-    return make
+
+def small_settings(nsd: Path, root: Path, **sections: Any) -> dict[str, Any]:
+    """A study below `root` of the data at `nsd`."""
+    return {
+        "study": str(root / "study.zarr"),
+        "subjects": list(SUBJECTS),
+        "nsd": {"root": str(nsd), "sessions": 3},
+        "networks": {"bundle": "tiny"},
+        "regress": {"alpha": {"vdvae": 300, "clip_vision": 300, "clip_text": 300}},
+        "reconstruct": {"steps": 4, "batch_size": 4},
+        "report": {"path": str(root / "report"), "thumbnail": 32},
+        "chunks": {"stimuli": 16, "voxels": 64, "columns": 512, "images": 4},
+    } | sections
 
 
 def execution(executor: str, workers: int = 1) -> dict[str, Any]:

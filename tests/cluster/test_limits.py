@@ -10,6 +10,7 @@ import pytest
 
 from cluster import ClusterError, Completed, Executor, Resources, open_executor
 from cluster.limits import devices_here, devices_of, gpu_places
+from cluster.on_slurm import Node, Slurm, _allocated, _gpus
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 KINDS = ("serial", "dask", "ray")
@@ -102,8 +103,8 @@ def test_arguments_are_checked() -> None:
         open_executor("dask", address="tcp://127.0.0.1:1", total=HAVE)
     with pytest.raises(ValueError, match="attempts=0"):
         open_executor("dask", attempts=0)
-    with pytest.raises(ValueError, match="dashboard"):
-        open_executor("ray", dashboard=True)
+    with pytest.raises(ValueError, match="slurm"):
+        open_executor("ray", address="auto", slurm=Slurm())
 
 
 def test_ray_of_somebody_else_is_left_alone(opened: dict[str, Executor]) -> None:
@@ -111,3 +112,42 @@ def test_ray_of_somebody_else_is_left_alone(opened: dict[str, Executor]) -> None
     with open_executor("ray") as second, pytest.raises(ClusterError, match="Ray already started"):
         second.run(Devices, [1])
     opened["ray"].run(Devices, [1])
+
+
+def test_what_slurm_says_of_its_nodes() -> None:
+    assert [_gpus(text) for text in ("(null)", "gpu:2", "gpu:a100:4(S:0-1),nvme:1", "nvme:3,gpu:h100:8")] == [
+        0,
+        2,
+        4,
+        8,
+    ]
+    variables = {"SLURM_JOB_CPUS_PER_NODE": "8(x2),4", "SLURM_MEM_PER_NODE": "1000", "SLURM_GPUS_ON_NODE": "2"}
+    assert [(node.cpus, node.memory, node.gpus) for node in _allocated(variables)] == [
+        (8, 1000 * 2**20, 2), (8, 1000 * 2**20, 2), (4, 1000 * 2**20, 2),
+    ]  # fmt: skip
+    by_cpu = _allocated({"SLURM_JOB_CPUS_PER_NODE": "4", "SLURM_MEM_PER_CPU": "500"})
+    assert (by_cpu[0].memory, by_cpu[0].gpus) == (2000 * 2**20, 0)
+    node = Node("a", cpus=8, memory=16 * 2**30, gpus=2)
+    assert node.places(Resources(threads=3)) == 2
+    assert node.places(Resources(gpus=1)) == 2
+    assert node.places(Resources(memory=5 * 2**30)) == 3
+    assert node.places(Resources(gpus=4)) == 0
+
+
+@pytest.mark.parametrize("kind", ["serial", "dask", "ray"])
+def test_a_check_refuses_with_both_numbers_and_starts_nothing(kind: str) -> None:
+    with open_executor(kind, total=HAVE) as executor:  # type: ignore[arg-type]
+        executor.check(Resources())
+        with pytest.raises(ClusterError, match="found"):
+            executor.check(Resources(workers=2, memory=2**50))
+        with pytest.raises(ClusterError, match="GPUs"):
+            executor.check(Resources(workers=1, gpus=64))
+        assert getattr(executor, "_own", None) is None
+        assert not getattr(executor, "_started", False)
+
+
+def test_no_slurm_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(ClusterError, match="no command `sinfo`"):
+        open_executor("dask", slurm=Slurm()).check(Resources())

@@ -1,0 +1,63 @@
+"""One Dask worker a CUDA device of this machine, each beside its device's cores and network (dask-cuda)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from typing import Any
+
+from cluster.dask_local import LOOPBACK
+from cluster.errors import ClusterError
+from cluster.executor import Resources
+from cluster.limits import devices_here
+
+
+class DaskOnCuda:
+    """A local cluster of dask-cuda. The same shape as `LocalCluster`."""
+
+    def __init__(self, resources: Resources, dashboard: str | None) -> None:
+        if resources.gpus != 1:
+            raise ClusterError(
+                f"Asked for {resources.gpus:g} GPUs a worker; expected 1, since dask-cuda starts one worker a device.\n"
+                "What to do: ask for 1, or choose the cluster `local`, where workers share devices or take several."
+            )
+        try:
+            from dask_cuda import LocalCUDACluster
+        except ImportError as error:
+            raise ClusterError(
+                "Found no package dask-cuda; expected it for a cluster of the kind `cuda`.\n"
+                "What to do: pip install 'bdflow[gpu]', or choose the cluster `local`."
+            ) from error
+        from distributed import Client
+
+        self.resources = resources
+        self._scratch = tempfile.mkdtemp(prefix="dask-")
+        self.cluster: Any = LocalCUDACluster(
+            CUDA_VISIBLE_DEVICES=devices_here()[: resources.workers],
+            n_workers=resources.workers,
+            threads_per_worker=1,
+            memory_limit=resources.memory or 0,
+            local_directory=self._scratch,
+            protocol="tcp",
+            host="127.0.0.1",
+            dashboard_address=LOOPBACK if dashboard is None else f"{dashboard}:0",
+            silence_logs=logging.CRITICAL,
+        )
+        self.client = Client(self.cluster, set_as_default=False, direct_to_workers=True)
+
+    def ready(self) -> set[str]:
+        """Addresses of the workers that are up; a nanny starts one that died again."""
+        return set(self.cluster.scheduler.workers)
+
+    def kill(self) -> None:
+        """Stop at once, whatever the workers are busy with."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop scheduler and workers."""
+        with contextlib.suppress(OSError, TimeoutError):
+            self.client.close()
+            self.cluster.close(timeout=5)
+        shutil.rmtree(self._scratch, ignore_errors=True)

@@ -1,0 +1,92 @@
+"""Kinds of clusters that this machine can only play: dask-cuda by a stand-in; and the dashboards of both."""
+
+import sys
+import types
+import urllib.request
+
+import pytest
+
+from cluster import ClusterError, Completed, Resources, open_executor
+
+TWO = Resources(workers=2, gpus=1)
+
+
+class Double:
+    def __call__(self, task: int) -> int:
+        return 2 * task
+
+
+@pytest.fixture
+def dask_cuda(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """A module `dask_cuda` whose cluster takes what dask-cuda documents, and starts plain workers."""
+    from distributed import LocalCluster
+
+    asked: list[dict] = []
+
+    class LocalCUDACluster(LocalCluster):
+        def __init__(
+            self,
+            CUDA_VISIBLE_DEVICES=None,
+            n_workers=None,
+            threads_per_worker=1,
+            memory_limit="auto",
+            local_directory=None,
+            protocol=None,
+            **options,
+        ):
+            asked.append({"devices": CUDA_VISIBLE_DEVICES, "workers": n_workers, "memory": memory_limit, **options})
+            super().__init__(
+                n_workers=n_workers,
+                threads_per_worker=threads_per_worker,
+                memory_limit=memory_limit,
+                local_directory=local_directory,
+                **options,
+            )
+
+    module = types.ModuleType("dask_cuda")
+    module.LocalCUDACluster = LocalCUDACluster  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dask_cuda", module)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    return asked
+
+
+@pytest.mark.storm
+def test_dask_cuda_gets_one_worker_a_device(dask_cuda: list[dict]) -> None:
+    done: list[Completed] = []
+    with open_executor("dask", cuda=True) as executor:
+        executor.run(Double, range(20), resources=TWO, on_done=done.append)
+        assert [(one["devices"], one["workers"], one["memory"]) for one in dask_cuda] == [(["0", "1"], 2, 0)]
+        assert dask_cuda[0]["host"] == "127.0.0.1"
+        executor.run(Double, range(3), resources=Resources(workers=2))
+        assert len(dask_cuda) == 1, "workers without a GPU need no dask-cuda"
+        with pytest.raises(ClusterError, match="one worker a device"):
+            executor.run(Double, range(3), resources=Resources(workers=1, gpus=2))
+        with pytest.raises(ClusterError, match="3 GPUs"):
+            executor.check(Resources(workers=4, gpus=1))
+    assert sorted(c.result for c in done) == list(range(0, 40, 2))
+
+
+def test_without_dask_cuda_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with open_executor("dask", cuda=True) as executor, pytest.raises(ClusterError, match="bdflow\\[gpu\\]"):
+        executor.run(Double, range(3), resources=TWO)
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("kind", ["dask", "ray"])
+def test_dashboards_are_announced_on_the_loopback(kind: str) -> None:
+    said: list[str] = []
+    with open_executor(kind, dashboard="127.0.0.1", announce=said.append) as executor:  # type: ignore[arg-type]
+        executor.run(Double, range(3))
+        executor.run(Double, range(3))
+        (line,) = said
+        words, _, address = line.partition(": ")
+        assert words == f"{kind.capitalize()}'s dashboard"
+        assert address.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(address, timeout=20) as page:
+            assert page.status == 200
+            assert b"<html" in page.read().lower()
+    with open_executor(kind, announce=said.append) as executor:  # type: ignore[arg-type]
+        executor.run(Double, range(3))
+    assert len(said) == 1
