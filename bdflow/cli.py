@@ -166,7 +166,7 @@ def figures(
 def status(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Every store: shape, size on disk, partitions done, sealed or stale and why."""
     pipeline = _pipeline(config, overrides)
-    _console().print(_status_table(pipeline.study.path, pipeline.status()))
+    _console().print(_status_table(str(pipeline.study.path), pipeline.status()))
 
 
 def _console() -> Any:
@@ -177,7 +177,7 @@ def _console() -> Any:
     return console if console.is_terminal else Console(width=200)
 
 
-def _status_table(study: Path, rows: list[Row]) -> Any:
+def _status_table(study: str, rows: list[Row]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
@@ -285,8 +285,9 @@ def demo(
     from bdflow.simulate import SimulateOptions
     from bdflow.simulate import simulate as write
 
-    _say("simulating four subjects in NSD's files ...")
-    write(pipeline.config.nsd.root, SimulateOptions())
+    if isinstance(pipeline.config.nsd.root, Path):
+        _say("simulating four subjects in NSD's files ...")
+        write(pipeline.config.nsd.root, SimulateOptions())
     _fill(pipeline, NAMES, remake)
     typer.echo(f"data    {pipeline.config.nsd.root}   (NSD's files; truth.json tells what was planted)")
     typer.echo(
