@@ -17,7 +17,7 @@ help:
 install: $(VENV)/installed
 
 # what tests of object stores need and what does not go together with the newest of the rest (python-dateutil)
-S3 := 'moto[s3]==5.2.5' boto3==1.43.117 botocore==1.43.117 flask==3.1.3 flask-cors==6.0.0 s3fs==2026.9.0 \
+S3 := 'moto[s3]==5.2.5' boto3==1.43.117 botocore==1.43.117 flask==3.1.3 flask-cors==6.0.5 joserfc==1.8.0 s3fs==2026.9.0 \
 	xarray==2026.9.0 zarr==3.1.6 dask==2026.8.0 obstore==0.12.1
 
 # plain: what a user has who only wants to look at a study

@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 bundle_app = typer.Typer(help="Directories of model weights.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
+fetch_app = typer.Typer(help="Data sets, from where they are published.", no_args_is_help=True)
+app.add_typer(fetch_app, name="fetch")
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
@@ -303,6 +305,57 @@ def recipes() -> None:
 
     for name, path in sorted(shipped().items()):
         typer.echo(f"{name:20} {path}")
+
+
+@fetch_app.callback()
+def _fetch() -> None:
+    pass
+
+
+@fetch_app.command("nsd")
+def fetch_nsd(
+    config: ConfigArgument,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; nsd.root by default.")] = None,
+    source: Annotated[str, typer.Option("--from", metavar="URL", help="A mirror of NSD's bucket.")] = "",
+    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="You have read and accept NSD's terms.")] = False,
+    only_list: Annotated[bool, typer.Option("--list", help="Show the files and their sizes, fetch nothing.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """The files of NSD that a configuration reads, from its public bucket: sized, resumed, verified."""
+    from bdflow import fetch
+    from bdflow.config import load
+    from bdflow.errors import InputError
+
+    settings = load(config, overrides or ())
+    where = to or settings.nsd.root
+    if not isinstance(where, Path):
+        raise InputError("nsd.root", found=f"{where}", expected="a directory", action="say --to DIR")
+    origin = fetch.source_of(source or fetch.SOURCE)
+    job = fetch.Fetch(origin, where, typer.echo)
+    items = fetch.listing(settings, origin)
+    if only_list:
+        for item in items:
+            typer.echo(f"{human(item.size):>10}  {item.name}")
+    total = sum(item.size for item in items)
+    missing = job.missing(items)
+    left = sum(item.size for item in missing)
+    typer.echo(f"{origin}: {len(items)} files, {human(total)}; not yet in {where}: {len(missing)}, {human(left)}")
+    if not only_list and missing:
+        typer.echo(fetch.TERMS)
+        if not (accept_terms or (sys.stdin.isatty() and typer.confirm("Do you accept these terms?"))):
+            raise InputError(
+                str(origin),
+                found="terms of use that were not accepted",
+                expected="that you have read and accepted them",
+                meaning="Nothing was fetched.",
+                action="read them, and answer y, or add --accept-terms",
+            )
+        job.run(missing)
+        typer.echo(f"{where}: {len(items)} files, as {origin} has them")
+    if not any(item.name == fetch.CAPTIONS for item in items) and not (where / fetch.CAPTIONS).is_file():
+        typer.echo(
+            f"{fetch.CAPTIONS} is not among them: NSD does not publish it; docs/nsd.md says where it comes from."
+        )
 
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="`tiny`, or a directory of weights.")]

@@ -6,11 +6,11 @@ changed while it was watched for `STALE` seconds.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import datetime
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -131,7 +131,7 @@ class _Lock:
                 self.version = version
                 continue
             self.lost = _named(found) if found else "nobody (it was deleted)"
-            _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             return
 
     def release(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import io
 import shutil
-from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from zarr.storage import LocalStore
 from stores.errors import StoreError
 from stores.remote import SCHEMES, Bucket, RemoteStore, split_url
 
-BLOCK = 4 * 1024 * 1024
+SHORT, LONG = 256 * 1024, 8 * 1024 * 1024
 KEPT = 8
 
 
@@ -105,15 +104,19 @@ class RemotePath:
             raise FileNotFoundError(2, "No such object", self.url)
         return content
 
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop`, which must be there. Raises FileNotFoundError."""
+        return self._siblings.read_range(self.name, start, stop)
+
     def write_bytes(self, content: bytes) -> int:
         self._siblings.write(self.name, content)
         return len(content)
 
-    def open(self, mode: str = "rb") -> io.BufferedIOBase:
+    def open(self, mode: str = "rb") -> io.BufferedReader:
         """Its bytes, read where and when they are asked for. Raises FileNotFoundError."""
         if mode != "rb":
             raise ValueError(f"{self.url}: mode {mode!r}; objects are opened for reading bytes")
-        return io.BufferedReader(RemoteFile(self._siblings, self.name), 64 * 1024)  # type: ignore[return-value]
+        return io.BufferedReader(RemoteFile(self._siblings, self.name), 8 * 1024)
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """Places below that match, folders included; `*` does not cross a slash."""
@@ -134,8 +137,12 @@ class RemotePath:
 
 
 class RemoteFile(io.RawIOBase):
-    """An object as a file that can be read and sought. It comes in blocks, of which the last used are kept; what is
-    longer than a block comes at once and is not kept.
+    """An object as a file that can be read and sought. It comes in pieces, of which the last used are kept: short ones
+    where reading begins or jumps, longer ones as it goes on.
+
+    Attributes
+    ----------
+    failed : what the object store's last answer was if it was none; libraries that read may say something else.
     """
 
     def __init__(self, bucket: Bucket, name: str) -> None:
@@ -143,7 +150,9 @@ class RemoteFile(io.RawIOBase):
         if meta is None:
             raise FileNotFoundError(2, "No such object", f"{bucket.url}/{name}")
         self.bucket, self.key, self.size, self.at = bucket, name, int(meta["size"]), 0
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self.failed: StoreError | None = None
+        self._pieces: list[tuple[int, bytes]] = []
+        self._next, self._length = -1, SHORT
 
     def readable(self) -> bool:
         return True
@@ -163,24 +172,27 @@ class RemoteFile(io.RawIOBase):
         length = min(len(view), self.size - self.at)
         if length <= 0:
             return 0
-        if length >= BLOCK:
-            view[:length] = self.bucket.read_range(self.key, self.at, self.at + length)
-        else:
-            block = self._block(self.at // BLOCK)
-            start = self.at % BLOCK
-            length = min(length, len(block) - start)
-            view[:length] = block[start : start + length]
+        start, piece = self._piece(length)
+        length = min(length, start + len(piece) - self.at)
+        view[:length] = piece[self.at - start : self.at - start + length]
         self.at += length
         return length
 
-    def _block(self, number: int) -> bytes:
-        if number not in self._blocks:
-            start = number * BLOCK
-            self._blocks[number] = self.bucket.read_range(self.key, start, min(start + BLOCK, self.size))
-            while len(self._blocks) > KEPT:
-                self._blocks.popitem(last=False)
-        self._blocks.move_to_end(number)
-        return self._blocks[number]
+    def _piece(self, length: int) -> tuple[int, bytes]:
+        for number, (start, piece) in enumerate(self._pieces):
+            if start <= self.at < start + len(piece):
+                self._pieces.append(self._pieces.pop(number))
+                return start, piece
+        self._length = min(2 * self._length, LONG) if self.at == self._next else SHORT
+        stop = min(self.at + max(length, self._length), self.size)
+        try:
+            piece = self.bucket.read_range(self.key, self.at, stop)
+        except StoreError as error:
+            self.failed = error
+            raise
+        self._next = stop
+        self._pieces = [*self._pieces[-KEPT:], (self.at, piece)]
+        return self._pieces[-1]
 
 
 AnyPath = Path | RemotePath
@@ -199,6 +211,18 @@ def place(location: str | Path | RemotePath) -> AnyPath:
             "memory://NAME/...\nWhat to do: correct it; a server of your own is s3:// with AWS_ENDPOINT_URL."
         )
     return RemotePath(location)
+
+
+def readable(where: AnyPath) -> Any:
+    """What libraries that read files take: the path, or the object as an open file."""
+    return where.open() if isinstance(where, RemotePath) else where
+
+
+def no_answer(source: Any) -> None:
+    """Raise what the object store said where a library failed to read from `readable`; a path raises nothing."""
+    failed = getattr(getattr(source, "raw", None), "failed", None)
+    if failed is not None:
+        raise failed
 
 
 def zarr_store(where: AnyPath) -> ZarrStore:

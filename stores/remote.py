@@ -170,6 +170,8 @@ class Bucket:
         """Write an object at once, whole; returns its `e_tag` and `version`. `mode` is obstore's: "create", or the
         version that must still be there; AlreadyExistsError and PreconditionError say that this is not so.
         """
+        if isinstance(mode, dict):
+            mode = {what: value for what, value in mode.items() if value is not None}
         return self.again(
             name, lambda: obstore.put(self.store, self.key(name), content, mode=mode, use_multipart=False)
         )
@@ -193,6 +195,12 @@ class Bucket:
         found = self.again(under, lambda: obstore.list_with_delimiter(self.store, prefix))
         folders = [path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"]]
         return sorted(folders), sorted(meta["path"].rsplit("/", 1)[-1] for meta in found["objects"])
+
+    def files(self, under: str = "") -> dict[str, tuple[int, str]]:
+        """Size and ETag of the objects in a folder itself, by name."""
+        prefix = self.key(under) + "/" if self.key(under) else None
+        found = self.again(under, lambda: obstore.list_with_delimiter(self.store, prefix))
+        return {meta["path"].rsplit("/", 1)[-1]: (meta["size"], meta["e_tag"] or "") for meta in found["objects"]}
 
     def delete_below(self, under: str) -> None:
         """Delete all objects below a folder."""

@@ -60,6 +60,8 @@ class Proxy(ThreadingHTTPServer):
     asked : requests by method and path; failed : how many failed, by fault.
     away : while true, connections are closed as they come.
     slowness : seconds of a slow answer.
+    sent : bytes of answers.
+    bucket : URL of a bucket, for tests.
     """
 
     daemon_threads = True
@@ -71,7 +73,7 @@ class Proxy(ThreadingHTTPServer):
         self.chance, self.lock = random.Random(seed), threading.Lock()
         self.asked: Counter[tuple[str, str]] = Counter()
         self.failed: Counter[str] = Counter()
-        self.sent = 0
+        self.sent, self.bucket = 0, ""
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
