@@ -43,6 +43,7 @@ class NSDSettings(Section):
     """Where NSD's files are and which of them are used."""
 
     root: Location
+    captions: Location | None = None
     sessions: Count = 37
     preparation: str = "betas_fithrf_GLMdenoise_RR"
     space: str = "func1pt8mm"
