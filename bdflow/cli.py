@@ -352,10 +352,9 @@ def fetch_nsd(
             )
         job.run(missing)
         typer.echo(f"{where}: {len(items)} files, as {origin} has them")
-    if not any(item.name == fetch.CAPTIONS for item in items) and not (where / fetch.CAPTIONS).is_file():
-        typer.echo(
-            f"{fetch.CAPTIONS} is not among them: NSD does not publish it; docs/nsd.md says where it comes from."
-        )
+    at_hand = settings.nsd.captions or (where / fetch.CAPTIONS).is_file()
+    if not at_hand and not any(item.name == fetch.CAPTIONS for item in items):
+        typer.echo(f"{fetch.CAPTIONS} is not among them: NSD does not publish it (see docs/places.md).")
 
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="`tiny`, or a directory of weights.")]

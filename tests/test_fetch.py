@@ -81,6 +81,8 @@ def test_nsd_in_an_object_store_reads_as_on_disk(nsd, mirror, settings, tmp_path
     with there.stimuli() as a, here.stimuli() as b:
         np.testing.assert_array_equal(a.read(ids), b.read(ids))
     assert there.captions().read(ids) == here.captions().read(ids)
+    apart = NSD(nsd, captions=str(mirror / "COCO_73k_annots_curated.npy"))
+    assert apart.captions().read(ids) == here.captions().read(ids)
     with pytest.raises(InputError, match="nsddata_betas"):
         there.session_path(subject, 9)
     local, remote = (parse(settings(tmp_path, nsd={"root": str(root), "sessions": 3})) for root in (nsd, mirror))
