@@ -74,7 +74,7 @@ class _Trial:
 
     def __init__(self, where: str, patience: Patience) -> None:
         self.where, self.patience, self.pauses = where, patience, patience.pauses()
-        self.began = time.monotonic()
+        self.began, self.failures = time.monotonic(), 0
 
     def pause(self, error: Exception) -> float:
         """Seconds until it is asked again. Raises what the error means where that is not the thing to do."""
@@ -82,9 +82,11 @@ class _Trial:
             raise _refused(self.where, "no such bucket", "one that exists", "make it, or correct the URL") from error
         if isinstance(error, _ANSWERS) or not isinstance(error, (exceptions.BaseError, OSError)):
             raise error
-        if _says(error, "169.254.169.254", "metadata.google.internal"):
-            action = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws (see docs/places.md)"
-            raise _refused(self.where, "no credentials", "those of the object store", action) from error
+        self.failures += 1
+        if self.failures >= 3 and _says(error, "169.254.", "metadata.google.internal"):
+            action = "set the environment's variables, or a profile, as docs/places.md says"
+            found = "no credentials, and no machine's role to take them from"
+            raise _refused(self.where, found, "those of the object store", action) from error
         status = _status(error)
         denied = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
         if denied or (status in (*range(400, 500), 501) and status not in (408, 429)):
@@ -363,7 +365,11 @@ def _opened(scheme: str, bucket: str, timeout: float, given: tuple[tuple[str, An
         options["allow_http"] = True
     once: Any = {"max_retries": 0}
     kind: Any = GCSStore if scheme == "gs" else S3Store
-    return kind(bucket, client_options=options, retry_config=once, **dict(given))
+    try:
+        return kind(bucket, client_options=options, retry_config=once, **dict(given))
+    except Exception as error:
+        action = "correct the credentials (see docs/places.md)"
+        raise _refused(f"{scheme}://{bucket}", _brief(error), "what it can be opened with", action) from error
 
 
 def credentials() -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Proxy(ThreadingHTTPServer):
     Attributes
     ----------
     asked : requests by method and path; failed : how many failed, by fault.
-    away : while true, connections are closed as they come.
+    away : while true, connections are closed as they come; turned_away : how many.
     slowness : seconds of a slow answer.
     sent : bytes of answers.
     bucket : URL of a bucket, for tests.
@@ -73,7 +73,7 @@ class Proxy(ThreadingHTTPServer):
         self.chance, self.lock = random.Random(seed), threading.Lock()
         self.asked: Counter[tuple[str, str]] = Counter()
         self.failed: Counter[str] = Counter()
-        self.sent, self.bucket = 0, ""
+        self.sent, self.turned_away, self.bucket = 0, 0, ""
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -101,6 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass(self) -> None:
         if self.server.away:
+            with self.server.lock:
+                self.server.turned_away += 1
             self._reset()
             return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from stores import Store, Study
+from stores.remote import Bucket, Unreachable
 from tests.conftest import execution, remote_snapshot, snapshot
 from tests.s3 import others
 
@@ -41,6 +42,28 @@ def finish(config: Path, until: str = "evaluate", expected: int = 0) -> str:
 
 def verify(config: Path, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run([BDFLOW, "verify", config, *options], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "slow", "reset before", "reset after", "truncate"])
+def test_every_fault_is_asked_again_as_often_as_is_allowed_and_no_more(s3, monkeypatch, fault):
+    monkeypatch.setenv("BDFLOW_STORE_ATTEMPTS", "3")
+    monkeypatch.setenv("BDFLOW_STORE_TIMEOUT", "1")
+    bucket = Bucket(s3.bucket + "/lab")
+    bucket.write("key", b"0123456789")
+    s3.rate, s3.faults, s3.slowness = 1.0, (fault,), 2
+    with pytest.raises(Unreachable, match="3 attempts"):
+        bucket.read("key")
+    with pytest.raises(Unreachable, match="3 attempts"):
+        bucket.write("other", b"0123456789")
+    with pytest.raises(Unreachable, match="3 attempts"):
+        bucket.head("key")
+    path = "/" + s3.bucket.removeprefix("s3://") + "/lab/"
+    asked = {method: s3.asked[method, path + name] for method, name in (("GET", "key"), ("HEAD", "key"))}
+    assert asked == {"GET": 3, "HEAD": 3}
+    assert s3.asked["PUT", path + "other"] == 3
+    s3.rate = 0.0
+    assert bucket.read("absent") is None
+    assert s3.asked["GET", path + "absent"] == 1, "what is not there is asked for once"
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +158,7 @@ def test_a_store_that_stays_away_ends_the_run_clearly_and_nothing_is_lost(settin
     before = {path: int((study.store(path).markers() > 0).sum()) for path in study.paths()}
     s3.away = True
     assert process.wait(120) == 1
+    assert 4 <= s3.turned_away <= 80, "ten requests at a time, four attempts each, and the lock's"
     said = (tmp_path / "stderr.txt").read_text()
     for words in (
         "found no proper answer in 4 attempts",
