@@ -342,7 +342,7 @@ def fetch_nsd(
     typer.echo(f"{origin}: {len(items)} files, {human(total)}; not yet in {where}: {len(missing)}, {human(left)}")
     if not only_list and missing:
         typer.echo(fetch.TERMS)
-        if not (accept_terms or (sys.stdin.isatty() and typer.confirm("Do you accept these terms?"))):
+        if not (accept_terms or _confirmed("Do you accept these terms?")):
             raise InputError(
                 str(origin),
                 found="terms of use that were not accepted",
@@ -355,6 +355,13 @@ def fetch_nsd(
     at_hand = settings.nsd.captions or (where / fetch.CAPTIONS).is_file()
     if not at_hand and not any(item.name == fetch.CAPTIONS for item in items):
         typer.echo(f"{fetch.CAPTIONS} is not among them: NSD does not publish it (see docs/places.md).")
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        return False
 
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="`tiny`, or a directory of weights.")]

@@ -28,6 +28,7 @@ bdflow cannot accept them for you: read them there. Fetching means that you have
 RECORD = ".bdflow-fetched.json"
 PIECE = 16 * 1024 * 1024
 AT_ONCE = 4
+TELL = 1_000_000_000
 MIB = 1024 * 1024
 PARTS = (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 256, 512)
 """Lengths of parts (MiB) that programs upload large files in."""
@@ -133,8 +134,8 @@ class Fetch:
             )
         for number, item in enumerate(wanted, start=1):
             begun = self._begun(item)
-            note = f", from {begun / 1e6:.1f} MB on" if begun else ""
-            self.say(f"{number} of {len(wanted)}: {item.name} ({item.size / 1e6:.1f} MB{note})")
+            note = f", from {begun:,} on" if begun else ""
+            self.say(f"{number} of {len(wanted)}: {item.name} ({item.size:,} bytes{note})")
             self._bring(item)
         return wanted
 
@@ -167,9 +168,13 @@ class Fetch:
         begun = self._begun(item)
         with partial.open("ab") as file:
             file.truncate(begun)
+            done = begun
             for piece in self._pieces(item, begun):
                 file.write(piece)
                 file.flush()
+                if (done + len(piece)) // TELL > done // TELL:
+                    self.say(f"  {(done + len(piece)) / 1e9:.1f} of {item.size / 1e9:.1f} GB")
+                done += len(piece)
             os.fsync(file.fileno())
         if verified(partial, item) is False:
             partial.unlink()

@@ -150,7 +150,7 @@ def test_a_file_cut_off_goes_on_and_one_of_another_version_begins_anew(mirror, c
     partial.write_bytes(whole[:5555])
     job.run([item])
     assert (tmp_path / item.name).read_bytes() == whole
-    assert "from 0.0 MB on" in said[0]
+    assert "from 5,555 on" in said[0]
     other = fetch.Item(item.name, item.size, "another")
     assert job._partial(other) != partial
 
@@ -193,14 +193,19 @@ def test_terms_are_shown_and_nothing_comes_before_they_are_accepted(mirror, sett
     assert listed.exit_code == 0
     assert "nsd_stimuli.hdf5" in listed.output
     assert not (tmp_path / "nsd").exists()
-    refused = CliRunner().invoke(app, command)
-    assert isinstance(refused.exception, InputError)
-    assert "terms of use that were not accepted" in str(refused.exception)
-    assert "naturalscenesdataset.org" in refused.output
-    assert not (tmp_path / "nsd").exists()
-    done = CliRunner().invoke(app, [*command, "--accept-terms"])
+    for answer in ("", "n\n"):
+        refused = CliRunner().invoke(app, command, input=answer)
+        assert isinstance(refused.exception, InputError)
+        assert "terms of use that were not accepted" in str(refused.exception)
+        assert "naturalscenesdataset.org" in refused.output
+        assert not (tmp_path / "nsd").exists()
+    done = CliRunner().invoke(app, command, input="y\n")
     assert done.exit_code == 0, done.output
     assert "as memory://fetch-mirror/nsd has them" in done.output
+    nothing = CliRunner().invoke(app, command)
+    assert nothing.exit_code == 0, "what is there needs no terms"
+    shutil.rmtree(tmp_path / "nsd")
+    assert CliRunner().invoke(app, [*command, "--accept-terms"]).exit_code == 0
 
 
 # --- against a server ------------------------------------------------------------------------------------------
