@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -18,7 +19,7 @@ from bdflow.cli import app
 from bdflow.config import parse
 from bdflow.errors import InputError
 from bdflow.ingest import Dataset, provenances
-from bdflow.nsd import NSD, identity, voxel_mask
+from bdflow.nsd import NSD, identity, open_session, voxel_mask
 from bdflow.pipeline import Pipeline
 from stores import Study
 from stores.place import RemotePath, place
@@ -110,6 +111,30 @@ def test_a_session_is_streamed_and_damage_is_told_from_silence(nsd, mirror, monk
         with pytest.raises(Unreachable):
             read()
     assert identity(path) != ""
+
+
+@pytest.mark.parametrize("chunks", [(40, 1, 1, 1), None])
+def test_hdf5_sessions_are_read_by_ranges(tmp_path, monkeypatch, chunks):
+    betas = np.random.default_rng(0).integers(-999, 999, (40, 5, 6, 7)).astype("i2")
+    with h5py.File(tmp_path / "s.hdf5", "w") as file:
+        file.create_dataset("betas", data=betas, chunks=chunks)
+    remote = place(f"memory://fetch-hdf5-{chunks is None}/betas_session01.hdf5")
+    remote.write_bytes((tmp_path / "s.hdf5").read_bytes())
+    mask = np.random.default_rng(1).random((7, 6, 5)) < 0.3
+    found, expected = (open_session(path).read_masked(mask) for path in (remote, tmp_path / "s.hdf5"))
+    np.testing.assert_array_equal(found, expected)
+    session = open_session(remote)
+    with session._open() as dataset:
+        source = session._dataset.source
+
+        def silent(self, name, start, stop):
+            raise Unreachable("no answer")
+
+        monkeypatch.setattr("stores.remote.Bucket.read_range", silent)
+        source.raw._pieces.clear()
+        source.seek(0, 2)
+        with pytest.raises(Unreachable):
+            session._read(dataset, np.s_[:])
 
 
 # --- what is fetched -------------------------------------------------------------------------------------------
