@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from stores.errors import StoreError
 from stores.place import RemotePath
 from stores.remote import Bucket
 
+log = logging.getLogger(__name__)
 BEAT = 10.0
 STALE = 45.0
 _TAKEN = (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError)
@@ -49,11 +51,7 @@ def lease(where: RemotePath, command: str = "") -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if lock.lost:
-            raise StoreError(
-                f"{where}: found its lock taken over by {lock.lost}; expected to hold it to the end.\n"
-                f"It could not be renewed for {STALE:.0f} s, so that this run was taken for dead, and stopped now.\n"
-                "What to do: leave the study to the other run. Nothing that is marked as written is lost."
-            ) from None
+            raise lock.taken() from None
         raise
     finally:
         lock.stopped.set()
@@ -131,8 +129,18 @@ class _Lock:
                 self.version = version
                 continue
             self.lost = _named(found) if found else "nobody (it was deleted)"
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
+            if ignored:
+                log.error("%s", self.taken())
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if ignored else signal.SIGINT)
             return
+
+    def taken(self) -> StoreError:
+        return StoreError(
+            f"{self.where}: found its lock taken over by {self.lost}; expected to hold it to the end.\n"
+            f"It could not be renewed for {STALE:.0f} s, so that this run was taken for dead, and stopped now.\n"
+            "What to do: leave the study to the other run. Nothing that is marked as written is lost."
+        )
 
     def release(self) -> None:
         """Give it back; where the object store does not answer now, it goes stale."""

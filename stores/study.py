@@ -46,6 +46,11 @@ class Study:
 
     def __init__(self, location: str | Path | RemotePath) -> None:
         self.path: AnyPath = place(location)
+        if isinstance(self.path, RemotePath) and not self.path.name:
+            raise StoreError(
+                f"{self.path}: found a whole bucket; expected a place in it, such as {self.path}/study.zarr.\n"
+                "The lock of a study lies beside it.\nWhat to do: correct `study` in the configuration."
+            )
 
     @property
     def _backend(self) -> ZarrStore:

@@ -270,6 +270,8 @@ def test_foreign_directories_and_unknown_urls_are_refused(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "precious"
     with pytest.raises(StoreError, match="URL of an unknown kind"):
         Study("ftp://bucket/study.zarr")
+    with pytest.raises(StoreError, match="a whole bucket"):
+        Study("s3://bucket/")
     with pytest.raises(NotReady, match="no study there"):
         Study(tmp_path / "none.zarr").root()
 
