@@ -283,11 +283,8 @@ class RemoteStore(Store):
         except FileNotFoundError:
             return
 
-    async def _below(self, prefix: str) -> list[str]:
-        return [key for key in await asyncio.to_thread(self.bucket.sizes) if key.startswith(prefix)]
-
     async def list(self) -> AsyncIterator[str]:
-        for key in await self._below(""):
+        for key in await asyncio.to_thread(self.bucket.sizes):
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
