@@ -322,39 +322,10 @@ def fetch_nsd(
     overrides: SetOption = None,
 ) -> None:
     """The files of NSD that a configuration reads, from its public bucket: sized, resumed, verified."""
-    from bdflow import fetch
     from bdflow.config import load
-    from bdflow.errors import InputError
+    from bdflow.fetch import SOURCE, command
 
-    settings = load(config, overrides or ())
-    where = to or settings.nsd.root
-    if not isinstance(where, Path):
-        raise InputError("nsd.root", found=f"{where}", expected="a directory", action="say --to DIR")
-    origin = fetch.source_of(source or fetch.SOURCE)
-    job = fetch.Fetch(origin, where, typer.echo)
-    items = fetch.listing(settings, origin)
-    if only_list:
-        for item in items:
-            typer.echo(f"{human(item.size):>10}  {item.name}")
-    total = sum(item.size for item in items)
-    missing = job.missing(items)
-    left = sum(item.size for item in missing)
-    typer.echo(f"{origin}: {len(items)} files, {human(total)}; not yet in {where}: {len(missing)}, {human(left)}")
-    if not only_list and missing:
-        typer.echo(fetch.TERMS)
-        if not (accept_terms or _confirmed("Do you accept these terms?")):
-            raise InputError(
-                str(origin),
-                found="terms of use that were not accepted",
-                expected="that you have read and accepted them",
-                meaning="Nothing was fetched.",
-                action="read them, and answer y, or add --accept-terms",
-            )
-        job.run(missing)
-        typer.echo(f"{where}: {len(items)} files, as {origin} has them")
-    at_hand = settings.nsd.captions or (where / fetch.CAPTIONS).is_file()
-    if not at_hand and not any(item.name == fetch.CAPTIONS for item in items):
-        typer.echo(f"{fetch.CAPTIONS} is not among them: NSD does not publish it (see docs/places.md).")
+    command(load(config, overrides or ()), to, source or SOURCE, typer.echo, accept_terms or _confirmed, only_list)
 
 
 def _confirmed(question: str) -> bool:

@@ -44,6 +44,40 @@ class Item:
     e_tag: str
 
 
+def command(
+    config: Config, to: Path | None, source: str, say: Say, accept: bool | Callable[[str], bool], only_list: bool
+) -> None:
+    """What `bdflow fetch nsd` does: list, or show the terms, have them accepted, and fetch what is missing.
+
+    Raises InputError, StoreError, as `Fetch.run`; InputError also if the terms are not accepted.
+    """
+    where = to or config.nsd.root
+    if not isinstance(where, Path):
+        raise InputError("nsd.root", found=f"{where}", expected="a directory", action="say --to DIR")
+    origin = source_of(source)
+    job, items = Fetch(origin, where, say), listing(config, origin)
+    if only_list:
+        for item in items:
+            say(f"{item.size:>16,}  {item.name}")
+    missing = job.missing(items)
+    total, left = (sum(item.size for item in some) / 1e9 for some in (items, missing))
+    say(f"{origin}: {len(items)} files, {total:.3f} GB; not yet in {where}: {len(missing)}, {left:.3f} GB")
+    if missing and not only_list:
+        say(TERMS)
+        if not (accept if isinstance(accept, bool) else accept("Do you accept these terms?")):
+            raise InputError(
+                str(origin),
+                found="terms of use that were not accepted",
+                expected="that you have read and accepted them",
+                meaning="Nothing was fetched.",
+                action="read them, and answer y, or add --accept-terms",
+            )
+        job.run(missing)
+        say(f"{where}: {len(items)} files, as {origin} has them")
+    if not (config.nsd.captions or (where / CAPTIONS).is_file() or any(item.name == CAPTIONS for item in items)):
+        say(f"{CAPTIONS} is not among them: NSD does not publish it (see docs/places.md).")
+
+
 def source_of(url: str) -> RemotePath:
     """The root to fetch from. Raises InputError for anything but a URL of an object store."""
     source = place(url)
