@@ -16,6 +16,10 @@ help:
 
 install: $(VENV)/installed
 
+# what tests of object stores need and what does not go together with the newest of the rest (python-dateutil)
+S3 := 'moto[s3]==5.2.5' boto3==1.43.117 botocore==1.43.117 flask==3.1.3 flask-cors==6.0.5 joserfc==1.8.0 s3fs==2026.9.0 \
+	xarray==2026.9.0 zarr==3.1.6 dask==2026.8.0 obstore==0.12.1
+
 # plain: what a user has who only wants to look at a study
 # dask-kubernetes: for the schema of its manifests alone, without what its operator needs
 # torchvision lies apart: tests use its architectures, and transformers breaks where its compiled part does not load
@@ -27,6 +31,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) --no-deps dask-kubernetes
 	$(PYTHON) -m venv $(VENV)/plain
 	$(VENV)/plain/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt xarray zarr dask
+	$(PYTHON) -m venv $(VENV)/s3
+	$(VENV)/s3/bin/python -m pip install --quiet --disable-pip-version-check $(S3)
 	touch $@
 
 demo: install

@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 bundle_app = typer.Typer(help="Directories of model weights.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
+fetch_app = typer.Typer(help="Data sets, from where they are published.", no_args_is_help=True)
+app.add_typer(fetch_app, name="fetch")
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
@@ -195,12 +197,12 @@ def status(
     """Every store: shape, size on disk, partitions done, sealed or stale and why; or, by stage, what it took."""
     pipeline = _pipeline(config, overrides)
     if timings:
-        _console().print(_timings_table(pipeline.study.path, pipeline.timings()))
+        _console().print(_timings_table(str(pipeline.study.path), pipeline.timings()))
     else:
-        _console().print(_status_table(pipeline.study.path, pipeline.status()))
+        _console().print(_status_table(str(pipeline.study.path), pipeline.status()))
 
 
-def _timings_table(study: Path, rows: Sequence[Timing]) -> Any:
+def _timings_table(study: str, rows: Sequence[Timing]) -> Any:
     from rich.table import Table
 
     from bdflow.report_tables import duration
@@ -225,7 +227,7 @@ def _console() -> Any:
     return console if console.is_terminal else Console(width=200)
 
 
-def _status_table(study: Path, rows: list[Row]) -> Any:
+def _status_table(study: str, rows: list[Row]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
@@ -333,8 +335,9 @@ def demo(
     from bdflow.simulate import SimulateOptions
     from bdflow.simulate import simulate as write
 
-    _say("simulating four subjects in NSD's files ...")
-    write(pipeline.config.nsd.root, SimulateOptions())
+    if isinstance(pipeline.config.nsd.root, Path):
+        _say("simulating four subjects in NSD's files ...")
+        write(pipeline.config.nsd.root, SimulateOptions())
     _fill(pipeline, NAMES, remake)
     typer.echo(f"data    {pipeline.config.nsd.root}   (NSD's files; truth.json tells what was planted)")
     typer.echo(
@@ -350,6 +353,34 @@ def recipes() -> None:
 
     for name, path in sorted(shipped().items()):
         typer.echo(f"{name:20} {path}")
+
+
+@fetch_app.callback()
+def _fetch() -> None:
+    pass
+
+
+@fetch_app.command("nsd")
+def fetch_nsd(
+    config: ConfigArgument,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; nsd.root by default.")] = None,
+    source: Annotated[str, typer.Option("--from", metavar="URL", help="A mirror of NSD's bucket.")] = "",
+    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="You have read and accept NSD's terms.")] = False,
+    only_list: Annotated[bool, typer.Option("--list", help="Show the files and their sizes, fetch nothing.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """The files of NSD that a configuration reads, from its public bucket: sized, resumed, verified."""
+    from bdflow.config import load
+    from bdflow.fetch import SOURCE, command
+
+    command(load(config, overrides or ()), to, source or SOURCE, typer.echo, accept_terms or _confirmed, only_list)
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        return False
 
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="`tiny`, or a directory of weights.")]

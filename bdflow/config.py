@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from bdflow.errors import InputError
 
@@ -23,6 +23,18 @@ SPACES: tuple[str, ...] = ("vdvae", "clip_vision", "clip_text")
 Count = Annotated[int, Field(ge=1)]
 
 
+def _path_or_url(value: Any) -> Any:
+    if not isinstance(value, str) or "://" not in value:
+        return Path(value) if isinstance(value, str) else value
+    if not value.startswith(("s3://", "gs://", "memory://")):
+        raise ValueError("a URL other than s3://, gs:// or memory://")
+    return value.rstrip("/")
+
+
+Location = Annotated[Path | str, BeforeValidator(_path_or_url)]
+"""A path, or (then it is a str) the URL of an object store."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -30,7 +42,8 @@ class Section(BaseModel):
 class NSDSettings(Section):
     """Where NSD's files are and which of them are used."""
 
-    root: Path
+    root: Location
+    captions: Location | None = None
     sessions: Count = 37
     preparation: str = "betas_fithrf_GLMdenoise_RR"
     space: str = "func1pt8mm"
@@ -232,9 +245,11 @@ class ClusterSettings(Section):
 
 
 class Config(Section):
-    """One study. Paths are relative to the directory the command is given in."""
+    """One study. Paths are relative to the directory the command is given in. The study and NSD may lie in an object
+    store (docs/places.md).
+    """
 
-    study: Path
+    study: Location
     seed: int = 0
     subjects: Annotated[tuple[str, ...], Field(min_length=1)] = ("subj01", "subj02", "subj05", "subj07")
     nsd: NSDSettings
@@ -332,6 +347,17 @@ def parse(content: dict[str, Any], where: object = "configuration") -> Config:
             meaning="These are the average of all subjects and the upper bound.",
             action="rename the subject",
         )
+    stages = [name for name, value in config.execution if isinstance(value, StageExecution)]
+    elsewhere = [name for name in stages if getattr(config.execution, name).executor != "serial"]
+    in_memory = [key for key, at in (("study", config.study), ("nsd.root", config.nsd.root)) if _in_memory(at)]
+    if elsewhere and in_memory:
+        raise InputError(
+            where,
+            found=f"`{in_memory[0]}` in memory://, and stages on other executors than serial: {', '.join(elsewhere)}",
+            expected="serial for every stage",
+            meaning="Other processes do not see this one's memory.",
+            action="set execution.STAGE.executor to serial, or choose another place",
+        )
     if len(set(config.subjects)) < len(config.subjects):
         raise InputError(
             where,
@@ -340,6 +366,10 @@ def parse(content: dict[str, Any], where: object = "configuration") -> Config:
             action="drop the repeated one",
         )
     return config
+
+
+def _in_memory(location: Path | str) -> bool:
+    return isinstance(location, str) and location.startswith("memory://")
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -31,6 +31,7 @@ class Dataset:
             preparation=settings.preparation,
             space=settings.space,
             betas_format=settings.betas_format,
+            captions=settings.captions,
         )
 
     @cached_property

@@ -4,6 +4,7 @@ Layout and content: the NSD data manual. Every count (subjects, trials, stimuli,
 files. What cannot be used raises `bdflow.errors.InputError`, naming the file.
 """
 
+import gzip
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
@@ -18,6 +19,8 @@ from bdflow.errors import InputError
 from bdflow.nsd_betas import BetaSession, Hdf5Session, NiftiSession, open_session
 from bdflow.nsd_design import Design, Split, split_stimuli, stimulus_order, subject_index
 from bdflow.nsd_stimuli import Captions, Stimuli, missing
+from stores.errors import StoreError
+from stores.place import AnyPath, RemotePath, place
 
 __all__ = [
     "NSD",
@@ -65,7 +68,7 @@ class Volume:
 
     data: np.ndarray
     affine: np.ndarray
-    path: Path
+    path: AnyPath
 
 
 def roi_labels(name: str) -> dict[int, str]:
@@ -86,7 +89,7 @@ def noise_ceiling(ncsnr: np.ndarray, n_repeats: float) -> np.ndarray:
     return 100 * squared / (squared + 1 / n_repeats)
 
 
-def voxel_mask(volume: Volume, path: str | Path | None = None) -> np.ndarray:
+def voxel_mask(volume: Volume, path: str | AnyPath | None = None) -> np.ndarray:
     """Voxels inside the ROI, (x, y, z) bool: label > 0 (-1 is "not cortex"). InputError if there is none."""
     mask = volume.data > 0
     if not mask.any():
@@ -100,21 +103,25 @@ def voxel_mask(volume: Volume, path: str | Path | None = None) -> np.ndarray:
     return mask
 
 
-def identity(path: str | Path) -> str:
+def identity(path: str | AnyPath) -> str:
     """A cheap identity of a file's content: its size, and a digest of its first and last 64 KiB.
 
     Files up to 128 KiB are read whole. A gzip file ends with the CRC32 and the length of all it holds, so for
     ``.nii.gz`` the digest depends on every beta; for other large files a change in the middle alone goes
     unseen.
     """
-    path = Path(path)
+    path = place(path)
     edge = 64 * 1024
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            content = file.read(edge)
-            file.seek(max(len(content), size - edge))
-            content += file.read()
+        if isinstance(path, RemotePath):
+            content = path.read_range(0, min(size, edge)) if size else b""
+            content += path.read_range(max(edge, size - edge), size) if size > edge else b""
+        else:
+            with path.open("rb") as file:
+                content = file.read(edge)
+                file.seek(max(len(content), size - edge))
+                content += file.read()
     except OSError as error:
         raise missing(path, "an input file", f"({error.strerror})") from error
     return f"{size}:{hashlib.blake2b(content, digest_size=16).hexdigest()}"
@@ -125,7 +132,8 @@ class NSD:
 
     Parameters
     ----------
-    root : the folder that holds ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``.
+    root : the folder that holds ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``, or its URL in an object
+        store; files are then streamed from there.
     preparation : version of the betas, a folder's name.
     space : ``func1pt8mm`` or ``func1mm``.
     betas_format : ``nii.gz``, ``hdf5``, or ``auto`` (whichever is there; ``nii.gz`` where both are).
@@ -134,14 +142,14 @@ class NSD:
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | AnyPath,
         *,
         preparation: str = PREPARATION,
         space: str = SPACE,
         betas_format: str = "auto",
-        captions: str | Path | None = None,
+        captions: str | AnyPath | None = None,
     ) -> None:
-        self.root = Path(root)
+        self.root = place(root)
         if not self.root.is_dir():
             raise missing(self.root, "the folder that holds nsddata, nsddata_betas and nsddata_stimuli")
         formats = {"auto": (".nii.gz", ".hdf5"), "nii.gz": (".nii.gz",), "hdf5": (".hdf5",)}
@@ -156,7 +164,7 @@ class NSD:
         self._endings = formats[betas_format]
         self.design_path = self.root / DESIGN
         self.stimuli_path = self.root / STIMULI
-        self.captions_path = Path(captions) if captions is not None else self.root / CAPTIONS
+        self.captions_path = place(captions) if captions is not None else self.root / CAPTIONS
 
     def design(self) -> Design:
         """The experimental design. Raises InputError."""
@@ -167,12 +175,12 @@ class NSD:
         found = self.root.glob(f"nsddata_betas/ppdata/subj*/{self.space}/{self.preparation}")
         return sorted(path.parents[1].name for path in found)
 
-    def betas_folder(self, subject: str) -> Path:
+    def betas_folder(self, subject: str) -> AnyPath:
         """Where a subject's betas are."""
         subject_index(subject)
         return self.root / "nsddata_betas/ppdata" / subject / self.space / self.preparation
 
-    def session_path(self, subject: str, session: int) -> Path:
+    def session_path(self, subject: str, session: int) -> AnyPath:
         """The file of a session (counted from 1). Raises InputError if there is none."""
         folder = self.betas_folder(subject)
         paths = [folder / f"betas_session{session:02d}{ending}" for ending in self._endings]
@@ -272,20 +280,27 @@ class NSD:
         with self.stimuli() as stimuli:
             return Captions(self.captions_path, count=stimuli.count)
 
-    def _roi_folder(self, subject: str) -> Path:
+    def _roi_folder(self, subject: str) -> AnyPath:
         subject_index(subject)
         return self.root / "nsddata/ppdata" / subject / self.space / "roi"
 
 
+def _remote_volume(path: RemotePath) -> nib.Nifti1Image:
+    content = path.read_bytes()
+    return nib.Nifti1Image.from_bytes(gzip.decompress(content) if path.suffix == ".gz" else content)
+
+
 def read_volume(
-    path: Path, expected: str = "a NIfTI volume", action: str = "fetch the file again."
+    path: AnyPath, expected: str = "a NIfTI volume", action: str = "fetch the file again."
 ) -> tuple[np.ndarray, np.ndarray]:
     """A three-dimensional NIfTI volume as float64, and its affine. Raises InputError, with these words."""
     if not path.is_file():
         raise missing(path, "a volume of NSD")
     try:
-        image: Any = nib.load(path)
+        image: Any = nib.load(path) if isinstance(path, Path) else _remote_volume(path)
         data = np.asarray(image.dataobj, np.float64)
+    except StoreError:
+        raise
     except Exception as error:
         raise InputError(
             path,

@@ -8,7 +8,6 @@ voxels are read there.
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -17,6 +16,7 @@ import numpy as np
 from isal import igzip_lib
 
 from bdflow.errors import InputError
+from stores.place import AnyPath, no_answer, place, readable
 
 _PIECE = 512 * 1024  # packed bytes read at once
 _BLOCK = 16 * 1024 * 1024  # bytes held at once when reading HDF5
@@ -36,7 +36,7 @@ class BetaSession(ABC):
     affine : (4, 4) voxel to millimetre, or None where the file holds none (HDF5).
     """
 
-    path: Path
+    path: AnyPath
     shape: tuple[int, int, int]
     n_trials: int
     dtype: np.dtype
@@ -86,8 +86,8 @@ class BetaSession(ABC):
 class NiftiSession(BetaSession):
     """A session in a gzip-compressed NIfTI file; the stream is unpacked with ISA-L and checked to its end."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | AnyPath) -> None:
+        self.path = place(path)
         with _Gunzip(self.path) as stream:
             header = self._read_header(stream)
         shape = header.get_data_shape()
@@ -206,9 +206,9 @@ class _Gunzip:
     the stream ends before its trailer, IsalError where it is damaged, OSError where other data follow it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         try:
-            self._file = path.open("rb")
+            self._file: Any = path.open("rb")
         except OSError as error:
             raise InputError(
                 path, found=f"no readable file ({error})", expected="a session's betas", action=_FETCH_AGAIN
@@ -262,8 +262,8 @@ class _Gunzip:
 class Hdf5Session(BetaSession):
     """A session in NSD's HDF5 layout: dataset ``betas`` (trial, z, y, x), stored as one chunk per voxel."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | AnyPath) -> None:
+        self.path = place(path)
         self.affine = None
         with self._open() as betas:
             trials, nz, ny, nx = (int(n) for n in betas.shape)
@@ -311,6 +311,7 @@ class Hdf5Session(BetaSession):
         try:
             return betas[where].astype(self.dtype, copy=False)
         except OSError as error:
+            no_answer(self._dataset.source)
             raise InputError(
                 f"{self.path}, betas[{where}]",
                 found=f"data that cannot be read ({error})",
@@ -320,19 +321,22 @@ class Hdf5Session(BetaSession):
             ) from error
 
     def _open(self) -> "_OpenDataset":
-        return _OpenDataset(self.path)
+        self._dataset = _OpenDataset(self.path)
+        return self._dataset
 
 
 class _OpenDataset:
     """Context manager: the validated ``betas`` dataset of an HDF5 file that is closed on leaving."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: AnyPath) -> None:
+        self.path, self.source = path, None
 
     def __enter__(self) -> h5py.Dataset:
         try:
-            self.file = h5py.File(self.path, "r")
+            self.source = readable(self.path)
+            self.file = h5py.File(self.source, "r")
         except OSError as error:
+            no_answer(self.source)
             raise InputError(
                 self.path,
                 found=f"no readable HDF5 file ({error})",
@@ -357,9 +361,9 @@ class _OpenDataset:
         self.file.close()
 
 
-def open_session(path: str | Path) -> BetaSession:
+def open_session(path: str | AnyPath) -> BetaSession:
     """Open a session's betas, ``.nii.gz`` or ``.hdf5``; only its header is read. Raises InputError."""
-    path = Path(path)
+    path = place(path)
     if path.name.endswith(".nii.gz"):
         return NiftiSession(path)
     if path.suffix == ".hdf5":

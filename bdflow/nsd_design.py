@@ -12,6 +12,8 @@ import numpy as np
 import scipy.io
 
 from bdflow.errors import InputError
+from stores.errors import StoreError
+from stores.place import AnyPath, place, readable
 
 _KEYS = ("masterordering", "subjectim", "sharedix")
 
@@ -45,7 +47,7 @@ class Design:
     masterordering: np.ndarray
     subjectim: np.ndarray
     sharedix: np.ndarray
-    path: Path
+    path: AnyPath
 
     def __post_init__(self) -> None:
         n_subjects, n_positions = self.subjectim.shape
@@ -71,9 +73,9 @@ class Design:
             )
 
     @classmethod
-    def read(cls, path: str | Path) -> "Design":
+    def read(cls, path: str | AnyPath) -> "Design":
         """Read ``nsd_expdesign.mat``. Raises InputError for a missing file or key, impossible indices."""
-        path = Path(path)
+        path = place(path)
         if not path.is_file():
             raise InputError(
                 path,
@@ -82,7 +84,9 @@ class Design:
                 action="fetch nsd_expdesign.mat into this folder, or check the NSD root.",
             )
         try:
-            content = scipy.io.loadmat(path, variable_names=_KEYS)
+            content = scipy.io.loadmat(readable(path), variable_names=_KEYS)
+        except StoreError:
+            raise
         except Exception as error:
             raise InputError(
                 path,
@@ -225,7 +229,7 @@ def stimulus_order(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids[order], np.where(is_test, "test", "train")[order], owner[order]
 
 
-def _integers(path: Path, key: str, values: np.ndarray) -> np.ndarray:
+def _integers(path: AnyPath, key: str, values: np.ndarray) -> np.ndarray:
     numbers = np.asarray(values)
     if numbers.dtype.kind not in "iuf" or numbers.ndim != 2 or numbers.size == 0 or (numbers % 1 != 0).any():
         raise InputError(

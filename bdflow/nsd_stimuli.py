@@ -1,5 +1,6 @@
 """The images and captions of NSD's stimuli, read by 0-based nsd_id."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import h5py
 import numpy as np
 
 from bdflow.errors import InputError
+from stores.place import AnyPath, no_answer, place, readable
 
 
 class Stimuli:
@@ -19,13 +21,15 @@ class Stimuli:
     shape : (y, x, rgb) of an image (NSD: 425, 425, 3).
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | AnyPath) -> None:
+        self.path = place(path)
         if not self.path.is_file():
             raise missing(self.path, "NSD's stimuli")
+        self._source = readable(self.path)
         try:
-            self._file = h5py.File(self.path, "r")
+            self._file = h5py.File(self._source, "r")
         except OSError as error:
+            no_answer(self._source)
             raise InputError(
                 self.path,
                 found=f"no readable HDF5 file ({error})",
@@ -60,6 +64,7 @@ class Stimuli:
                 try:
                     block = self._brick[part[0] : part[-1] + 1]
                 except OSError as error:
+                    no_answer(self._source)
                     raise InputError(
                         f"{self.path}, images {part[0]} to {part[-1]}",
                         found=f"data that cannot be read ({error})",
@@ -82,7 +87,8 @@ class Stimuli:
 
 
 class Captions:
-    """Captions of the stimuli, memory-mapped: a ``.npy`` of unicode (stimulus, caption), unused ones empty.
+    """Captions of the stimuli, a ``.npy`` of unicode (stimulus, caption), unused ones empty; memory-mapped, or read
+    whole from an object store.
 
     Attributes
     ----------
@@ -90,12 +96,16 @@ class Captions:
     per_stimulus : most captions a stimulus can have (NSD: 5).
     """
 
-    def __init__(self, path: str | Path, *, count: int | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | AnyPath, *, count: int | None = None) -> None:
+        self.path = place(path)
         if not self.path.is_file():
             raise missing(self.path, "the captions")
         try:
-            self._array: Any = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            self._array: Any = (
+                np.load(self.path, mmap_mode="r", allow_pickle=False)
+                if isinstance(self.path, Path)
+                else np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False)
+            )
         except (OSError, ValueError, EOFError) as error:
             raise InputError(
                 self.path,
@@ -128,7 +138,7 @@ class Captions:
         return [[str(text) for text in self._array[i] if text.strip()] for i in ids]
 
 
-def _check_ids(nsd_ids: Sequence[int] | np.ndarray, count: int, path: Path) -> np.ndarray:
+def _check_ids(nsd_ids: Sequence[int] | np.ndarray, count: int, path: AnyPath) -> np.ndarray:
     ids = np.asarray(nsd_ids, dtype=np.int64).ravel()
     outside = ids[(ids < 0) | (ids >= count)]
     if outside.size:
@@ -141,7 +151,7 @@ def _check_ids(nsd_ids: Sequence[int] | np.ndarray, count: int, path: Path) -> n
     return ids
 
 
-def missing(path: Path, what: str, more: str = "") -> InputError:
+def missing(path: AnyPath, what: str, more: str = "") -> InputError:
     """The error of a file that is not there."""
     return InputError(
         path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from cluster.on_slurm import Slurm
 from cluster.progress import Progress
 from stores import CorruptChunk, NotReady, Provenance, State, Study
 from stores.journal import Journal, entries
+from stores.lease import lease
+from stores.place import RemotePath
 from stores.space import look
 
 STAGES: dict[str, Any] = {
@@ -85,9 +87,8 @@ class Pipeline:
         InputError, StoreError, ClusterError : as each says; what is written stays valid.
         """
         context = self.context()
-        self.study.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            stack.enter_context(exclusive(self.study.path))
+            stack.enter_context(self._alone(command))
             self._clear_stale(context, stages, remake)
             self.study.create("bdflow study", {"configuration": self.config.science()})
             filler = _Filler(context, Journal(self.study.path, command), self.say, stack)
@@ -98,6 +99,14 @@ class Pipeline:
             self.study.consolidate()
             if "report" in stages:
                 self._report(context)
+
+    def _alone(self, command: str) -> AbstractContextManager[None]:
+        """The lock of the study: of a directory the kernel's, in an object store an object."""
+        path = self.study.path
+        if isinstance(path, RemotePath):
+            return lease(path, command)
+        path.mkdir(parents=True, exist_ok=True)
+        return exclusive(path)
 
     def _report(self, context: Context) -> None:
         from bdflow import report
@@ -186,7 +195,7 @@ class Pipeline:
         if not self.study.exists:
             self.study.root()
         with ExitStack() as stack:
-            stack.enter_context(exclusive(self.study.path))
+            stack.enter_context(self._alone(command))
             found = [damage for path in self.study.paths() for damage in self.study.store(path).damage()]
             if repair and found:
                 foreign = [damage for damage in found if damage.store not in context.expected]

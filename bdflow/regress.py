@@ -31,6 +31,7 @@ from bdflow.ridge_plan import Extent, Plan, plan
 from bdflow.solver import Solver, clear
 from bdflow.stage import Context, Expected, Work, missing_in_any
 from stores import Provenance, Store, catalog, text
+from stores.place import AnyPath, place
 
 NAME = "regress"
 
@@ -345,6 +346,7 @@ def _declare_weights(context: Context, subject: str, space: str, responses: Stor
     )
 
 
-def scratch_of(study: Path) -> Path:
+def scratch_of(study: Path | str) -> AnyPath:
     """Where factors larger than memory are kept while they are needed."""
-    return study.with_name(study.name + ".scratch")
+    path = place(study)
+    return path.with_name(path.name + ".scratch")

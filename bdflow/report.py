@@ -182,7 +182,7 @@ def _check_place(context: Context, target: Path) -> None:
                 action="choose another `report.path` in the configuration, or move what is there away",
             )
     for key, path in (("study", context.study.path), ("nsd.root", context.config.nsd.root)):
-        if path.resolve().is_relative_to(target):
+        if isinstance(path, Path) and path.resolve().is_relative_to(target):
             raise InputError(
                 target,
                 found=f"`{key}` ({path}) inside `report.path`",

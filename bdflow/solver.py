@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from bdflow.device import to_device
 from bdflow.ridge_blocks import Scratch
 from bdflow.ridge_plan import Plan
 from stores import Provenance, Store, Study, catalog
+from stores.place import AnyPath, remove_tree
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Solver:
     responses: Store
     system: Store
     plan: Plan
-    scratch: Path
+    scratch: AnyPath
     device: str = "cpu"
     _held: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -182,6 +181,6 @@ def as_slice(rows: np.ndarray) -> slice | np.ndarray:
     return slice(int(rows[0]), int(rows[0]) + len(rows)) if run else rows
 
 
-def clear(scratch: Path) -> None:
+def clear(scratch: AnyPath) -> None:
     """Remove the panels of a study."""
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove_tree(scratch)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
 
+from stores.place import RemotePath, place, zarr_store
 from stores.spec import ArraySpec
 from stores.store import no_space, text
 
@@ -33,8 +33,8 @@ COSTS = (
 class Journal:
     """One run of one study; each piece of work becomes a group `runs/<run>/<n>-<work>`."""
 
-    def __init__(self, study: Path, command: str) -> None:
-        self.study = study
+    def __init__(self, study: str | Path | RemotePath, command: str) -> None:
+        self.study = place(study)
         self.started = datetime.datetime.now(datetime.UTC)
         self.name = f"{self.started:%Y%m%dT%H%M%S}-{os.getpid()}"
         self.attrs: dict[str, Any] = {
@@ -55,7 +55,7 @@ class Journal:
     ) -> None:
         """Write down finished tasks; `costs` are the columns of `COSTS`, all of them or none."""
         with no_space(self.study):
-            root = zarr.open_group(LocalStore(self.study), mode="r+", use_consolidated=False)
+            root = zarr.open_group(zarr_store(self.study), mode="r+", use_consolidated=False, zarr_format=3)
             run = root.require_group(ROOT).require_group(self.name)
             run.attrs.put(self.attrs)
             self.count += 1
@@ -69,13 +69,13 @@ class Journal:
             group.attrs.put({"work": work, **attrs})
 
 
-def entries(study: Path) -> list[dict[str, Any]]:
+def entries(study: str | Path | RemotePath) -> list[dict[str, Any]]:
     """Every piece of work of every run, oldest first: its attributes, `run`, and the columns as arrays.
 
     Journals of early versions lack the columns of `COSTS`.
     """
     found = []
-    root = zarr.open_group(LocalStore(study), mode="r", use_consolidated=False)
+    root = zarr.open_group(zarr_store(place(study)), mode="r", use_consolidated=False, zarr_format=3)
     if ROOT not in root:
         return []
     runs = root[ROOT]

@@ -10,6 +10,7 @@ from pathlib import Path
 from zarr.codecs import ZstdCodec
 
 from stores.errors import StoreError
+from stores.place import RemotePath
 from stores.store import Store
 
 
@@ -31,8 +32,8 @@ def to_write(store: Store) -> tuple[int, int]:
     return kept, packed
 
 
-def look(stores: Sequence[Store], where: Path) -> str | None:
-    """Compare what a work will write with what is free where the study is.
+def look(stores: Sequence[Store], where: Path | RemotePath) -> str | None:
+    """Compare what a work will write with what is free where the study is; of object stores nobody knows.
 
     Returns
     -------
@@ -42,6 +43,8 @@ def look(stores: Sequence[Store], where: Path) -> str | None:
     ------
     StoreError : what is not compressed takes more than there is; with both numbers.
     """
+    if isinstance(where, RemotePath):
+        return None
     sizes = [to_write(store) for store in stores if not store.sealed]
     kept, packed = sum(size[0] for size in sizes), sum(size[1] for size in sizes)
     free = shutil.disk_usage(where).free

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import product
@@ -15,9 +15,9 @@ import numpy as np
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
 
 from stores.errors import CorruptChunk, StoreError
+from stores.place import AnyPath, RemotePath, place, sizes_below, zarr_store
 from stores.spec import ArraySpec, StoreSpec
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class Store:
     Instances are light and picklable: workers get one and open the arrays they touch.
     """
 
-    def __init__(self, study: str | Path, path: str) -> None:
-        self.study, self.path = Path(study), path
+    def __init__(self, study: str | Path | RemotePath, path: str) -> None:
+        self.study, self.path = place(study), path
 
     def __reduce__(self):  # type: ignore[no-untyped-def]
         return type(self), (self.study, self.path)
@@ -46,8 +46,8 @@ class Store:
     # --- what it is -------------------------------------------------------------------------------------------
 
     def _group(self, mode: str = "r") -> zarr.Group:
-        backend = LocalStore(self.study)
-        return zarr.open_group(backend, path=self.path, mode=mode, use_consolidated=False)  # type: ignore[arg-type]
+        backend = zarr_store(self.study)
+        return zarr.open_group(backend, path=self.path, mode=mode, use_consolidated=False, zarr_format=3)  # type: ignore[arg-type]
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
@@ -56,12 +56,13 @@ class Store:
     @cached_property
     def arrays(self) -> dict[str, zarr.Array]:
         """Every array by name, open for reading and writing."""
-        backend = LocalStore(self.study)
+        backend = zarr_store(self.study)
         names = [*self.attrs["data"], *self.attrs["given"], PROGRESS]
         found = {}
         for name in names:
             try:
-                found[name] = every_chunk(zarr.open_array(backend, path=f"{self.path}/{name}", mode="r+"))
+                array = zarr.open_array(backend, path=f"{self.path}/{name}", mode="r+", zarr_format=3)
+                found[name] = every_chunk(array)
             except FileNotFoundError:
                 continue
         return found
@@ -108,7 +109,7 @@ class Store:
     @property
     def nbytes_stored(self) -> int:
         """Bytes on disk."""
-        return sum(file.stat().st_size for file in (self.study / self.path).rglob("*") if file.is_file())
+        return sum(sizes_below(self.study / self.path).values())
 
     # --- fill -------------------------------------------------------------------------------------------------
 
@@ -117,14 +118,18 @@ class Store:
         progress = self.arrays[PROGRESS]
         try:
             return np.asarray(progress[:])
+        except StoreError:
+            raise
         except (ValueError, RuntimeError):
-            found = np.zeros(progress.shape, progress.dtype)
-            for i in range(len(found)):
-                try:
-                    found[i] = progress[i]
-                except (ValueError, RuntimeError):
-                    continue
-            return found
+            return np.array([self._marker(i) for i in range(progress.shape[0])], progress.dtype)
+
+    def _marker(self, partition: int) -> int:
+        try:
+            return int(np.asarray(self.arrays[PROGRESS][partition]))
+        except StoreError:
+            raise
+        except (ValueError, RuntimeError):
+            return 0
 
     def missing(self) -> list[int]:
         """Partitions that are not written."""
@@ -135,7 +140,7 @@ class Store:
 
         Raises StoreError for a wrong array, shape or dtype, before anything is written, and for a full disk.
         """
-        if self.markers()[partition]:
+        if self._marker(partition):
             return
         region = self.spec.region(self.sizes, partition)
         problems = [f"{name}: not given" for name in self.attrs["data"] if name not in data]
@@ -215,6 +220,8 @@ class Store:
         """Where reading fails, name the chunk."""
         try:
             yield
+        except StoreError:
+            raise
         except (ValueError, RuntimeError):
             for chunk in self._chunks_under(name, index):
                 why = self._chunk_damage(name, chunk)
@@ -244,7 +251,7 @@ class Store:
         import xarray
 
         return xarray.open_zarr(
-            str(self.study), group=self.path, consolidated=False, mask_and_scale=False, zarr_format=3
+            zarr_store(self.study), group=self.path, consolidated=False, mask_and_scale=False, zarr_format=3
         )
 
     # --- integrity --------------------------------------------------------------------------------------------
@@ -279,6 +286,8 @@ class Store:
         selection = tuple(slice(i * c, (i + 1) * c) for i, c in zip(chunk, array.chunks, strict=True))
         try:
             array[selection]
+        except StoreError:
+            raise
         except (ValueError, RuntimeError) as err:
             failed = "checksum do not match" in str(err)
             return "bytes that do not match their checksum" if failed else f"bytes that do not decode ({err})"
@@ -299,15 +308,23 @@ class Store:
     def missing_chunks(self) -> list[CorruptChunk]:
         """Chunks of written partitions whose file is gone; cheap, nothing is decoded."""
         written = self.markers() != 0
+        there = self._files()
         found = []
         for name in self.attrs["data"]:
             array = self.arrays[name]
             for chunk in product(*self._chunk_grid(name)):
                 owner = self._owner(name, chunk)
-                key = f"{self.path}/{name}/{array.metadata.encode_chunk_key(chunk)}"
-                if owner is not None and written[owner] and not sync(array.store_path.store.exists(key)):
+                key = f"{name}/{array.metadata.encode_chunk_key(chunk)}"
+                if owner is not None and written[owner] and not there(key):
                     found.append(CorruptChunk(self.path, name, chunk, owner, "no file"))
         return found
+
+    def _files(self) -> Callable[[str], bool]:
+        """Whether a file of the store is there; an object store is asked once for all of them."""
+        where: AnyPath = self.study / self.path
+        if isinstance(where, RemotePath):
+            return set(where.bucket.sizes()).__contains__
+        return lambda name: (where / name).is_file()
 
     def damage(self) -> Iterator[CorruptChunk]:
         """Read everything that was written; yield every chunk that is not what was written."""
@@ -358,7 +375,7 @@ def every_chunk(array: zarr.Array) -> zarr.Array:
 
 
 @contextmanager
-def no_space(path: Path) -> Iterator[None]:
+def no_space(path: AnyPath) -> Iterator[None]:
     """Say it clearly when the disk is full; what was being written has left no trace."""
     try:
         yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store as ZarrStore
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
 
+from stores import journal
 from stores.errors import NotReady, StoreError
+from stores.place import AnyPath, RemotePath, place, remove_tree, zarr_store
 from stores.provenance import FORMAT, Provenance, differences
 from stores.spec import ArraySpec, Sizes, StoreSpec
 from stores.store import PROGRESS, Store, digest, every_chunk, no_space
@@ -35,24 +36,25 @@ class State:
 
 
 class Study:
-    """A study at `location`, a directory (created by `create`, found by everything else).
+    """A study at `location`: a directory, or a URL (s3://, gs://, memory://) of an object store; created by `create`,
+    found by everything else.
 
     Raises
     ------
-    StoreError : the location is a URL (not supported yet), or holds something that is not a study.
+    StoreError : the location is a URL of another kind, or holds something that is not a study.
     """
 
-    def __init__(self, location: str | Path) -> None:
-        if "://" in str(location):
+    def __init__(self, location: str | Path | RemotePath) -> None:
+        self.path: AnyPath = place(location)
+        if isinstance(self.path, RemotePath) and not self.path.name:
             raise StoreError(
-                f"{location}: found a URL; expected a directory.\nStudies in object stores are not supported yet.\n"
-                "What to do: give a path on a local or shared file system."
+                f"{self.path}: found a whole bucket; expected a place in it, such as {self.path}/study.zarr.\n"
+                "The lock of a study lies beside it.\nWhat to do: correct `study` in the configuration."
             )
-        self.path = Path(location)
 
     @property
-    def _backend(self) -> LocalStore:
-        return LocalStore(self.path)
+    def _backend(self) -> ZarrStore:
+        return zarr_store(self.path)
 
     @property
     def exists(self) -> bool:
@@ -60,21 +62,27 @@ class Study:
 
     def create(self, title: str, attrs: Mapping[str, Any]) -> None:
         """Make the root group, or renew its attributes; forget consolidated metadata until `consolidate`."""
-        if not self.exists and self.path.exists() and any(self.path.iterdir()):
+        if not self.exists and self._occupied():
             raise StoreError(
                 f"{self.path}: found a directory with other files; expected a study or nothing.\n"
                 "What to do: choose another `study` in the configuration, or empty that directory."
             )
         with no_space(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            for leftover in self.path.glob("*.partial"):
-                leftover.unlink()
+            if isinstance(self.path, Path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                for leftover in self.path.glob("*.partial"):
+                    leftover.unlink()
             root = (
-                zarr.open_group(self._backend, mode="r+", use_consolidated=False)
+                zarr.open_group(self._backend, mode="r+", use_consolidated=False, zarr_format=3)
                 if self.exists
                 else zarr.create_group(self._backend, zarr_format=3)
             )
             root.attrs.put({"title": title, "format": FORMAT, **attrs})
+
+    def _occupied(self) -> bool:
+        if isinstance(self.path, RemotePath):
+            return self.path.is_dir()
+        return self.path.exists() and any(self.path.iterdir())
 
     def root(self) -> zarr.Group:
         if not self.exists:
@@ -82,7 +90,7 @@ class Study:
                 f"{self.path}: found no study there.\nWhat to do: `bdflow run CONFIG` makes it; "
                 "if it exists elsewhere, correct `study` in the configuration."
             )
-        return zarr.open_group(self._backend, mode="r", use_consolidated=False)
+        return zarr.open_group(self._backend, mode="r", use_consolidated=False, zarr_format=3)
 
     def consolidate(self) -> None:
         """Collect all metadata at the root, so that xarray opens the study with one read."""
@@ -92,10 +100,12 @@ class Study:
 
     def _metadata(self, path: str) -> dict[str, Any] | None:
         file = self.path / path / "zarr.json"
-        if not file.is_file():
+        try:
+            content = file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            return json.loads(file.read_text())
+            return json.loads(content)
         except ValueError as err:
             raise StoreError(
                 f"{file}: found metadata that is not JSON ({err}).\nThe file was damaged after it was written.\n"
@@ -109,6 +119,8 @@ class Study:
     def _walk(self, path: str) -> Iterator[str]:
         for file in (self.path / path).glob("*/zarr.json"):
             child = f"{path}/{file.parent.name}".lstrip("/")
+            if child == journal.ROOT:
+                continue
             metadata = self._metadata(child) or {}
             if metadata.get("node_type") != "group":
                 continue
@@ -224,7 +236,7 @@ class Study:
                 f"{path}: differs from its declaration:\n  " + "\n  ".join(problems) + "\n"
                 "What to do: `bdflow run CONFIG --remake` after removing the store, or restore it from a copy."
             )
-        group = zarr.open_group(self._backend, path=path, mode="r+", use_consolidated=False)
+        group = zarr.open_group(self._backend, path=path, mode="r+", use_consolidated=False, zarr_format=3)
         for array in spec.arrays:
             if array.role == "data":
                 continue
@@ -234,20 +246,22 @@ class Study:
         return store
 
     def _groups_down_to(self, path: str) -> zarr.Group:
-        group = zarr.open_group(self._backend, mode="r+", use_consolidated=False)
+        group = zarr.open_group(self._backend, mode="r+", use_consolidated=False, zarr_format=3)
         for name in path.split("/"):
             group = group.require_group(name)
         return group
 
     def sweep(self, path: str) -> None:
-        """Remove what an interrupted write left behind."""
+        """Remove what an interrupted write left behind; in an object store it leaves nothing."""
+        if isinstance(self.path, RemotePath):
+            return
         for leftover in (self.path / path).rglob("*.partial"):
             leftover.unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
         """Delete a store, its metadata first, so that a half-deleted store is never taken for one."""
         sync(self._backend.delete(f"{path}/zarr.json"))
-        shutil.rmtree(self.path / path, ignore_errors=False) if (self.path / path).exists() else None
+        remove_tree(self.path / path)
 
 
 def progress_spec(spec: StoreSpec, sizes: Sizes) -> ArraySpec:

@@ -1,7 +1,8 @@
 """Small simulated datasets and configurations, made once a session."""
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from bdflow.simulate import SimulateOptions, simulate
+from stores.remote import Bucket
+from tests.s3 import KEYS, Proxy, Server
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -60,3 +63,30 @@ def snapshot(study: Path) -> dict[str, bytes]:
         for file in sorted(study.rglob("*"))
         if file.is_file() and file.relative_to(study).parts[0] not in ("runs", "zarr.json")
     }
+
+
+def remote_snapshot(study: str) -> dict[str, bytes]:
+    """As `snapshot`, of a study in an object store."""
+    bucket = Bucket(study)
+    names = [name for name in sorted(bucket.sizes()) if name.split("/")[0] not in ("runs", "zarr.json")]
+    return {name: bucket.read(name) or b"" for name in names}
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """An S3 server on loopback."""
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server: Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The server behind a proxy that can fail, as the environment's object store; `bucket` is this test's own."""
+    proxy = Proxy(s3_server.url)
+    proxy.bucket = s3_server.bucket("test-" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16])
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": proxy.url}.items():
+        monkeypatch.setenv(name, value)
+    yield proxy
+    proxy.shutdown()
+    proxy.server_close()

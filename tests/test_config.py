@@ -1,5 +1,7 @@
 """Configuration: strict, every wrong key named with the nearest valid one, every setting overridable."""
 
+from pathlib import Path
+
 import pytest
 
 from bdflow.config import load, parse, recipes
@@ -69,3 +71,14 @@ def test_files_that_are_no_configuration(tmp_path):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(InputError, match=word):
             load(tmp_path / "c.yaml")
+
+
+def test_places_are_paths_or_urls_of_object_stores():
+    config = parse(MINIMAL | {"study": "s3://bucket/lab/s.zarr/", "nsd": {"root": "gs://bucket/nsd"}})
+    assert (config.study, config.nsd.root) == ("s3://bucket/lab/s.zarr", "gs://bucket/nsd")
+    assert parse(MINIMAL).study == Path("s.zarr")
+    assert load("demo", ["study=memory://x/s.zarr", "execution={}"]).study == "memory://x/s.zarr"
+    with pytest.raises(InputError, match=r"`study` = 'ftp://x/y' .*a url other than s3://"):
+        parse(MINIMAL | {"study": "ftp://x/y"})
+    with pytest.raises(InputError, match=r"`nsd.root` in memory://, .*: ingest; expected serial"):
+        parse(MINIMAL | {"nsd": {"root": "memory://x/n"}, "execution": {"ingest": {"executor": "dask"}}})

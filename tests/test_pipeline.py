@@ -18,7 +18,7 @@ from bdflow.models.latents import Painter
 from bdflow.pipeline import NAMES, Pipeline, stages_until
 from bdflow.simulate import simulate
 from stores import NotReady, Store, StoreError, Study
-from tests.conftest import SMALL, SUBJECTS, execution, snapshot
+from tests.conftest import SMALL, SUBJECTS, execution, remote_snapshot, snapshot
 
 TO_EVALUATE = tuple(stages_until("evaluate"))
 
@@ -434,3 +434,18 @@ def test_a_full_disk_names_itself_and_the_run_goes_on_when_there_is_room(setting
         assert snapshot(run(settings, mount)) == snapshot(finished)
     finally:
         subprocess.run(["umount", mount], check=True)
+
+
+def test_a_study_in_memory_is_the_one_on_disk(settings, tmp_path):
+    found = {}
+    for name, study in (("disk", str(tmp_path / "study.zarr")), ("memory", "memory://pipeline/study.zarr")):
+        pipeline = Pipeline(parse(settings(tmp_path, study=study)), say=lambda line: None)
+        pipeline.run(("ingest",))
+        assert [row.state.kind for row in pipeline.status()][:4] == ["sealed"] * 4
+        assert pipeline.verify() == []
+        found[name] = remote_snapshot(study) if name == "memory" else snapshot(pipeline.study.path)
+    assert found["memory"] == found["disk"]
+    path = pipeline.study.path
+    path.bucket.write("stimuli/image/c/0/0/0/0", b"damaged")
+    assert [damage.store for damage in pipeline.verify(repair=True)] == ["stimuli"]
+    assert remote_snapshot(str(path)) == found["disk"]

@@ -263,13 +263,15 @@ def test_reading_any_rows_equals_indexing(tmp_path_factory, rows, column):
     np.testing.assert_array_equal(found, whole[rows, column : column + 1])
 
 
-def test_foreign_directories_and_urls_are_refused(tmp_path):
+def test_foreign_directories_and_unknown_urls_are_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(StoreError, match="other files"):
         Study(tmp_path).create("a study", {})
     assert (tmp_path / "thesis.tex").read_text() == "precious"
-    with pytest.raises(StoreError, match="not supported yet"):
-        Study("s3://bucket/study.zarr")
+    with pytest.raises(StoreError, match="URL of an unknown kind"):
+        Study("ftp://bucket/study.zarr")
+    with pytest.raises(StoreError, match="a whole bucket"):
+        Study("s3://bucket/")
     with pytest.raises(NotReady, match="no study there"):
         Study(tmp_path / "none.zarr").root()
 
