@@ -254,6 +254,39 @@ def decode(
 
 
 @app.command()
+def serve(
+    config: ConfigArgument,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; other than loopback only with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8750,
+    token: Annotated[
+        str, typer.Option(envvar="BDFLOW_TOKEN", help="What senders must know: Authorization: Bearer TOKEN.")
+    ] = "",
+    max_items: Annotated[int, typer.Option(help="Pictures in one request.")] = 64,
+    max_body: Annotated[str, typer.Option(help="Bytes of one body.")] = "64 MiB",
+    max_waiting: Annotated[int, typer.Option(help="Pictures accepted and not yet answered; more get 503.")] = 512,
+    subjects: SubjectsOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Pictures over HTTP: POST voxels of a subject, or latents, and get PNGs back. Runs until it is stopped."""
+    pipeline = _pipeline(config, overrides, subjects)
+    limits = {"items": max_items, "nbytes": _bytes("--max-body", max_body), "waiting": max_waiting}
+    pipeline.serve(host=host, port=port, token=token, **limits)
+
+
+def _bytes(option: str, text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    from bdflow.errors import InputError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise InputError(option, found=repr(text), expected="a size, such as 64 MiB", action="correct it") from error
+
+
+@app.command()
 def simulate(
     root: Annotated[Path, typer.Argument(help="Directory to write; NSD's own files and folders.")],
     subjects: Annotated[str, typer.Option(metavar="S,S")] = "subj01,subj02,subj05,subj07",

@@ -121,6 +121,21 @@ class Pipeline:
 
         return maps.write(self.context(), folder)
 
+    def serve(self, **options: Any) -> None:
+        """Pictures over HTTP from a finished study, until it is stopped; `options` as `bdflow.serve.ServeOptions`."""
+        from bdflow import serve
+        from cluster.limits import devices_here, memory_here, refuse_excess
+        from cluster.threads import environment
+
+        chosen = serve.ServeOptions(**options)
+        execution = self.config.execution
+        settings = execution.reconstruct
+        resources = Resources(settings.workers, settings.threads, settings.gpus, settings.memory)
+        if execution.ray_address is None:
+            refuse_excess(resources, None)
+        place = serve.Place(environment(settings.threads), len(devices_here()), memory_here(), execution.ray_address)
+        serve.run(self.context(), chosen, place, self.say)
+
     def _clear_stale(self, context: Context, stages: Sequence[str], remake: bool) -> None:
         stale = {}
         for path, provenance in context.expected.items():
