@@ -8,14 +8,18 @@ import zipfile
 
 import numpy as np
 import pytest
+import yaml
 from ray.exceptions import ActorDiedError
+from typer.testing import CliRunner
 
 from bdflow import serve_calls, serve_front
+from bdflow.cli import app as command
 from bdflow.errors import InputError
 from bdflow.serve import MIB, ServeOptions
 from bdflow.serve_calls import Counts, Health, Kitchen, Room
 from bdflow.serve_requests import JSON, NPY, NPZ, Menu, Refusal, latents, patterns
 from bdflow.serve_workers import Answer, Batcher
+from stores import NotReady
 
 SPACES = {"vdvae": (6,), "clip_vision": (3, 2), "clip_text": (2, 2)}
 MENU = Menu({"subj01": 5}, SPACES, {"subj01": ("test_set", "none")}, "test_set", items=4, nbytes=4096)
@@ -402,3 +406,16 @@ def test_the_description_is_whole_and_needs_no_network():
     assert "https://" not in page
     assert "<script" not in page
     assert json.loads(ask(app, "GET", "/v1/study")[2])["voxels"] == {"subj01": 5}
+
+
+def test_the_command_refuses_an_open_host_without_a_token(settings, tmp_path, monkeypatch):
+    monkeypatch.delenv("BDFLOW_TOKEN", raising=False)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(settings(tmp_path)))
+    done = CliRunner().invoke(command, ["serve", str(file), "--host", "0.0.0.0"])
+    assert isinstance(done.exception, InputError)
+    assert "BDFLOW_TOKEN" in done.exception.action
+    done = CliRunner().invoke(command, ["serve", str(file), "--max-body", "much"])
+    assert "--max-body" in str(done.exception)
+    done = CliRunner().invoke(command, ["serve", str(file)])
+    assert isinstance(done.exception, NotReady), "before anything is started"
