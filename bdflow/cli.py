@@ -254,6 +254,30 @@ def decode(
 
 
 @app.command()
+def plan(
+    config: ConfigArgument,
+    figures: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE.json", help="What a benchmark wrote with --json; repeatable.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Hours, GPU-hours, disk and memory of every stage, before anything runs; NSD need not be there."""
+    from json import dumps
+
+    found = _pipeline(config, overrides).plan(figures or ())
+    if json:
+        typer.echo(dumps(found.as_json(), indent=1))
+        return
+    from bdflow.plan_table import lines, table
+
+    console = _console()
+    console.print(table(found))
+    for line in lines(found):
+        console.print(line, markup=False, highlight=False)
+
+
+@app.command()
 def serve(
     config: ConfigArgument,
     host: Annotated[

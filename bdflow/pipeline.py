@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bdflow import evaluate, features, ingest, reconstruct, regress, roi
 from bdflow.config import Config
@@ -17,6 +18,9 @@ from cluster import Completed, Executor, Resources, exclusive, open_executor
 from cluster.progress import Progress
 from stores import CorruptChunk, NotReady, Provenance, State, Study
 from stores.journal import Journal
+
+if TYPE_CHECKING:
+    from bdflow.plan import Plan
 
 STAGES: dict[str, Any] = {stage.NAME: stage for stage in (ingest, features, regress, reconstruct, evaluate, roi)}
 ON_DEMAND = ("roi",)
@@ -120,6 +124,25 @@ class Pipeline:
         from bdflow import maps
 
         return maps.write(self.context(), folder)
+
+    def plan(self, figures: Sequence[Path] = ()) -> Plan:
+        """Hours, GPU-hours, disk and memory of every stage, reckoned before it runs; see `bdflow.plan`."""
+        from bdflow import plan, plan_rates, plan_sizes
+        from cluster.limits import devices_here, memory_here
+
+        config = self.config
+        machine = plan.Machine(
+            len(os.sched_getaffinity(0)), len(devices_here()), memory_here(), plan.free_bytes(config.study)
+        )
+        judges = evaluate.judged(config, evaluate.weights_of(config))
+        return plan.plan(
+            config,
+            plan_sizes.sizes_of(config),
+            plan_sizes.networks_of(config),
+            plan_rates.figures(figures, config),
+            machine,
+            tuple(metric for metric in judges if metric in plan.JUDGES),
+        )
 
     def serve(self, **options: Any) -> None:
         """Pictures over HTTP from a finished study, until it is stopped; `options` as `bdflow.serve.ServeOptions`."""
