@@ -183,7 +183,7 @@ def test_stores_are_as_large_as_was_told(settings, tmp_path, choose):
     expected = {path for _, path, _, _ in told}
     made = {path for path in Pipeline(config).expected() if not path.startswith(small)}
     assert made == {path for path in expected if not path.startswith(small)}
-    for _, path, spec, axes in told:
+    for path, spec, axes in (of[1:] for of in told if not of[1].startswith(small)):
         store = Store(config.study, path)
         sizes = {dim: store.sizes[dim] for dim in axes if dim in store.sizes}
         assert {dim: n for dim, n in axes.items() if dim in sizes and dim != "metric"} == {
