@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bdflow.cli_text import bytes_of, confirmed, console, human, status_table, timings_table
+
 if TYPE_CHECKING:
-    from bdflow.pipeline import Pipeline, Row
-    from bdflow.timings import Timing
+    from bdflow.pipeline import Pipeline
 
 app = typer.Typer(
     name="bdflow",
@@ -197,62 +198,9 @@ def status(
     """Every store: shape, size on disk, partitions done, sealed or stale and why; or, by stage, what it took."""
     pipeline = _pipeline(config, overrides)
     if timings:
-        _console().print(_timings_table(str(pipeline.study.path), pipeline.timings()))
+        console().print(timings_table(str(pipeline.study.path), pipeline.timings()))
     else:
-        _console().print(_status_table(str(pipeline.study.path), pipeline.status()))
-
-
-def _timings_table(study: str, rows: Sequence[Timing]) -> Any:
-    from rich.table import Table
-
-    from bdflow.report_tables import duration
-
-    table = Table(title=f"{study}, all runs", title_justify="left", box=None, pad_edge=False)
-    left = ("stage", "work")
-    heads = ("partitions", "total", "median", "longest", "read", "written", "peak memory", "retries", "workers")
-    for name in (*left, *heads):
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
-    for row in rows:
-        times = [duration(seconds) for seconds in (row.total, row.median, row.longest)]
-        sizes = ["\u2013" if size is None else human(size) for size in (row.read, row.written, row.peak)]
-        table.add_row(row.stage, row.work, str(row.partitions), *times, *sizes, str(row.retries), str(row.workers))
-    return table
-
-
-def _console() -> Any:
-    """As wide as the terminal; wide enough for every column elsewhere."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
-
-
-def _status_table(study: str, rows: list[Row]) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    colours = {"sealed": "green", "partial": "yellow", "stale": "red", "absent": "dim"}
-    table = Table(title=f"{study}", title_justify="left", box=None, pad_edge=False)
-    for name in ("store", "shape", "on disk", "partitions"):
-        table.add_column(name, justify="right" if name in ("on disk", "partitions") else "left", no_wrap=True)
-    table.add_column("state", overflow="fold")
-    for row in rows:
-        state = row.state
-        done = "" if state.kind == "absent" else f"{state.done}/{state.total}"
-        size = "" if state.kind == "absent" else human(row.nbytes)
-        why = escape(": " + "; ".join(state.why) if state.why else "")
-        colour = colours[state.kind]
-        table.add_row(row.path, row.shape, size, done, f"[{colour}]{state.kind}[/]{why}")
-    return table
-
-
-def human(nbytes: float) -> str:
-    """Bytes in the largest fitting unit of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.1f} TiB"
+        console().print(status_table(str(pipeline.study.path), pipeline.status()))
 
 
 @app.command()
@@ -301,6 +249,52 @@ def decode(
     pipeline = _pipeline(config, overrides, subject)
     decoding.write(pipeline.context(), subject, values, out, standardise)
     typer.echo(f"{len(values)} patterns of {subject} decoded: {out}")
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    figures: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE.json", help="What a benchmark wrote with --json; repeatable.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Hours, GPU-hours, disk and memory of every stage, before anything runs; NSD need not be there."""
+    from json import dumps
+
+    found = _pipeline(config, overrides).plan(figures or ())
+    if json:
+        typer.echo(dumps(found.as_json(), indent=1))
+        return
+    from bdflow.plan_table import lines, table
+
+    shown = console()
+    shown.print(table(found))
+    for line in lines(found):
+        shown.print(line, markup=False, highlight=False)
+
+
+@app.command()
+def serve(
+    config: ConfigArgument,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; other than loopback only with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8750,
+    token: Annotated[
+        str, typer.Option(envvar="BDFLOW_TOKEN", help="What senders must know: Authorization: Bearer TOKEN.")
+    ] = "",
+    max_items: Annotated[int, typer.Option(help="Pictures in one request.")] = 64,
+    max_body: Annotated[str, typer.Option(help="Bytes of one body.")] = "64 MiB",
+    max_waiting: Annotated[int, typer.Option(help="Pictures accepted and not yet answered; more get 503.")] = 512,
+    subjects: SubjectsOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Pictures over HTTP: POST voxels of a subject, or latents, and get PNGs back. Runs until it is stopped."""
+    pipeline = _pipeline(config, overrides, subjects)
+    limits = {"items": max_items, "nbytes": bytes_of("--max-body", max_body), "waiting": max_waiting}
+    pipeline.serve(host=host, port=port, token=token, **limits)
 
 
 @app.command()
@@ -373,14 +367,7 @@ def fetch_nsd(
     from bdflow.config import load
     from bdflow.fetch import SOURCE, command
 
-    command(load(config, overrides or ()), to, source or SOURCE, typer.echo, accept_terms or _confirmed, only_list)
-
-
-def _confirmed(question: str) -> bool:
-    try:
-        return typer.confirm(question)
-    except typer.Abort:
-        return False
+    command(load(config, overrides or ()), to, source or SOURCE, typer.echo, accept_terms or confirmed, only_list)
 
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="`tiny`, or a directory of weights.")]
@@ -429,7 +416,7 @@ def bundle_info(bundle: BundleArgument) -> None:
     spaces = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found.spaces.items())
     typer.echo(f"{found.name}  {found.path}  fingerprint {found.fingerprint}")
     typer.echo(f"target spaces: {spaces}; guess {found.guess_size} px, reconstruction {found.image_size} px")
-    _console().print(table)
+    console().print(table)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ its latents.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,63 @@ def z_scored_patterns(responses: Store, patterns: np.ndarray) -> np.ndarray:
     return ridge.standardise(values, np.where(used, mean, 0), np.where(used, scale, 0))
 
 
+class Decoder:
+    """A subject's stored decoder. With `keep` it holds the kernel and the factor of each alpha, so that patterns that
+    come later cost a solve and the walk through the targets: 4 n^2 (1 + alphas) bytes of n training stimuli.
+
+    Raises
+    ------
+    NotReady : the stage `regress` is not done.
+    """
+
+    def __init__(self, context: Context, subject: str, *, keep: bool = False) -> None:
+        self.context, self.subject, self.keep = context, subject, keep
+        self.solver = solver_of(context, subject)
+        self.system = self.solver.ridge_system(keep) if keep else None
+
+    def latents(self, z_scored: np.ndarray, spaces: Sequence[str]) -> dict[str, np.ndarray]:
+        """Raw latents (k, ...) float32 of z-scored patterns (k, voxels), in each of these target spaces."""
+        stores = {space: self.context.ready(f"predictions/{self.subject}/{space}") for space in spaces}
+        alphas = {space: store.read("alpha") for space, store in stores.items()}
+        used = np.unique(np.concatenate([alpha.ravel() for alpha in alphas.values()])).astype(float).tolist()
+        system = self.system or self.solver.ridge_system()
+        hats = system.hat_matrices(self.solver.of_patterns(z_scored), used)
+        matrices = {alpha: np.asarray(to_host(hat), dtype=np.float32) for alpha, hat in zip(used, hats, strict=True)}
+        return {space: self._walk(matrices, space, alpha) for space, alpha in alphas.items()}
+
+    def _walk(self, matrices: dict[float, np.ndarray], space: str, alpha: np.ndarray) -> np.ndarray:
+        context = self.context
+        decoder, targets = context.ready(f"decoders/{self.subject}"), context.ready(f"targets/{space}")
+        used = np.unique(alpha).astype(float).tolist()
+        chosen = [matrices[value] for value in used]
+        ((dim, length),) = catalog.column_blocks(alpha.shape, context.config.chunks.columns).items()
+        width = min(length, alpha.shape[0])
+        per_piece = max(512, PIECE // (4 * width * int(np.prod(alpha.shape[1:]))))
+        columns = Columns(targets, targets.rows("nsd_id", decoder.read("train_nsd_id")), per_piece)
+        found = np.empty((len(chosen[0]), *alpha.shape), dtype=np.float32)
+        scratch = ridge_blocks.Scratch()
+        for start in range(0, alpha.shape[0], width):
+            block = slice(start, min(start + width, alpha.shape[0]))
+            which = np.searchsorted(used, alpha[block].ravel()) if len(used) > 1 else None
+            walked = ridge_blocks.walk(chosen, ahead(columns.requests({dim: block}, scratch)), which, scratch)
+            values = walked.product + (walked.first + walked.mean).astype(np.float32)
+            found[:, block] = values.reshape(len(values), *alpha[block].shape)
+        return found
+
+
+def statistics_of(predictions: Store, rule: str) -> dict[str, np.ndarray]:
+    """What a rule re-standardises by, as stored with predictions. Raises InputError if it is not stored there."""
+    absent = [name for name in ridge.RULES[rule] if name not in predictions.arrays]
+    if absent:
+        raise InputError(
+            f"rule {rule!r}",
+            found=f"no {', '.join(absent)} in {predictions.path}",
+            expected="the statistics of that rule",
+            action="set reconstruct.standardise=held_out and run `regress`, or choose another rule",
+        )
+    return {name: predictions.read(name) for name in ridge.RULES[rule]}
+
+
 def decode(context: Context, subject: str, z_scored: np.ndarray, space: str, rule: str = "none") -> np.ndarray:
     """Latents that the subject's stored decoder predicts for z-scored patterns.
 
@@ -92,36 +150,8 @@ def decode(context: Context, subject: str, z_scored: np.ndarray, space: str, rul
     ------
     NotReady : the stage `regress` is not done. InputError : statistics of another rule are stored.
     """
-    solver = solver_of(context, subject)
-    decoder, targets = context.ready(f"decoders/{subject}"), context.ready(f"targets/{space}")
-    predictions = context.ready(f"predictions/{subject}/{space}")
-    absent = [name for name in ridge.RULES[rule] if name not in predictions.arrays]
-    if absent:
-        raise InputError(
-            f"rule {rule!r}",
-            found=f"no {', '.join(absent)} in {predictions.path}",
-            expected="the statistics of that rule",
-            action="set reconstruct.standardise=held_out and run `regress`, or choose another rule",
-        )
-    alpha = predictions.read("alpha")
-    used = np.unique(alpha).astype(float).tolist()
-    matrices = [
-        np.asarray(to_host(hat), dtype=np.float32)
-        for hat in solver.ridge_system().hat_matrices(solver.of_patterns(z_scored), used)
-    ]
-    ((dim, length),) = catalog.column_blocks(alpha.shape, context.config.chunks.columns).items()
-    width = min(length, alpha.shape[0])
-    per_piece = max(512, PIECE // (4 * width * int(np.prod(alpha.shape[1:]))))
-    columns = Columns(targets, targets.rows("nsd_id", decoder.read("train_nsd_id")), per_piece)
-    found = np.empty((len(z_scored), *alpha.shape), dtype=np.float32)
-    scratch = ridge_blocks.Scratch()
-    for start in range(0, alpha.shape[0], width):
-        block = slice(start, min(start + width, alpha.shape[0]))
-        which = np.searchsorted(used, alpha[block].ravel()) if len(used) > 1 else None
-        walked = ridge_blocks.walk(matrices, ahead(columns.requests({dim: block}, scratch)), which, scratch)
-        values = walked.product + (walked.first + walked.mean).astype(np.float32)
-        found[:, block] = values.reshape(len(values), *alpha[block].shape)
-    return ridge.restandardise(found, rule, {name: predictions.read(name) for name in ridge.RULES[rule]})
+    statistics = statistics_of(context.ready(f"predictions/{subject}/{space}"), rule)
+    return ridge.restandardise(Decoder(context, subject).latents(z_scored, (space,))[space], rule, statistics)
 
 
 def write(context: Context, subject: str, patterns: np.ndarray, out: Path, rule: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bdflow import encode, evaluate, features, ingest, reconstruct, regress, roi
 from bdflow.config import ClusterSettings, Config, StageExecution
@@ -22,6 +23,9 @@ from stores.journal import Journal, entries
 from stores.lease import lease
 from stores.place import RemotePath
 from stores.space import look
+
+if TYPE_CHECKING:
+    from bdflow.plan import Plan
 
 STAGES: dict[str, Any] = {
     stage.NAME: stage for stage in (ingest, features, regress, reconstruct, evaluate, roi, encode)
@@ -135,6 +139,39 @@ class Pipeline:
         from bdflow import maps
 
         return maps.write(self.context(), folder)
+
+    def plan(self, figures: Sequence[Path] = ()) -> Plan:
+        """Hours, GPU-hours, disk and memory of every stage, reckoned before it runs; see `bdflow.plan`."""
+        from bdflow import plan, plan_rates, plan_sizes
+        from cluster.limits import devices_here, memory_here
+
+        config = self.config
+        machine = plan.Machine(
+            len(os.sched_getaffinity(0)), len(devices_here()), memory_here(), plan.free_bytes(config.study)
+        )
+        judges = evaluate.judged(config, evaluate.weights_of(config))
+        return plan.plan(
+            config,
+            plan_sizes.sizes_of(config),
+            plan_sizes.networks_of(config),
+            plan_rates.figures(figures, config),
+            machine,
+            tuple(metric for metric in judges if metric in plan.JUDGES),
+        )
+
+    def serve(self, **options: Any) -> None:
+        """Pictures over HTTP from a finished study, until it is stopped; `options` as `bdflow.serve.ServeOptions`."""
+        from bdflow import serve
+        from cluster.limits import devices_here, memory_here, refuse_excess
+        from cluster.threads import environment
+
+        chosen = serve.ServeOptions(**options)
+        settings, address = self.config.execution.reconstruct, where(self.config.cluster, "ray").get("address")
+        resources = Resources(settings.workers, settings.threads, settings.gpus, settings.memory)
+        if address is None:
+            refuse_excess(resources, None)
+        place = serve.Place(environment(settings.threads), len(devices_here()), memory_here(), address)
+        serve.run(self.context(), chosen, place, self.say)
 
     def _clear_stale(self, context: Context, stages: Sequence[str], remake: bool) -> None:
         stale = {}

@@ -116,10 +116,13 @@ def kernel_matrix(blocks: Iterable[tuple[Array, Array]], n: int, m: int) -> tupl
 
 
 class Dual:
-    """Ridge by the kernel matrix Z Z^T, shape (n, n), of centred training responses."""
+    """Ridge by the kernel matrix Z Z^T, shape (n, n), of centred training responses; with `keep`, the factor of each
+    alpha (as large as the kernel) is held, and further patterns cost a solve alone.
+    """
 
-    def __init__(self, kernel: Array) -> None:
+    def __init__(self, kernel: Array, keep: bool = False) -> None:
         self.kernel, self.n = kernel, kernel.shape[0]
+        self._solver = _Solver(kernel, keep)
 
     def of_training(self, rows: np.ndarray) -> Array:
         """What `hat_matrices` takes for training stimuli: their rows of the kernel."""
@@ -129,7 +132,7 @@ class Dual:
         """(m, n) for each alpha, from `cross` = Z* Z^T, shape (m, n). Raises ValueError as `ridge.hat_matrices`."""
         _check(alphas, cross)
         for alpha in alphas:
-            yield centred_rows(_solve(self.kernel, float(alpha), cross.T).T)
+            yield centred_rows(self._solver(float(alpha), cross.T).T)
 
     def without(self, kept: np.ndarray, left_out: np.ndarray) -> tuple[Dual, Array]:
         """The system of the `kept` rows, centred anew, and what `hat_matrices` takes for those left out of it."""
@@ -145,9 +148,10 @@ class Dual:
 class Primal:
     """Ridge by the covariance Z^T Z, shape (p, p), of centred training responses Z, shape (n, p)."""
 
-    def __init__(self, train: Array, gram: Array = None) -> None:
+    def __init__(self, train: Array, gram: Array = None, keep: bool = False) -> None:
         self.train, self.n = train, train.shape[0]
-        self._gram = gram
+        self._gram, self._keep = gram, keep
+        self._held: _Solver | None = None
 
     @property
     def gram(self) -> Array:
@@ -166,8 +170,10 @@ class Primal:
     def hat_matrices(self, other: Array, alphas: Sequence[float]) -> Iterator[Array]:
         """(m, n) for each alpha, from z-scored responses (m, p). Raises ValueError as `ridge.hat_matrices`."""
         _check(alphas, self.train, other)
+        if self._held is None:
+            self._held = _Solver(self.gram, self._keep)
         for alpha in alphas:
-            yield centred_rows((self.train @ _solve(self.gram, float(alpha), other.T)).T)
+            yield centred_rows((self.train @ self._held(float(alpha), other.T)).T)
 
     def without(self, kept: np.ndarray, left_out: np.ndarray) -> tuple[Primal, Array]:
         """The system of the `kept` rows, centred anew, and what `hat_matrices` takes for those left out of it."""
@@ -291,24 +297,47 @@ def _mirrored(gram: Array) -> Array:
     return gram
 
 
-def _solve(gram: Array, alpha: float, right: Array) -> Array:
+class _Solver:
     """(gram + alpha I)^-1 right by Cholesky; shape of right (n, m)."""
+
+    def __init__(self, gram: Array, keep: bool) -> None:
+        self.gram, self.keep = gram, keep
+        self.kept: dict[float, Array] = {}
+
+    def __call__(self, alpha: float, right: Array) -> Array:
+        factor = self.kept.get(alpha)
+        if factor is None:
+            factor = _factor(self.gram, alpha)
+            if self.keep:
+                self.kept[alpha] = factor
+        return _solve(factor, right)
+
+
+def _factor(gram: Array, alpha: float) -> Array:
+    """The lower Cholesky factor of gram + alpha I; with NumPy, what lies above the diagonal is not part of it."""
     xp = array_namespace(gram)
     n = gram.shape[0]
     if is_numpy_array(gram):
         from scipy.linalg import get_lapack_funcs
 
-        lapack: Any = get_lapack_funcs(("potrf", "potrs"), (gram,))
-        potrf, potrs = lapack
+        potrf: Any = get_lapack_funcs("potrf", (gram,))
         system = gram.T.copy(order="F")
         system.ravel(order="K")[:: n + 1] += alpha
         factor, failed = potrf(system, lower=1, overwrite_a=1, clean=0)
         if failed:
             raise ValueError(f"alpha {alpha}: the system is not positive definite in {gram.dtype}; raise alpha")
+        return factor
+    return xp.linalg.cholesky(gram + alpha * xp.eye(n, dtype=gram.dtype))
+
+
+def _solve(factor: Array, right: Array) -> Array:
+    if is_numpy_array(factor):
+        from scipy.linalg import get_lapack_funcs
+
+        potrs: Any = get_lapack_funcs("potrs", (factor,))
         return potrs(factor, right, lower=1)[0]
-    system = gram + alpha * xp.eye(n, dtype=gram.dtype)
-    factor = xp.linalg.cholesky(system)
-    if is_cupy_array(gram):
+    xp = array_namespace(factor)
+    if is_cupy_array(factor):
         from cupyx.scipy.linalg import solve_triangular
 
         return solve_triangular(factor, solve_triangular(factor, right, lower=True), trans="T", lower=True)

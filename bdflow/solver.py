@@ -45,14 +45,14 @@ class Solver:
         """Number of training stimuli."""
         return int((self.responses.read("split") != "test").sum())
 
-    def ridge_system(self) -> ridge.System | Panels:
-        """The system of the training stimuli."""
+    def ridge_system(self, keep: bool = False) -> ridge.System | Panels:
+        """The system of the training stimuli; with `keep` it holds its factors, unless they are in panels on disk."""
         if not self.dual:
             gram = to_device(self.system.read("gram"), self.device)
-            return ridge.Primal(to_device(self._voxels()[self._train], self.device), gram)
+            return ridge.Primal(to_device(self._voxels()[self._train], self.device), gram, keep)
         if not self.plan.whole:
             return Panels(self)
-        return ridge.Dual(to_device(self._kernel_rows(np.flatnonzero(self._train)), self.device))
+        return ridge.Dual(to_device(self._kernel_rows(np.flatnonzero(self._train)), self.device), keep)
 
     def of_test(self) -> Any:
         """What the system's `hat_matrices` takes for the test stimuli."""
