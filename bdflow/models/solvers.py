@@ -5,7 +5,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-
 LONGEST = 2.0  # times the step before, in log-SNR, over which a prediction is drawn out
 
 
