@@ -163,9 +163,8 @@ def scaling(
 ) -> list[dict[str, Any]]:
     """Efficiency of so many Ray actors on logical GPUs, `rounds` tasks each.
 
-    From when every actor has begun its second task to when the first one finds no more: the part of this time that they
-    worked. Before it actors start one after the other; after it the last tasks run out. A fraction for `share` puts
-    several actors on a GPU.
+    The part of the time that actors worked, each counted from when its first task is worked on to when its last one is
+    done: actors start one after the other, and the last tasks run out. A fraction for `share` puts several on a GPU.
     """
     cloudpickle.register_pickle_by_value(__import__(__name__))
     rows = []
@@ -195,14 +194,13 @@ def scaling(
 
 
 def _steady(done: list[Completed]) -> dict[str, float]:
-    """The part of the steady time that actors worked, and the longest an actor waited in it."""
+    """The part of their time that actors worked, and the longest an actor waited between two tasks."""
     lanes: dict[str, list[tuple[float, float]]] = {}
     for completed in done:
         lanes.setdefault(completed.worker, []).append(completed.result)
     for spans in lanes.values():
         spans.sort()
-    begin = max(spans[min(1, len(spans) - 1)][0] for spans in lanes.values())
-    end = min(spans[-1][1] for spans in lanes.values())
-    worked = sum(max(0.0, min(b, end) - max(a, begin)) for spans in lanes.values() for a, b in spans)
+    worked = sum(b - a for spans in lanes.values() for a, b in spans)
+    there = sum(spans[-1][1] - spans[0][0] for spans in lanes.values())
     waits = [b[0] - a[1] for spans in lanes.values() for a, b in pairwise(spans)]
-    return {"efficiency": worked / (len(lanes) * (end - begin)), "longest_wait_s": max(waits, default=0.0)}
+    return {"efficiency": worked / there, "longest_wait_s": max(waits, default=0.0)}

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+LONGEST = 2.0  # times the step before, in log-SNR, over which a prediction is drawn out
+
 
 class Tables(Protocol):
     """Cumulated alphas of the levels that are visited, and of those each step ends at."""
@@ -32,7 +34,8 @@ class DDIM:
 class DPMpp2M:
     """DPM-Solver++(2M), C. Lu et al. 2022, algorithm 2: data prediction, of second order by the prediction before.
 
-    Its first step is DDIM's.
+    Its first step is DDIM's, and so is one more than twice as long as that before it (the last but one of few steps):
+    drawn out that far, differences of predictions would be mostly error.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -45,7 +48,7 @@ class DPMpp2M:
         z0 = (x - (1 - alpha) ** 0.5 * eps) / alpha**0.5
         h = _log_snr(previous) - _log_snr(alpha)
         data = z0
-        if self._before is not None:
+        if self._before is not None and h <= LONGEST * self._before[1]:
             last, h_last = self._before
             data = z0 + (z0 - last) * (h / (2 * h_last))
         self._before = z0, h

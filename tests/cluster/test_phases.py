@@ -204,17 +204,15 @@ def test_the_time_of_a_task_leaves_out_waiting_for_its_turn() -> None:
 @pytest.mark.storm
 @pytest.mark.timeout(900)
 def test_64_actors_on_logical_gpus_are_kept_busy() -> None:
-    """From when every actor has begun its second task to when the first finds no more, they work 95% of the time."""
+    """Each works 95% of the time between its first task and its last."""
     total = Resources(workers=64, gpus=64)
     with open_executor("ray", total=total, start_timeout=300) as ray:
         found = windows(ray, partial(Sleepy, 0.3, 3.0, 0.3), 64 * 7, Resources(workers=64, gpus=1))
     lanes = [[row["work"][:2] for row in rows] for rows in found.values()]
     assert len(lanes) == 64
-    begin, end = max(spans[1][0] for spans in lanes), min(spans[-1][0] for spans in lanes)
-    worked = sum(max(0.0, min(b, end) - max(a, begin)) for spans in lanes for a, b in spans)
-    efficiency = worked / (64 * (end - begin))
+    worked = sum(b - a for spans in lanes for a, b in spans)
+    efficiency = worked / sum(spans[-1][1] - spans[0][0] for spans in lanes)
     print(f"efficiency of 64 actors: {efficiency:.3f}")
-    assert end - begin > 6
     assert efficiency >= 0.95
 
 
