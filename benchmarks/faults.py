@@ -1,6 +1,6 @@
 """Every fault in every stage, several times: the table of docs/reliability.md.
 
-    python benchmarks/faults.py --times 3 [--only WORDS]
+    python benchmarks/faults.py --times 3 [--only WORDS] [--stage STAGE]
 
 Needs the tests' packages, and root for the small disk. Prints the table; exit code 1 if any outcome was not right.
 """
@@ -25,7 +25,8 @@ from tests.faults import FAULTS, Ground
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="faults whose name has these words")
+    parser.add_argument("--stage", default="", help="this stage alone")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -42,7 +43,9 @@ def main() -> int:
         print("| fault | stage | tried | same bytes in the end | seconds a try |\n|---|---|---|---|---|", flush=True)
         failed = 0
         for name, (fault, stages) in FAULTS.items():
-            for stage in stages if chosen.only in name else ():
+            if chosen.only not in name:
+                continue
+            for stage in (stage for stage in stages if chosen.stage in ("", stage)):
                 good, start = 0, time.perf_counter()
                 for number in range(chosen.times):
                     place = root / f"{fault.__name__}-{stage}-{number}"

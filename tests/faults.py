@@ -58,9 +58,9 @@ class Ground:
         return (self.folder / "log.txt").read_text()
 
     def run(self, *more: str, code: int = 0, **options: Any) -> None:
-        assert self.start(*more, **options).wait(280) == code, self.log()
+        assert self.start(*more, **options).wait(900) == code, self.log()
 
-    def until(self, stage: str, process: psutil.Popen | None = None, seconds: float = 200) -> bool:
+    def until(self, stage: str, process: psutil.Popen | None = None, seconds: float = 600) -> bool:
         """Wait until a stage has begun to fill its last kind of store; False if the run was quicker."""
         study, limit = Study(self.study), time.monotonic() + seconds
         while not (study.exists and study.declared(FIRST[stage])):
@@ -112,7 +112,7 @@ def killed_worker(ground: Ground, stage: str) -> None:
             workers[-1].kill()
             break
         time.sleep(0.02)
-    assert process.wait(280) == 0, ground.log()
+    assert process.wait(900) == 0, ground.log()
     ground.same()
 
 
@@ -146,7 +146,7 @@ def lost_dask_node(ground: Ground, stage: str) -> None:
         process = ground.start()
         assert ground.until(stage, process)
         kill_tree(nodes[0])
-        assert process.wait(280) == 0, ground.log()
+        assert process.wait(900) == 0, ground.log()
         assert all(node.is_running() for node in nodes[1:])
     ground.same()
 
@@ -159,7 +159,7 @@ def lost_scheduler(ground: Ground, stage: str) -> None:
         process = ground.start()
         assert ground.until(stage, process)
         scheduler.kill()
-        code = process.wait(280)
+        code = process.wait(900)
         assert code in (0, 1), ground.log()
         if code:
             assert "scheduler" in ground.log()
@@ -215,7 +215,7 @@ def lost_ray_node(ground: Ground, stage: str) -> None:
         process = ground.start()
         assert ground.until(stage, process)
         (ground.folder / "lose").touch()
-        assert process.wait(280) == 0, ground.log()
+        assert process.wait(900) == 0, ground.log()
         assert (ground.folder / "lost").exists()
     ground.same()
 
@@ -243,7 +243,7 @@ def full_disk(ground: Ground, stage: str) -> None:
         before = STAGES[: STAGES.index(stage)]
         if before:
             command = [str(BDFLOW), "run", str(ground.folder / "config.yaml"), "--until", before[-1], *study]
-            subprocess.run(command, check=True, capture_output=True, timeout=280)
+            subprocess.run(command, check=True, capture_output=True, timeout=900)
         ballast = disk / "ballast"
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         ballast.write_bytes(bytes(max(0, free - ground.chance.choice((8, 40, 90)) * 1024)))
@@ -260,7 +260,7 @@ def damaged_chunk(ground: Ground, stage: str, how: str) -> None:
     """A chunk that the stage wrote is damaged on disk before the next stage reads it: found, computed again."""
     ground.configure(execution=execution("serial"))
     command = [str(BDFLOW), "run", str(ground.folder / "config.yaml")]
-    subprocess.run([*command, "--until", stage], check=True, capture_output=True, timeout=280)
+    subprocess.run([*command, "--until", stage], check=True, capture_output=True, timeout=900)
     folder = ground.study / FIRST[stage]
     files = sorted(file for file in folder.glob("*/c/**/*") if file.is_file() and file.parts[-3] != "written")
     file = ground.chance.choice([file for file in files if "written" not in file.parts])
@@ -270,10 +270,10 @@ def damaged_chunk(ground: Ground, stage: str, how: str) -> None:
     else:
         del data[ground.chance.randrange(len(data)) :]
     file.write_bytes(data)
-    found = subprocess.run([BDFLOW, "verify", command[2]], capture_output=True, text=True, check=False, timeout=120)
+    found = subprocess.run([BDFLOW, "verify", command[2]], capture_output=True, text=True, check=False, timeout=600)
     assert found.returncode == 1, found.stdout
     assert FIRST[stage] in found.stdout
-    subprocess.run([BDFLOW, "verify", command[2], "--repair"], check=True, capture_output=True, timeout=280)
+    subprocess.run([BDFLOW, "verify", command[2], "--repair"], check=True, capture_output=True, timeout=900)
     ground.run()
     ground.same()
 
@@ -315,7 +315,7 @@ def clock_jump(ground: Ground, stage: str) -> None:
         time.sleep(ground.chance.uniform(0, 0.3))
     process.send_signal(signal.SIGKILL)
     process.wait(30)
-    assert psutil.Popen(command, stdout=log, stderr=log).wait(280) == 0, ground.log()
+    assert psutil.Popen(command, stdout=log, stderr=log).wait(900) == 0, ground.log()
     ground.same()
     shown = subprocess.run([BDFLOW, "status", config, "--timings"], capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
@@ -331,7 +331,7 @@ def two_at_once(ground: Ground, stage: str) -> None:
     if first.poll() is None or second:
         assert second == 1
         assert "is in use by process" in ground.log()[before:]
-    assert first.wait(280) == 0, ground.log()
+    assert first.wait(900) == 0, ground.log()
     ground.same()
 
 

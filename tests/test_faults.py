@@ -25,7 +25,7 @@ def expected(settings, tmp_path_factory):
 
 
 @pytest.mark.storm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("fault", "stage"), CASES)
 def test_the_same_bytes_after(fault, stage, settings, expected, tmp_path):
     if fault is full_disk and os.geteuid():

@@ -137,15 +137,16 @@ def test_an_array_of_subjects(settings, tmp_path):
         assert "partial" not in subprocess.run(alone, capture_output=True, text=True, check=False).stdout
 
 
+@pytest.mark.timeout(1500)
 def test_a_job_at_its_time_limit_is_requeued_and_resumes(settings, tmp_path):
     chunks = {"stimuli": 16, "voxels": 64, "columns": 512, "images": 1}
-    slow = {"reconstruct": {"steps": 200, "batch_size": 1}, "chunks": chunks}
+    slow = {"reconstruct": {"steps": 150, "batch_size": 1}, "chunks": chunks}
     expected = _serial(settings, tmp_path / "serial", **slow)
     config = configuration(settings, tmp_path / "limited", execution("serial"), **slow)
     log = tmp_path / "job.log"
     options = ("--time=2", "--signal=B:USR1@60", "--mem=3000", f"--output={log}")
     job = submit("node.sbatch", config, *UNTIL, options=options)
-    limit = time.monotonic() + 420
+    limit = time.monotonic() + 1000
     while lines := slurm.queue():
         assert time.monotonic() < limit, log.read_text()
         if "PENDING" in lines[0]:  # SLURM holds requeued jobs back for two minutes; a few seconds do
