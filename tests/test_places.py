@@ -174,6 +174,23 @@ def test_a_store_that_stays_away_ends_the_run_clearly_and_nothing_is_lost(settin
     assert remote_snapshot(url) == snapshot(local)
 
 
+def test_a_minute_without_the_store_costs_a_minute(settings, local, s3, tmp_path):
+    url = s3.bucket + "/study.zarr"
+    process = start(configuration(settings, tmp_path, url), "ingest")
+    while process.poll() is None and not Study(url).declared("betas/subj01"):
+        time.sleep(0.05)
+    s3.away = True
+    time.sleep(60)
+    assert process.poll() is None
+    s3.away = False
+    assert process.wait(300) == 0, (tmp_path / "stderr.txt").read_text()
+    assert s3.turned_away
+    reference = snapshot(local)
+    ingested = remote_snapshot(url)
+    assert {name.split("/")[0] for name in ingested} == {"stimuli", "betas", "responses"}
+    assert ingested.items() <= reference.items()
+
+
 def test_the_second_of_two_runs_is_refused(settings, s3, tmp_path):
     url = s3.bucket + "/study.zarr"
     first = configuration(settings, tmp_path / "first", url)
