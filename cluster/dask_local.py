@@ -80,6 +80,9 @@ class LocalCluster:
         try:
             with dask.config.set({"distributed.nanny.pre-spawn-environ": None}), dask.config.set(settings):
                 self.cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+        except BaseException:
+            self._undo()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.client = Client(self.cluster, set_as_default=False, direct_to_workers=True)
@@ -124,6 +127,9 @@ class LocalCluster:
         """Stop scheduler and workers; what starting them changed in this process is undone."""
         self.client.close()
         self.cluster.close()
+        self._undo()
+
+    def _undo(self) -> None:
         shutil.rmtree(self._scratch, ignore_errors=True)
         for name, value in self._changed.items():
             if value is None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cluster.dask_local import LocalCluster
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, WorkerLost
 from cluster.executor import Resources
 from cluster.limits import devices_here, excess, gib, refuse_excess, refuse_odd_gpus
 from cluster.pool import Answered, Backend, Event, Joined, Lost, PoolExecutor, uninterrupted
@@ -57,7 +57,7 @@ class DaskExecutor(PoolExecutor):
             self.close()
         if self._own is None:
             with uninterrupted():
-                self._own = self._start(resources)
+                self._own = self._started(resources)
                 self._client = self._own.client
             self._tell()
         return _Workers(self._client, make_worker, seats, resources, None, self._own)
@@ -81,6 +81,19 @@ class DaskExecutor(PoolExecutor):
             self._client = _connect(self.address, self._start_timeout)
             self._tell()
         return self._client
+
+    def _started(self, resources: Resources) -> LocalCluster | DaskOnSlurm | DaskOnCuda:
+        """An own cluster; one of which a worker dies while it comes up is started anew."""
+        for attempt in range(1, self._attempts + 1):
+            try:
+                return self._start(resources)
+            except ClusterError:
+                raise
+            except RuntimeError as error:
+                if attempt == self._attempts:
+                    look_at = "`dmesg` (lines of the OOM killer) and what the worker wrote to stderr"
+                    raise WorkerLost(None, attempt, str(error), look_at) from error
+        raise AssertionError("at least one attempt")
 
     def _start(self, resources: Resources) -> LocalCluster | DaskOnSlurm | DaskOnCuda:
         if self._slurm is not None:
