@@ -110,7 +110,7 @@ def _diffusion(found: Figures, file: Path, content: dict[str, Any], config: Conf
     image = Rate(float(row["seconds_an_image"]), "s an image a device", text, True)
     rates = dict(found.rates)
     if config.networks.device != "cpu":
-        rates["gpu"] = Rate(content["machine"]["matrix_flops"], "FLOP/s a GPU", file.name, True)
+        rates["gpu"] = Rate(content["machine"]["matrix_flops"][row["dtype"]], "FLOP/s a GPU", file.name, True)
     return replace(
         found, rates=rates, image=image, flop=content["flop_an_image"], peak_bytes=row.get("peak_bytes") or 0.0
     )

@@ -112,7 +112,7 @@ RIDGE = {
 }  # fmt: skip
 DIFFUSION = {
     "kind": "diffusion",
-    "machine": {"device": "a GPU", "matrix_flops": 500e12, "cores": 8},
+    "machine": {"device": "a GPU", "matrix_flops": {"float16": 500e12}, "cores": 8},
     "bundle": "versatile-diffusion",
     "flop_an_image": 92.7e12,
     "rows": [
