@@ -36,7 +36,7 @@ class Journal:
     def __init__(self, study: str | Path | RemotePath, command: str) -> None:
         self.study = place(study)
         self.started = datetime.datetime.now(datetime.UTC)
-        self.name = f"{self.started:%Y%m%dT%H%M%S}-{os.getpid()}"
+        self.name = f"{self.started:%Y%m%dT%H%M%S.%f}-{os.getpid()}"
         self.attrs: dict[str, Any] = {
             "command": command,
             "host": socket.gethostname(),

@@ -36,7 +36,7 @@ def settings(nsd: Path) -> Callable[..., dict[str, Any]]:
     return partial(small_settings, nsd)
 
 
-def small_settings(nsd: Path, root: Path, **sections: Any) -> dict[str, Any]:
+def small_settings(nsd: Path, root: Path, /, **sections: Any) -> dict[str, Any]:
     """A study below `root` of the data at `nsd`."""
     return {
         "study": str(root / "study.zarr"),

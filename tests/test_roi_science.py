@@ -33,14 +33,16 @@ pytestmark = [pytest.mark.storm, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Config:
-    """The demo's brains to their decoders, and pictures of their areas, bands and random voxels."""
+    """The demo's brains to their decoders, and pictures of their areas, bands and random voxels; CLIP's latents decoded
+    with as light a penalty as the VDVAE's, so that weak areas show."""
     root = tmp_path_factory.mktemp("roi")
     simulate(root / "nsd", SimulateOptions(subjects=SUBJECTS))
     paths = [f"study={root / 'study.zarr'}", f"nsd.root={root / 'nsd'}", f"report.path={root / 'report'}"]
     stages = ("ingest", "features", "regress", "roi")
     paths += [f"execution.{stage}={{executor: dask, workers: 2}}" for stage in stages]
     sets = {"areas": [*AREAS, *BASELINE, *CONTROLS], "eccentricity": list(BANDS)}
-    config = load("demo", [*paths, f"roi={{sets: {sets}, seeds: {SEEDS}}}"])
+    painting = ["regress.alpha={vdvae: 1000, clip_vision: 1000, clip_text: 1000}", "reconstruct.strength=0.75"]
+    config = load("demo", [*paths, *painting, f"roi={{sets: {sets}, seeds: {SEEDS}}}"])
     pipeline = Pipeline(config, say=lambda line: None)
     pipeline.run((*stages_until("regress"), "roi"))
     return config

@@ -153,6 +153,7 @@ def _is_worker(process: psutil.Process, kind: str) -> bool:
         return False
 
 
+@pytest.mark.storm
 def test_three_kills_of_a_serial_run_end_in_the_same_bytes(settings, tmp_path):
     config = configuration(settings, tmp_path / "whole", execution("serial"))
     seconds = finish(config)

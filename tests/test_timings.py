@@ -42,7 +42,7 @@ def test_every_partition_is_in_the_journal_and_shown(settings, tmp_path):
     assert len(set(journal["betas"]["what"].tolist())) == 6
     command = [Path(sys.executable).with_name("bdflow"), "status", tmp_path / "c.yaml", "--timings"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for word in ("betas", "responses", "median", "peak memory", "retries", "MiB"):
+    for word in ("betas", "responses", "median", "peak memory", "retries", "iB"):
         assert word in shown
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,18 @@ def test_twice_in_one_process(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def _wait(up: Event) -> None:
+    up.set()
+    time.sleep(30)
+
+
 def test_children_do_not_inherit_it(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
+    up = fork.Event()
     with exclusive(tmp_path):
-        forked = fork.Process(target=time.sleep, args=(30,))
+        forked = fork.Process(target=_wait, args=(up,))
         forked.start()
+        assert up.wait(30)
         spawned = subprocess.Popen(["sleep", "30"], close_fds=False)
     try:
         with exclusive(tmp_path):

@@ -113,6 +113,7 @@ def test_no_more_than_two_a_worker_in_flight(executor: Executor) -> None:
     assert tasks.ahead <= (1 if executor.name == "serial" else 4)
 
 
+@pytest.mark.storm
 def test_memory_of_the_driver_is_flat(opened: dict[str, Executor]) -> None:
     for kind, total in (("serial", 20_000), ("ray", 10_000)):
         _assert_flat(kind, _sizes(opened[kind], total))
