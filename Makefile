@@ -5,12 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test storm lint format clean
+.PHONY: help install demo test storm siege lint format clean
 
 help:
 	@echo "make demo    simulated brains, the whole pipeline, a report below demo/"
 	@echo "make test    the test suite (under 10 minutes on two cores)"
 	@echo "make storm   the slow tests: kills at random instants, every executor, floods"
+	@echo "make siege   a real SLURM, a real S3 server, every fault (as root; apt: slurm-wlm munge)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the code in the project's format"
 
@@ -43,6 +44,10 @@ test: install
 
 storm: install
 	$(BIN)/python -m pytest -m storm
+
+# as root, with slurm-wlm and munge installed
+siege: install
+	$(BIN)/python -m pytest -m siege
 
 lint: install
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ def expected(settings, tmp_path_factory):
     return snapshot(ground.study)
 
 
-@pytest.mark.storm
+@pytest.mark.siege
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("fault", "stage"), CASES)
 def test_the_same_bytes_after(fault, stage, settings, expected, tmp_path):

@@ -243,7 +243,7 @@ def start(config: Path, source: str, to: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", PIECES, *words], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.storm
+@pytest.mark.siege
 def test_killed_resumed_and_damaged_files(nsd, settings, s3, tmp_path):
     source = s3.bucket + "/nsd"
     upload(nsd, place(source))
@@ -293,7 +293,7 @@ def test_killed_resumed_and_damaged_files(nsd, settings, s3, tmp_path):
     assert snapshot_of(tmp_path / "other") == {}
 
 
-@pytest.mark.storm
+@pytest.mark.siege
 def test_fetched_and_ingested_through_a_failing_network(nsd, settings, s3, tmp_path, monkeypatch):
     """Fetch, and ingest from the object store itself, while every tenth request fails: as from the disk."""
     monkeypatch.setenv("BDFLOW_STORE_TIMEOUT", "5")

@@ -16,7 +16,7 @@ from stores.remote import Bucket, Unreachable
 from tests.conftest import execution, remote_snapshot, snapshot
 from tests.s3 import others
 
-pytestmark = [pytest.mark.storm, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.siege, pytest.mark.timeout(1800)]
 BDFLOW = Path(sys.executable).with_name("bdflow")
 MIXED = {**execution("dask", 2), "features": {"executor": "ray", "workers": 2}}
 

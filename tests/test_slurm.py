@@ -14,7 +14,7 @@ from tests import slurm
 from tests.conftest import execution, snapshot
 
 pytestmark = [
-    pytest.mark.storm,
+    pytest.mark.siege,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not slurm.installed(), reason="needs root and Debian's slurm-wlm and munge"),
 ]

@@ -201,7 +201,7 @@ def test_the_time_of_a_task_leaves_out_waiting_for_its_turn() -> None:
     assert all(0.09 <= s < 0.2 for s in seconds), seconds
 
 
-@pytest.mark.storm
+@pytest.mark.siege
 @pytest.mark.timeout(900)
 def test_64_actors_on_logical_gpus_are_kept_busy() -> None:
     """Each works 95% of the time between its first task and its last."""
