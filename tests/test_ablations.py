@@ -124,9 +124,9 @@ def gaps(measured, metric: str, better: str, worse: str) -> list[float]:
 @pytest.mark.parametrize(
     ("metric", "better", "worse", "least", "mean"),
     [
-        ("PixCorr", "only_vdvae", "full no_clip_text no_clip_vision no_vdvae", 0.002, 0.01),
-        ("PixCorr", "full only_vdvae no_clip_text no_clip_vision", "no_vdvae", 0.002, 0.01),
-        ("CLIP", "full no_clip_text no_clip_vision no_vdvae", "only_vdvae", 0.01, 0.025),
+        ("PixCorr", "only_vdvae", "full no_clip_text no_clip_vision no_vdvae", 0.008, 0.02),
+        ("PixCorr", "full only_vdvae no_clip_text no_clip_vision", "no_vdvae", 0.005, 0.012),
+        ("CLIP", "full no_clip_text no_clip_vision no_vdvae", "only_vdvae", 0.03, 0.05),
     ],
     ids=["only_vdvae has the best pixels", "no_vdvae the worst pixels", "only_vdvae the least meaning"],
 )
