@@ -8,6 +8,7 @@ voxels are read there.
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import h5py
@@ -16,7 +17,8 @@ import numpy as np
 from isal import igzip_lib
 
 from bdflow.errors import InputError
-from stores.place import AnyPath, no_answer, place, readable
+from bdflow.nsd_hdf5 import OpenFile
+from stores.place import AnyPath, no_answer, place
 
 _PIECE = 512 * 1024  # packed bytes read at once
 _BLOCK = 16 * 1024 * 1024  # bytes held at once when reading HDF5
@@ -311,7 +313,7 @@ class Hdf5Session(BetaSession):
         try:
             return betas[where].astype(self.dtype, copy=False)
         except OSError as error:
-            no_answer(self._dataset.source)
+            no_answer(self._file.source)
             raise InputError(
                 f"{self.path}, betas[{where}]",
                 found=f"data that cannot be read ({error})",
@@ -320,45 +322,18 @@ class Hdf5Session(BetaSession):
                 action=_FETCH_AGAIN,
             ) from error
 
-    def _open(self) -> "_OpenDataset":
-        self._dataset = _OpenDataset(self.path)
-        return self._dataset
-
-
-class _OpenDataset:
-    """Context manager: the validated ``betas`` dataset of an HDF5 file that is closed on leaving."""
-
-    def __init__(self, path: AnyPath) -> None:
-        self.path, self.source = path, None
-
-    def __enter__(self) -> h5py.Dataset:
-        try:
-            self.source = readable(self.path)
-            self.file = h5py.File(self.source, "r")
-        except OSError as error:
-            no_answer(self.source)
-            raise InputError(
-                self.path,
-                found=f"no readable HDF5 file ({error})",
-                expected="a session's betas in HDF5",
-                action=_FETCH_AGAIN,
-            ) from error
-        dataset = self.file.get("betas")
-        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 4 or dataset.dtype.kind not in "iuf":
-            described = sorted(self.file)
-            if isinstance(dataset, h5py.Dataset):
-                described = [f"betas {dataset.dtype} {dataset.shape}"]
-            self.file.close()
-            raise InputError(
-                self.path,
-                found=f"{described}",
-                expected="a numeric dataset 'betas' (trial, z, y, x)",
-                action="point to one of NSD's betas_sessionNN.hdf5.",
-            )
-        return dataset
-
-    def __exit__(self, *exc: object) -> None:
-        self.file.close()
+    @contextmanager
+    def _open(self) -> Iterator[h5py.Dataset]:
+        with OpenFile(self.path, expected="a session's betas in HDF5", action=_FETCH_AGAIN) as self._file:
+            dataset = self._file.dataset("betas")
+            if dataset is None or dataset.ndim != 4 or dataset.dtype.kind not in "iuf":
+                raise InputError(
+                    self.path,
+                    found=self._file.found("betas"),
+                    expected="a numeric dataset 'betas' (trial, z, y, x)",
+                    action="point to one of NSD's betas_sessionNN.hdf5.",
+                )
+            yield dataset
 
 
 def open_session(path: str | AnyPath) -> BetaSession:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from bdflow.errors import InputError
-from stores.place import AnyPath, no_answer, place, readable
+from bdflow.nsd_hdf5 import OpenFile
+from stores.place import AnyPath, no_answer, place
 
 
 class Stimuli:
@@ -25,23 +25,10 @@ class Stimuli:
         self.path = place(path)
         if not self.path.is_file():
             raise missing(self.path, "NSD's stimuli")
-        self._source = readable(self.path)
-        try:
-            self._file = h5py.File(self._source, "r")
-        except OSError as error:
-            no_answer(self._source)
-            raise InputError(
-                self.path,
-                found=f"no readable HDF5 file ({error})",
-                expected="NSD's stimuli",
-                action="fetch the file again.",
-            ) from error
-        brick = self._file.get("imgBrick")
-        is_images = isinstance(brick, h5py.Dataset) and brick.ndim == 4 and brick.shape[-1] == 3
-        if not is_images or brick.dtype != np.uint8:
-            found = f"datasets {sorted(self._file)}"
-            if isinstance(brick, h5py.Dataset):
-                found = f"imgBrick {brick.dtype} {brick.shape}"
+        self._file = OpenFile(self.path, expected="NSD's stimuli", action="fetch the file again.")
+        brick = self._file.dataset("imgBrick")
+        if brick is None or brick.ndim != 4 or brick.shape[-1] != 3 or brick.dtype != np.uint8:
+            found = self._file.found("imgBrick")
             self._file.close()
             raise InputError(
                 self.path,
@@ -64,7 +51,7 @@ class Stimuli:
                 try:
                     block = self._brick[part[0] : part[-1] + 1]
                 except OSError as error:
-                    no_answer(self._source)
+                    no_answer(self._file.source)
                     raise InputError(
                         f"{self.path}, images {part[0]} to {part[-1]}",
                         found=f"data that cannot be read ({error})",

@@ -125,7 +125,7 @@ def test_hdf5_sessions_are_read_by_ranges(tmp_path, monkeypatch, chunks):
     np.testing.assert_array_equal(found, expected)
     session = open_session(remote)
     with session._open() as dataset:
-        source = session._dataset.source
+        source = session._file.source
 
         def silent(self, name, start, stop):
             raise Unreachable("no answer")
@@ -135,6 +135,46 @@ def test_hdf5_sessions_are_read_by_ranges(tmp_path, monkeypatch, chunks):
         source.seek(0, 2)
         with pytest.raises(Unreachable):
             session._read(dataset, np.s_[:])
+
+
+LEFT = """
+import builtins, io, sys
+import h5py
+import numpy as np
+from bdflow.nsd_betas import open_session
+from bdflow.nsd_stimuli import Stimuli
+from stores.place import place
+from stores.remote import Bucket, Unreachable
+
+def made(where, name, shape):
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file[name] = np.zeros(shape, np.uint8)
+    place(where).write_bytes(content.getvalue())
+    return where
+
+def silent(self, name, start, stop):
+    raise Unreachable("no answer")
+
+stimuli = made("memory://left/stimuli.hdf5", "imgBrick", (3, 8, 8, 3))
+session = made("memory://left/betas_session01.hdf5", "betas", (4, 2, 2, 2))
+if sys.argv[1] == "open":
+    builtins.left = Stimuli(stimuli), open_session(session).iter_volumes()
+    next(builtins.left[1])
+else:
+    Bucket.read_range = silent
+    try:
+        Stimuli(stimuli)
+    except Unreachable as error:
+        builtins.left = error
+assert builtins.left
+"""
+
+
+@pytest.mark.parametrize("what", ["open", "failed"])
+def test_files_in_object_stores_that_are_left_do_not_crash_the_end_of_the_process(what):
+    done = subprocess.run([sys.executable, "-c", LEFT, what], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- what is fetched -------------------------------------------------------------------------------------------

@@ -116,8 +116,12 @@ def test_killed_while_it_writes_again_and_again(settings, undisturbed, tmp_path)
 
 @pytest.mark.storm
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["dask", "ray"])
-def test_a_killed_worker_costs_only_its_partitions(settings, undisturbed, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "filled"),
+    [("dask", "targets/vdvae"), ("ray", "targets/vdvae"), ("ray", "reconstructions/subj01/full")],
+    ids=["dask", "ray", "ray while it paints"],
+)
+def test_a_killed_worker_costs_only_its_partitions(settings, undisturbed, tmp_path, kind, filled):
     reference, _ = undisturbed
     config = configuration(settings, tmp_path, execution(kind, 2))
     process = start(config)
@@ -125,10 +129,10 @@ def test_a_killed_worker_costs_only_its_partitions(settings, undisturbed, tmp_pa
     deadline = time.monotonic() + 200
     study = Study(tmp_path / "study.zarr")
     while process.poll() is None and time.monotonic() < deadline and not killed:
-        time.sleep(0.05)
-        if not study.exists or not study.declared("targets/vdvae"):
+        time.sleep(0.02)
+        if not study.exists or not study.declared(filled):
             continue
-        written = (Store(study.path, "targets/vdvae").markers() > 0).sum()
+        written = (Store(study.path, filled).markers() > 0).sum()
         if written < 1:
             continue
         for child in _children(process):
