@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bdflow.config import recipes
+from bdflow.simulate import SimulateOptions, simulate
+from stores import Study
 from tests import slurm
 from tests.conftest import execution, snapshot
 
@@ -125,6 +128,36 @@ def test_inside_an_allocation_of_two_nodes_with_gpus(settings, reference, tmp_pa
     assert snapshot(tmp_path / "study.zarr") == reference
 
 
+@pytest.mark.timeout(2000)
+def test_the_demo_by_jobs_and_in_an_allocation(tmp_path):
+    """The shipped demo, its four subjects and its executors: by one command that asks for jobs of both, and as one job
+    of two nodes; the same bytes."""
+    content = yaml.safe_load(recipes()["demo"].read_text())
+    simulate(tmp_path / "nsd", SimulateOptions(subjects=tuple(content["subjects"])))
+    content["nsd"]["root"], content["report"]["path"] = str(tmp_path / "nsd"), str(tmp_path / "report")
+    for stage in content["execution"].values():
+        stage |= {"memory": "1500 MiB", "threads": 1}
+    made = {}
+    for name in ("jobs", "allocation"):
+        mine = {"host": "127.0.0.1", "time": "30", "logs": str(tmp_path / "logs")}
+        content |= {"study": str(tmp_path / f"{name}.zarr"), "cluster": {"kind": "slurm", "slurm": mine}}
+        config, log = tmp_path / f"{name}.yaml", tmp_path / f"{name}.log"
+        config.write_text(yaml.safe_dump(content))
+        if name == "jobs":
+            process = run(config)
+            seen = states(900, lambda lines, process=process: process.poll() is not None)
+            out, _ = process.communicate()
+            assert process.returncode == 0, out
+            assert len({line.split()[0] for line in seen}) >= 2, seen
+        else:
+            job = submit("nodes.sbatch", config, *UNTIL, options=("--mem=6000", f"--output={log}"))
+            ended(900)
+            assert shown(job, "JobState") == "COMPLETED", log.read_text()
+        made[name] = snapshot(tmp_path / f"{name}.zarr")
+    assert {f"metrics/{subject}" for subject in content["subjects"]} < set(Study(tmp_path / "jobs.zarr").paths())
+    assert made["jobs"] == made["allocation"]
+
+
 def test_an_array_of_subjects(settings, tmp_path):
     config = configuration(settings, tmp_path, execution("serial"))
     options = ("--array=1,2", "--cpus-per-task=2", "--mem=2000", f"--output={tmp_path}/%a.log")
@@ -140,7 +173,7 @@ def test_an_array_of_subjects(settings, tmp_path):
 @pytest.mark.timeout(1500)
 def test_a_job_at_its_time_limit_is_requeued_and_resumes(settings, tmp_path):
     chunks = {"stimuli": 16, "voxels": 64, "columns": 512, "images": 1}
-    slow = {"reconstruct": {"steps": 150, "batch_size": 1}, "chunks": chunks}
+    slow = {"reconstruct": {"steps": 500, "batch_size": 1}, "chunks": chunks}
     expected = _serial(settings, tmp_path / "serial", **slow)
     config = configuration(settings, tmp_path / "limited", execution("serial"), **slow)
     log = tmp_path / "job.log"
