@@ -26,7 +26,9 @@ DRAWS = 8
 BASELINE = [f"random 100 seed {number}" for number in range(DRAWS)]
 CONTROLS = [f"random 100 seed {number}" for number in range(DRAWS, 2 * DRAWS)]
 SEEDS = 16  # of 4, what the noise painted outweighs a weak area
-GUESSES = 8
+GUESSES = 16
+FAINT = 0.25
+"""Strength at which finished pictures keep where the guess has its detail; at 0.75 the networks paint over it."""
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(1800)]
 
@@ -135,9 +137,10 @@ def energy(study) -> dict[str, dict[str, np.ndarray]]:
     """{subject: {"latents", "guesses", "pictures": (bands + controls,)}}: mean eccentricity, in degrees, of the energy
     of what a pattern changes. In the latents of layers of 8 px and more, in SD; in guesses and finished pictures, the
     mean over seeds less that of the training mean's, all with the same noise. Rescaled by `deviation`, so that it does
-    not matter how large a region is.
+    not matter how large a region is; pictures painted with all three predictions, at strength FAINT.
     """
-    networks, found = painter(study), {}
+    faint = study.reconstruct.model_copy(update={"strength": FAINT})
+    networks, found = painter(study.model_copy(update={"reconstruct": faint})), {}
     for subject in (*SUBJECTS, "mean"):
         (latent, mean, std), *clip = (of_patterns(study, subject, space) for space in SPACES)
         start, by_layer = 0, []
@@ -162,14 +165,29 @@ def energy(study) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
+def levels(values: np.ndarray) -> tuple[float, float, float, float]:
+    """Degrees within 2 degrees, from 2 to 4, beyond 4; and of random voxels."""
+    bands, control = values[: len(BANDS)], values[len(BANDS) :].mean()
+    return bands[:3].mean(), bands[3], bands[4], control
+
+
 @pytest.mark.parametrize("subject", [*SUBJECTS, "mean"])
 @pytest.mark.parametrize("kind", ["latents", "guesses"])
 def test_bands_of_eccentricity_put_their_detail_where_they_see(energy, subject, kind):
-    """Not in the pictures: the tiny diffusion model paints its thing at one place, whatever the guess's layout."""
-    values = energy[subject][kind]
-    bands, control = values[: len(BANDS)], values[len(BANDS) :].mean()
-    inner, middle, outer = bands[:3].mean(), bands[3], bands[4]
+    inner, middle, outer, control = levels(energy[subject][kind])
     below, above = (0.15, 0.05) if kind == "latents" else (0.05, 0.3)
-    assert inner < control - below, (bands, control)
-    assert inner < middle < outer, bands
-    assert outer > control + above, (bands, control)
+    assert inner < control - below
+    assert inner < middle < outer
+    assert outer > control + above
+
+
+@pytest.mark.parametrize("subject", [*SUBJECTS, "mean"])
+def test_so_do_their_finished_pictures(energy, subject):
+    inner, _, outer, control = levels(energy[subject]["pictures"])
+    assert outer > inner + 0.1
+    assert outer > control + 0.1
+
+
+def test_finished_pictures_are_in_order_over_subjects(energy):
+    inner, middle, outer, _ = np.mean([levels(energy[subject]["pictures"]) for subject in SUBJECTS], axis=0)
+    assert inner < middle < outer
