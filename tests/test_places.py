@@ -135,10 +135,10 @@ def test_killed_and_begun_again_in_s3(settings, local, s3, tmp_path):
 
 
 def test_through_errors_resets_delays_and_cut_answers(settings, local, s3, tmp_path, monkeypatch):
-    """Every tenth request fails, in six ways: the run ends in the same bytes, and asks as often as it may."""
+    """Every twentieth request fails, in six ways: the run ends in the same bytes, and asks as often as it may."""
     monkeypatch.setenv("BDFLOW_STORE_TIMEOUT", "5")
     url = s3.bucket + "/study.zarr"
-    s3.rate, s3.slowness = 0.1, 7
+    s3.rate, s3.slowness = 0.05, 7
     s3.faults = ("500", "503", "reset before", "reset after", "truncate") * 3 + ("slow",)
     finish(configuration(settings, tmp_path, url))
     s3.rate = 0

@@ -16,11 +16,7 @@ from stores import Study
 from tests import slurm
 from tests.conftest import execution, snapshot
 
-pytestmark = [
-    pytest.mark.siege,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(not slurm.installed(), reason="needs root and Debian's slurm-wlm and munge"),
-]
+pytestmark = [pytest.mark.siege, pytest.mark.timeout(600)]
 BDFLOW = Path(sys.executable).with_name("bdflow")
 SCRIPTS = Path(__file__).parent.parent / "cluster" / "slurm"
 UNTIL = ("--until", "evaluate")
@@ -28,6 +24,7 @@ UNTIL = ("--until", "evaluate")
 
 @pytest.fixture(scope="module", autouse=True)
 def real_slurm(tmp_path_factory):
+    assert slurm.installed(), "needs root and Debian's slurm-wlm and munge"
     os.environ["PATH"] = f"{BDFLOW.parent}:{os.environ['PATH']}"
     with slurm.running(tmp_path_factory.mktemp("slurm") / "run"):
         yield
