@@ -1,5 +1,6 @@
 """bdflow fetch nsd: exactly the files that are needed, resumed, verified; and NSD read where it lies."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -283,6 +284,15 @@ def start(config: Path, source: str, to: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", PIECES, *words], stdout=subprocess.PIPE, text=True)
 
 
+def arrived(folder: Path) -> int:
+    """Bytes of what has come so far; a file may get its name while this looks."""
+    count = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            count += file.stat().st_size if file.is_file() and file.name != fetch.RECORD else 0
+    return count
+
+
 @pytest.mark.siege
 def test_killed_resumed_and_damaged_files(nsd, settings, s3, tmp_path):
     source = s3.bucket + "/nsd"
@@ -297,7 +307,7 @@ def test_killed_resumed_and_damaged_files(nsd, settings, s3, tmp_path):
         process = start(config, source, to)
         while process.poll() is None and came < share * total:
             time.sleep(0.02)
-            came = sum(file.stat().st_size for file in to.rglob("*") if file.is_file() and file.name != fetch.RECORD)
+            came = arrived(to)
         if process.poll() is None:
             process.kill()
             kills += 1
