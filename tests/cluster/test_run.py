@@ -122,8 +122,10 @@ def test_memory_of_the_driver_is_flat(opened: dict[str, Executor]) -> None:
 # Alone in its process: in one of 600 MiB the garbage of the tests before is the larger part of what is seen.
 @pytest.mark.storm
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("worker", ["Square", "PhasedSquare"])
-@pytest.mark.parametrize(("kind", "total"), [("serial", 100_000), ("ray", 100_000), ("dask", 20_000)])
+@pytest.mark.parametrize(
+    ("kind", "total", "worker"),
+    [("serial", 100_000, "Square"), ("ray", 100_000, "PhasedSquare"), ("dask", 20_000, "PhasedSquare")],
+)
 def test_memory_of_the_driver_is_flat_over_many_tasks(kind: str, total: int, worker: str) -> None:
     driver = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_run; test_run.drive()"
     told = subprocess.run([sys.executable, "-c", driver, kind, str(total), worker], stdout=subprocess.PIPE, check=True)
