@@ -219,11 +219,10 @@ def _efficiency_of_64() -> float:
     with open_executor("ray", total=total, start_timeout=300) as ray:
         found = windows(ray, partial(Sleepy, 0.3, 3.0, 0.3), 64 * 7, Resources(workers=64, gpus=1))
     lanes = [[row["work"][:2] for row in rows] for rows in found.values()]
-    assert len(lanes) == 64
     worked = sum(b - a for spans in lanes for a, b in spans)
     efficiency = worked / sum(spans[-1][1] - spans[0][0] for spans in lanes)
-    print(f"efficiency of 64 actors: {efficiency:.3f}")
-    return float(efficiency)
+    print(f"efficiency of {len(lanes)} actors: {efficiency:.3f}")
+    return float(efficiency) if len(lanes) == 64 else 0.0  # some came too late to get a task
 
 
 @pytest.mark.storm
