@@ -14,8 +14,8 @@ from stores.place import AnyPath, no_answer, readable
 class OpenFile:
     """An HDF5 file open for reading; a context manager.
 
-    It is closed when this object goes, and at the end of the process at the latest: HDF5 calls Python when it frees
-    a file that lies in an object store, and crashes the process if Python has ended by then.
+    It is closed when this object goes, and at the end of the process at the latest; one that could not be opened is let
+    go at once. HDF5 calls Python when it frees a file in an object store, and crashes if Python has ended by then.
 
     Parameters
     ----------
@@ -50,9 +50,8 @@ class OpenFile:
         try:
             yield
         except BaseException as error:
-            traceback.clear_frames(
-                error.__traceback__
-            )  # h5py's frames hold the file's driver as long as the error lives
+            # h5py's frames hold what HDF5 has of the file for as long as the error lives
+            traceback.clear_frames(error.__traceback__)
             if not isinstance(error, OSError):
                 raise
             no_answer(self.source)

@@ -145,8 +145,8 @@ def test_options_that_are_refused(wrong):
 
 def test_options_that_are_not():
     for host in ("127.0.0.1", "localhost", "::1", "127.8.0.1"):
-        ServeOptions(host=host)
-    ServeOptions(host="0.0.0.0", token=TOKEN)
+        assert ServeOptions(host=host).host == host
+    assert ServeOptions(host="0.0.0.0", token=TOKEN).token == TOKEN
 
 
 # --- batches --------------------------------------------------------------------------------------------------
