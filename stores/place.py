@@ -238,6 +238,14 @@ def remove_tree(where: AnyPath) -> None:
         shutil.rmtree(where)
 
 
+def remove_leftovers(where: AnyPath, *, below: bool = True) -> None:
+    """Delete what interrupted writes left in a folder (and below it); in an object store they leave nothing."""
+    if isinstance(where, RemotePath):
+        return
+    for leftover in where.rglob("*.partial") if below else where.glob("*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
 def sizes_below(where: AnyPath) -> dict[str, int]:
     """Bytes of every file below, by its name from there."""
     if isinstance(where, RemotePath):

@@ -17,7 +17,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from stores.errors import CorruptChunk, StoreError
-from stores.place import AnyPath, RemotePath, place, sizes_below, zarr_store
+from stores.place import AnyPath, RemotePath, place, remove_leftovers, sizes_below, zarr_store
 from stores.spec import ArraySpec, StoreSpec
 
 if TYPE_CHECKING:
@@ -176,10 +176,14 @@ class Store:
         return bool(self._group().attrs.get("sealed", False))
 
     def seal(self) -> None:
-        """Declare the store complete. Raises StoreError if a partition is missing."""
+        """Declare the store complete, and delete what killed writers left in it.
+
+        Raises StoreError if a partition is missing.
+        """
         missing = self.missing()
         if missing:
             raise StoreError(f"{self.path}: cannot be sealed, {len(missing)} of {self.n_partitions} partitions missing")
+        remove_leftovers(self.study / self.path)
         self._seal(True)
 
     def _seal(self, value: bool) -> None:

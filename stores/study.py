@@ -17,7 +17,7 @@ from zarr.core.sync import sync
 
 from stores import journal
 from stores.errors import NotReady, StoreError
-from stores.place import AnyPath, RemotePath, place, remove_tree, zarr_store
+from stores.place import AnyPath, RemotePath, place, remove_leftovers, remove_tree, zarr_store
 from stores.provenance import FORMAT, Provenance, differences
 from stores.spec import ArraySpec, Sizes, StoreSpec
 from stores.store import PROGRESS, Store, digest, every_chunk, no_space
@@ -70,8 +70,7 @@ class Study:
         with no_space(self.path):
             if isinstance(self.path, Path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                for leftover in self.path.glob("*.partial"):
-                    leftover.unlink()
+            remove_leftovers(self.path, below=False)
             root = (
                 zarr.open_group(self._backend, mode="r+", use_consolidated=False, zarr_format=3)
                 if self.exists
@@ -214,7 +213,7 @@ class Study:
         given: Mapping[str, np.ndarray],
         provenance: Provenance,
     ) -> Store:
-        self.sweep(path)
+        remove_leftovers(self.path / path)
         store = Store(self.path, path)
         why = differences(store.provenance, provenance)
         if why:
@@ -247,16 +246,11 @@ class Study:
 
     def _groups_down_to(self, path: str) -> zarr.Group:
         group = zarr.open_group(self._backend, mode="r+", use_consolidated=False, zarr_format=3)
+        folder = self.path
         for name in path.split("/"):
-            group = group.require_group(name)
+            group, folder = group.require_group(name), folder / name
+            remove_leftovers(folder, below=False)
         return group
-
-    def sweep(self, path: str) -> None:
-        """Remove what an interrupted write left behind; in an object store it leaves nothing."""
-        if isinstance(self.path, RemotePath):
-            return
-        for leftover in (self.path / path).rglob("*.partial"):
-            leftover.unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
         """Delete a store, its metadata first, so that a half-deleted store is never taken for one."""

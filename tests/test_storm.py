@@ -1,6 +1,7 @@
 """Kills at random instants: the same command again ends in the same bytes."""
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -145,6 +146,55 @@ def test_a_killed_worker_costs_only_its_partitions(settings, undisturbed, tmp_pa
     assert snapshot(study.path) == snapshot(reference)
     attempts = np.concatenate([entry["attempts"] for entry in entries(study.path)])
     assert (attempts > 1).sum() <= 4, "only what the dead worker had in hand was done again"
+
+
+KILL = """
+import os, pathlib, signal
+
+move = pathlib.Path.replace
+
+def replace(self, target):
+    if self.suffix == ".partial" and os.environ["KILL_AT"] in str(target):
+        try:
+            os.close(os.open(os.environ["KILLED"], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            pass
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return move(self, target)
+
+pathlib.Path.replace = replace
+"""
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("kind", "at", "dies"),
+    [
+        ("dask", "targets/vdvae/latent/c/", False),
+        ("ray", "reconstructions/subj01/full/image/c/", False),
+        ("serial", "predictions/zarr.json", True),
+        ("serial", "targets/vdvae/written/c/", True),
+    ],
+    ids=["dask", "ray", "a folder of stores", "a mark"],
+)
+def test_a_process_killed_in_the_middle_of_a_write(settings, undisturbed, tmp_path, monkeypatch, kind, at, dies):
+    """SIGKILL after a file is written and before it gets its name."""
+    reference, _ = undisturbed
+    config = configuration(settings, tmp_path, execution(kind, 1 if kind == "serial" else 2))
+    (tmp_path / "kill").mkdir()
+    (tmp_path / "kill/sitecustomize.py").write_text(KILL)
+    for name, value in {"PYTHONPATH": tmp_path / "kill", "KILL_AT": at, "KILLED": tmp_path / "killed"}.items():
+        monkeypatch.setenv(name, str(value))
+    process = start(config)
+    if dies:
+        assert process.wait(280) == -signal.SIGKILL
+        assert len(list((tmp_path / "study.zarr").rglob("*.partial"))) == 1
+        process = start(config)
+    assert process.wait(280) == 0, (tmp_path / "stderr.txt").read_text()[-3000:]
+    assert (tmp_path / "killed").exists()
+    assert snapshot(tmp_path / "study.zarr") == snapshot(reference)
 
 
 def _is_worker(process: psutil.Process, kind: str) -> bool:

@@ -120,6 +120,28 @@ def test_resuming_gives_the_same_bytes_as_never_stopping(study, tmp_path):
     assert snapshot(other.path) == snapshot(study.path)
 
 
+def test_what_a_killed_worker_left_is_gone_when_the_store_is_sealed(study):
+    store = declare(study)
+    left = store.study / store.path / "latent/c/0/0.1234.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    for partition in range(store.n_partitions):
+        store.write(partition, data(partition))
+    assert left.exists()
+    store.seal()
+    assert not left.exists()
+
+
+def test_what_was_left_beside_the_stores_is_gone_when_one_is_declared(study):
+    left = [study.path / "zarr.12.partial", study.path / "targets/zarr.34.partial"]
+    left[1].parent.mkdir()
+    for file in left:
+        file.write_bytes(b"half")
+    study.create("a study", {"configuration": {"seed": 0}})
+    declare(study)
+    assert [file for file in left if file.exists()] == []
+
+
 def test_a_half_declared_store_is_declared_anew(study):
     declare(study)
     whole = snapshot(study.path)
