@@ -142,6 +142,14 @@ def test_what_was_left_beside_the_stores_is_gone_when_one_is_declared(study):
     assert [file for file in left if file.exists()] == []
 
 
+def test_what_was_left_in_a_sealed_store_is_gone_when_it_is_taken_up(study):
+    fill(declare(study))
+    left = study.path / "targets/vdvae/zarr.12.partial"
+    left.write_bytes(b"half")
+    declare(study)
+    assert not left.exists()
+
+
 def test_a_half_declared_store_is_declared_anew(study):
     declare(study)
     whole = snapshot(study.path)
