@@ -5,23 +5,25 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test storm siege lint format clean
+# tests of one file run in one process, files side by side
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: help install demo test slow integration rotated lint format clean
 
 help:
 	@echo "make demo    simulated brains, the whole pipeline, a report below demo/"
-	@echo "make test    the test suite (under 10 minutes on two cores)"
-	@echo "make storm   the slow tests: kills at random instants, every executor, floods"
-	@echo "make siege   a real SLURM, a real S3 server, every fault (as root; apt: slurm-wlm munge)"
+	@echo "make test    the test suite (under 8 minutes on two cores; WORKERS=8 if there are more)"
+	@echo "make slow    the slow tests: kills, every executor, floods, science"
+	@echo "make integration   a real SLURM, a real S3 server, every fault in every stage (as root; apt: slurm-wlm munge)"
+	@echo "make rotated ROTATE=WORD   of both, one test of each kind, drawn by the word, as CI does by the commit"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the code in the project's format"
 
-install: $(VENV)/installed
+# three environments side by side
+install:
+	@$(MAKE) --no-print-directory -j 3 $(VENV)/installed $(VENV)/plain/installed $(VENV)/s3/installed
 
-# what tests of object stores need and what does not go together with the newest of the rest (python-dateutil)
-S3 := 'moto[s3]==5.2.5' boto3==1.43.117 botocore==1.43.117 flask==3.1.3 flask-cors==6.0.5 joserfc==1.8.0 s3fs==2026.9.0 \
-	xarray==2026.9.0 zarr==3.1.6 dask==2026.8.0 obstore==0.12.1
-
-# plain: what a user has who only wants to look at a study
 # dask-kubernetes: for the schema of its manifests alone, without what its operator needs
 # torchvision lies apart: tests use its architectures, and transformers breaks where its compiled part does not load
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -30,8 +32,19 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) -e '.[test]'
 	$(PIP) --no-deps --upgrade --target $(VENV)/torchvision torchvision
 	$(PIP) --no-deps dask-kubernetes
+	touch $@
+
+# what a user has who only wants to look at a study
+$(VENV)/plain/installed: constraints.txt
 	$(PYTHON) -m venv $(VENV)/plain
 	$(VENV)/plain/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt xarray zarr dask
+	touch $@
+
+# what tests of object stores need and what does not go together with the newest of the rest (python-dateutil)
+S3 := 'moto[s3]==5.2.5' boto3==1.43.117 botocore==1.43.117 flask==3.1.3 flask-cors==6.0.5 joserfc==1.8.0 s3fs==2026.9.0 \
+	xarray==2026.9.0 zarr==3.1.6 dask==2026.8.0 obstore==0.12.1
+
+$(VENV)/s3/installed: Makefile
 	$(PYTHON) -m venv $(VENV)/s3
 	$(VENV)/s3/bin/python -m pip install --quiet --disable-pip-version-check $(S3)
 	touch $@
@@ -40,19 +53,23 @@ demo: install
 	$(BIN)/bdflow demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-storm: install
-	$(BIN)/python -m pytest -m storm
+slow: install
+	$(PYTEST) -m slow
 
 # as root, with slurm-wlm and munge installed
-siege: install
-	$(BIN)/python -m pytest -m siege
+integration: install
+	$(PYTEST) -m integration
+
+rotated: install
+	$(PYTEST) -m 'slow or integration' --rotate '$(ROTATE)'
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: install
 	$(BIN)/ruff check --fix .

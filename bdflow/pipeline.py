@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdflow import encode, evaluate, features, ingest, reconstruct, regress, roi
-from bdflow.config import ClusterSettings, Config, StageExecution
+from bdflow.cluster import Resources
+from bdflow.config import Config
 from bdflow.errors import InputError
-from bdflow.stage import Context, Work
+from bdflow.runner import Runner, executor_options
+from bdflow.stages.encode import Encode
+from bdflow.stages.evaluate import Evaluate, judged, weights_of
+from bdflow.stages.features import Features
+from bdflow.stages.ingest import Ingest
+from bdflow.stages.reconstruct import Reconstruct
+from bdflow.stages.regress.stage import Regress
+from bdflow.stages.roi import Roi
+from bdflow.stores import CorruptMetadata, Damage, NotReady, Provenance, State, Study, checks
+from bdflow.stores.inputs import remembered
+from bdflow.stores.journal import Journal, entries
+from bdflow.stores.locks import exclusive, lease
+from bdflow.stores.paths import RemotePath
+from bdflow.study.counts import StudyCounts
+from bdflow.study.graph import Graph
+from bdflow.study.keys import REGION_SETS, kind
+from bdflow.study.stage import Context, Stage
 from bdflow.timings import Timing, timings
-from cluster import ClusterError, Completed, Executor, Resources, exclusive, open_executor
-from cluster.on_slurm import Slurm
-from cluster.progress import Progress
-from stores import CorruptChunk, NotReady, Provenance, State, Study
-from stores.journal import Journal, entries
-from stores.lease import lease
-from stores.place import RemotePath
-from stores.space import look
 
 if TYPE_CHECKING:
-    from bdflow.plan import Plan
+    from bdflow.estimate.plan import Plan
 
-STAGES: dict[str, Any] = {
-    stage.NAME: stage for stage in (ingest, features, regress, reconstruct, evaluate, roi, encode)
+STAGES: dict[str, Stage] = {
+    stage.name: stage for stage in (Ingest(), Features(), Regress(), Reconstruct(), Evaluate(), Roi(), Encode())
 }
-ON_DEMAND = ("roi", "encode")
+ON_DEMAND = tuple(name for name, stage in STAGES.items() if stage.on_demand)
 NAMES = (*(name for name in STAGES if name not in ON_DEMAND), "report")
 SHORT = ("y", "x", "rgb")
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,31 +63,51 @@ class Pipeline:
     config : the configuration.
     subjects : those whose stores are filled; all of the configuration's by default. Stores that serve all subjects
         (stimuli, targets) are always whole.
-    say : called with a line of text when something is worth knowing.
     """
 
-    def __init__(self, config: Config, subjects: Sequence[str] = (), say: Say = print) -> None:
+    def __init__(self, config: Config, subjects: Sequence[str] = ()) -> None:
         unknown = [subject for subject in subjects if subject not in config.subjects]
         if unknown:
             raise InputError(
-                "--subjects",
+                "subjects",
                 found=", ".join(unknown),
                 expected="subjects of the configuration: " + ", ".join(config.subjects),
                 action="add them to `subjects` in the configuration, or choose among these",
             )
-        self.config, self.say = config, say
+        self.config = config
         self.study = Study(config.study)
         self.subjects = tuple(s for s in config.subjects if not subjects or s in subjects)
 
     def expected(self) -> dict[str, Provenance]:
-        """What every store of this configuration should be made from, by path."""
-        known: dict[str, Provenance] = {}
-        for stage in STAGES.values():
-            known |= stage.provenances(self.config, known)
-        return known
+        """What every store of this configuration should be made from, by path; see `graph`."""
+        return self._provenances(self.graph())
 
-    def context(self) -> Context:
-        return Context(self.config, self.study, self.expected(), self.subjects)
+    def graph(self, *, looking: bool = True) -> Graph:
+        """Every store of this configuration, and what each is made from.
+
+        Where inputs are not at hand, those are taken that the study's stores were made from. Unless it is only for
+        looking, there have to be such stores.
+        """
+        return Graph(self.config, STAGES.values(), self.study, looking=looking)
+
+    def _provenances(self, graph: Graph) -> dict[str, Provenance]:
+        with remembered(self.study.path):
+            found = graph.provenances()
+        if graph.not_compared:
+            keys, why = list(graph.not_compared), next(iter(graph.not_compared.values()))
+            log.warning(
+                "inputs of %s were not compared, since they are not at hand (%s). "
+                "What the study records of them is taken as it is.",
+                ", ".join(keys[:3]) + (f" and {len(keys) - 3} more stores" if len(keys) > 3 else ""),
+                why.rstrip("."),
+            )
+        return found
+
+    def context(self, *, looking: bool = True) -> Context:
+        """What stages and commands are told; see `graph`."""
+        graph = self.graph(looking=looking)
+        context = Context(self.config, self.study, self._provenances(graph), self.subjects, graph.decls)
+        return replace(context, counts=StudyCounts(context))
 
     # --- run --------------------------------------------------------------------------------------------------
 
@@ -90,19 +119,37 @@ class Pipeline:
         NotReady : a store was made from something else (and `remake` is off), or a stage left out is not done.
         InputError, StoreError, ClusterError : as each says; what is written stays valid.
         """
-        context = self.context()
+        if not any(name in STAGES for name in stages):
+            self._report(self.context())
+            return
+        context = self.context(looking=False)
         with ExitStack() as stack:
             stack.enter_context(self._alone(command))
+            self._restore(checks.damage_before_run(self.study) if self.study.exists else [])
             self._clear_stale(context, stages, remake)
-            self.study.create("bdflow study", {"configuration": self.config.science()})
-            filler = _Filler(context, Journal(self.study.path, command), self.say, stack)
-            filler.check(stages)
+            self._begin()
+            runner = Runner(STAGES, context, Journal(self.study.path, command), stack)
+            runner.check(stages)
             for name in stages:
                 if name in STAGES:
-                    filler.fill(name)
+                    runner.fill(name)
             self.study.consolidate()
             if "report" in stages:
                 self._report(context)
+
+    def _restore(self, damages: list[CorruptMetadata]) -> list[str]:
+        """Write damaged metadata again; return the stores that are lost with it, and were removed."""
+        for damage in damages:
+            log.warning("%s Writing it again.", str(damage).splitlines()[0])
+        lost = checks.restore(self.study, damages)
+        for path in lost:
+            log.warning("%s: removed, since neither its metadata nor the copy of it is whole", path)
+        if any(not damage.store for damage in damages):
+            self._begin()
+        return lost
+
+    def _begin(self) -> None:
+        self.study.create("bdflow study", {"configuration": self.config.science()})
 
     def _alone(self, command: str) -> AbstractContextManager[None]:
         """The lock of the study: of a directory the kernel's, in an object store an object."""
@@ -112,66 +159,77 @@ class Pipeline:
         path.mkdir(parents=True, exist_ok=True)
         return exclusive(path)
 
+    def _writable(self) -> bool:
+        """Whether this user may write the study; of an object store that is not asked."""
+        return isinstance(self.study.path, Path) and os.access(self.study.path, os.W_OK)
+
     def _report(self, context: Context) -> None:
-        from bdflow import report
+        if not self.config.painters:
+            log.info("no report: the configuration has no painter, so there are no pictures to show")
+            return
+        from bdflow.report import writer
 
         start = time.perf_counter()
-        page = report.write(context)
-        self.say(f"report: {page} in {time.perf_counter() - start:.1f} s")
+        page = writer.write(context)
+        log.info("report: %s in %.1f s", page, time.perf_counter() - start)
 
     def figures(self, folder: Path) -> list[Path]:
-        """Figures for papers of a finished study, written into `folder`; see `bdflow.figures.write`."""
-        from bdflow import figures
+        """Figures for papers of a finished study, written into `folder`; see `bdflow.report.figures`."""
+        from bdflow.report import figures
 
         return figures.write(self.context(), folder)
 
     def region_figures(self, folder: Path) -> list[Path]:
-        """Figures of the regions that were painted, whose voxel counts are said; see `bdflow.roi_figures.write`."""
-        from bdflow import roi_figures
-        from bdflow.roi_patterns import voxel_counts
+        """Figures of the regions that were painted, whose voxel counts are said."""
+        from bdflow.report import region_figures
+        from bdflow.study.region_patterns import voxel_counts
 
         for line in voxel_counts(self.context()):
-            self.say(line)
-        return roi_figures.write(self.context(), folder)
+            log.info("%s", line)
+        return region_figures.write(self.context(), folder)
 
     def maps(self, folder: Path) -> list[Path]:
-        """Voxel maps as NIfTI, written into `folder`; see `bdflow.maps.write`."""
-        from bdflow import maps
+        """Voxel maps as NIfTI, written into `folder`; see `bdflow.export.nifti`."""
+        from bdflow.export import nifti
 
-        return maps.write(self.context(), folder)
+        return nifti.write(self.context(), folder)
 
     def plan(self, figures: Sequence[Path] = ()) -> Plan:
-        """Hours, GPU-hours, disk and memory of every stage, reckoned before it runs; see `bdflow.plan`."""
-        from bdflow import plan, plan_rates, plan_sizes
-        from cluster.limits import devices_here, memory_here
+        """Hours, GPU-hours, disk and memory of every stage, reckoned before it runs; see `bdflow.estimate.plan`."""
+        from bdflow.cluster.limits import devices_here, memory_here
+        from bdflow.estimate import plan, rates, sizes
 
         config = self.config
         machine = plan.Machine(
             len(os.sched_getaffinity(0)), len(devices_here()), memory_here(), plan.free_bytes(config.study)
         )
-        judges = evaluate.judged(config, evaluate.weights_of(config))
+        judges = judged(config, weights_of(config))
+        running = [stage for stage in STAGES.values() if not stage.on_demand]
         return plan.plan(
-            config,
-            plan_sizes.sizes_of(config),
-            plan_sizes.networks_of(config),
-            plan_rates.figures(figures, config),
+            Graph(config, running),
+            sizes.sizes_of(config),
+            sizes.networks_of(config),
+            rates.figures(figures, config),
             machine,
             tuple(metric for metric in judges if metric in plan.JUDGES),
         )
 
     def serve(self, **options: Any) -> None:
-        """Pictures over HTTP from a finished study, until it is stopped; `options` as `bdflow.serve.ServeOptions`."""
-        from bdflow import serve
-        from cluster.limits import devices_here, memory_here, refuse_excess
-        from cluster.threads import environment
+        """Pictures over HTTP from a finished study, until it is stopped; `options` as `ServeOptions`."""
+        from bdflow.cluster.limits import devices_here, memory_here, refuse_excess
+        from bdflow.cluster.threads import environment
+        from bdflow.serve import service
 
-        chosen = serve.ServeOptions(**options)
-        settings, address = self.config.execution.reconstruct, where(self.config.cluster, "ray").get("address")
+        chosen = service.ServeOptions(**options)
+        settings, address = (
+            self.config.execution.reconstruct,
+            executor_options(self.config.cluster, "ray").get("address"),
+        )
         resources = Resources(settings.workers, settings.threads, settings.gpus, settings.memory)
         if address is None:
             refuse_excess(resources, None)
-        place = serve.Place(environment(settings.threads), len(devices_here()), memory_here(), address)
-        serve.run(self.context(), chosen, place, self.say)
+        place = service.Place(environment(settings.threads), len(devices_here()), memory_here(), address)
+        service.run(self.context(), chosen, place)
 
     def _clear_stale(self, context: Context, stages: Sequence[str], remake: bool) -> None:
         stale = {}
@@ -184,15 +242,17 @@ class Pipeline:
             return
         if remake:
             for path in stale:
-                self.say(f"{path}: removed, to be made again ({stale[path][0]})")
+                log.info("%s: removed, to be made again (%s)", path, stale[path][0])
                 self.study.remove(path)
             return
         lines = [f"  {path}: {'; '.join(why)}" for path, why in stale.items()]
         raise NotReady(
-            f"{self.study.path}: found {len(stale)} stores that were made from something else:\n"
-            + "\n".join(lines)
-            + "\nOld and new results are never mixed.\nWhat to do: add --remake to replace these stores, or choose "
-            "another `study` to keep both."
+            where=self.study.path,
+            found=f"{len(stale)} stores that were made from something else:\n" + "\n".join(lines),
+            expected="stores made from what this configuration says",
+            meaning="Old and new results are never mixed.",
+            action="replace these stores (remake), or choose another `study` to keep both.",
+            remedy="remake",
         )
 
     # --- look -------------------------------------------------------------------------------------------------
@@ -208,6 +268,11 @@ class Pipeline:
             if path not in present:
                 rows.append(Row(path, State("absent"), "", 0))
                 continue
+            damage = self.study.metadata_damage(path)
+            if damage:
+                damaged = State("damaged", why=[f"{one.file}: {one.why}" for one in damage])
+                rows.append(Row(path, damaged, "", 0))
+                continue
             store = self.study.store(path)
             main = store.spec.data[0]
             shape = " x ".join(
@@ -217,7 +282,7 @@ class Pipeline:
                 state = self.study.state(path, expected[path])
             else:
                 total = store.n_partitions
-                why = "regions that are not in `roi.sets`" if path.startswith("rois/") else "not of this configuration"
+                why = "regions that are not in `roi.sets`" if kind(path) == REGION_SETS else "not of this configuration"
                 state = State("stale", total - len(store.missing()), total, [why])
             rows.append(Row(path, state, shape, store.nbytes_stored))
         return rows
@@ -226,158 +291,38 @@ class Pipeline:
         """What partitions took in all runs of the study, by stage and work."""
         return timings(entries(self.study.path) if self.study.exists else [])
 
-    def verify(self, *, repair: bool = False, command: str = "") -> list[CorruptChunk]:
-        """Read every chunk of the study; return what is damaged, after computing it again with `repair`."""
+    def verify(self, *, repair: bool = False, command: str = "") -> list[Damage]:
+        """Compare every file of the study with what was written: metadata with its copy, chunks with their checksums.
+
+        Returns
+        -------
+        list of Damage : what is not as it was written, and what is no part of the study. With `repair`, metadata was
+            written again and chunks computed again; what is `Unexpected` is left where it is.
+        """
         context = self.context()
         if not self.study.exists:
             self.study.root()
         with ExitStack() as stack:
-            stack.enter_context(self._alone(command))
-            found = [damage for path in self.study.paths() for damage in self.study.store(path).damage()]
-            if repair and found:
-                foreign = [damage for damage in found if damage.store not in context.expected]
+            if repair or self._writable():
+                stack.enter_context(self._alone(command))
+            found: list[Damage] = [*(damaged := checks.metadata_damage(self.study)), *checks.unexpected(self.study)]
+            lost = self._restore(damaged) if repair else []
+            unread = set() if repair else {damage.store for damage in damaged}
+            chunks = [
+                damage
+                for path in self.study.paths()
+                if path not in unread
+                for damage in self.study.store(path).damage()
+            ]
+            if repair and (chunks or damaged):
+                foreign = [damage for damage in chunks if damage.store not in context.expected]
                 if foreign:
                     raise foreign[0]
-                filler = _Filler(context, Journal(self.study.path, command), self.say, stack)
-                filler.repair(found)
-                self.study.create("bdflow study", {"configuration": self.config.science()})
+                self._begin()
+                runner = Runner(STAGES, context, Journal(self.study.path, command), stack)
+                runner.repair(chunks, lost)
                 self.study.consolidate()
-        return found
-
-
-class _Filler:
-    """Carries works to executors, seals their stores, and mends what is found damaged on the way."""
-
-    def __init__(self, context: Context, journal: Journal, say: Say, stack: ExitStack) -> None:
-        self.context, self.journal, self.say, self.stack = context, journal, say, stack
-        self.executors: dict[str, Executor] = {}
-        self.mended: set[tuple[str, str, tuple[int, ...]]] = set()
-
-    def fill(self, name: str) -> None:
-        """Do all works of one stage. A damaged chunk it reads is computed again, once."""
-        while True:
-            try:
-                for work in STAGES[name].works(self.context):
-                    self._do(name, work)
-                return
-            except CorruptChunk as damage:
-                key = (damage.store, damage.array, damage.chunk)
-                if key in self.mended or damage.store not in self.context.expected:
-                    raise
-                self.repair([damage])
-
-    def repair(self, damages: Sequence[CorruptChunk]) -> None:
-        """Forget damaged partitions and fill them again, in the order of the stages."""
-        owners = set()
-        for damage in damages:
-            self.mended.add((damage.store, damage.array, damage.chunk))
-            self.say(str(damage).splitlines()[0] + " Computing it again.")
-            store = self.context.study.store(damage.store)
-            if damage.partition is not None:
-                store.forget(damage.partition)
-            owners.add(self.context.expected[damage.store].stage)
-        for name in STAGES:
-            if name in owners:
-                self.fill(name)
-
-    def _do(self, stage: str, work: Work) -> None:
-        if work.tasks:
-            settings = getattr(self.context.config.execution, stage)
-            resources = resources_of(settings)
-            warning = look(work.stores, self.context.study.path)
-            if warning:
-                self.say(warning)
-            done: list[Completed] = []
-            remarks: set[str] = set()
-            start = time.perf_counter()
-            try:
-                with Progress(work.label, len(work.tasks), unit=work.unit) as progress:
-
-                    def on_done(completed: Completed) -> None:
-                        done.append(completed)
-                        for line in completed.result or ():
-                            if line not in remarks:
-                                remarks.add(line)
-                                self.say(line)
-                        progress.advance(completed)
-
-                    self._alone(settings.executor).run(
-                        work.make_worker, work.tasks, resources=resources, on_done=on_done
-                    )
-            finally:
-                attrs = {"stage": stage, "unit": work.unit, "wall_seconds": time.perf_counter() - start}
-                self._write_down(work, {**attrs, **settings.model_dump()}, done)
-        for store in work.stores:
-            if not store.sealed:
-                store.seal()
-
-    def _write_down(self, work: Work, attrs: dict[str, Any], done: Sequence[Completed]) -> None:
-        """Journal what was finished, also of work that was stopped."""
-        if done:
-            costs: dict[str, Sequence[Any]] = {
-                "read": [d.used.read for d in done],
-                "written": [d.used.written for d in done],
-                "peak": [d.used.peak for d in done],
-                "what": [str(work.tasks[d.index])[:120] for d in done],
-            }
-            columns = [d.seconds for d in done], [d.attempts for d in done], [d.worker for d in done]
-            self.journal.record(work.label, attrs, *columns, costs)
-
-    def check(self, stages: Sequence[str]) -> None:
-        """Refuse what the cluster cannot give to any stage that is not done yet, before the first one starts."""
-        for name in stages:
-            if name in STAGES and not self._done(name):
-                settings = getattr(self.context.config.execution, name)
-                try:
-                    self._executor(settings.executor).check(resources_of(settings))
-                except ClusterError as error:
-                    raise ClusterError(f"execution.{name} ({settings.executor}): {error}") from error
-
-    def _done(self, stage: str) -> bool:
-        study, expected = self.context.study, self.context.expected
-        mine = [path for path, provenance in expected.items() if provenance.stage == stage]
-        return all(study.declared(path) and study.state(path, expected[path]).kind == "sealed" for path in mine)
-
-    def _alone(self, kind: str) -> Executor:
-        """The executor of a kind; under SLURM the others first give back what they hold: idle, it costs as much."""
-        if self.context.config.cluster.kind == "slurm":
-            for other, executor in self.executors.items():
-                if other != kind:
-                    executor.close()
-        return self._executor(kind)
-
-    def _executor(self, kind: str) -> Executor:
-        if kind not in self.executors:
-            options = where(self.context.config.cluster, kind)
-            self.executors[kind] = self.stack.enter_context(open_executor(kind, announce=self.say, **options))  # type: ignore[arg-type]
-        return self.executors[kind]
-
-
-def resources_of(settings: StageExecution) -> Resources:
-    """What one stage asks for."""
-    return Resources(settings.workers, settings.threads, settings.gpus, settings.memory)
-
-
-def where(cluster: ClusterSettings, kind: str) -> dict[str, Any]:
-    """The arguments of `open_executor` for one kind of executor; raises InputError where its address lacks."""
-    if kind == "serial":
-        return {}
-    chosen: dict[str, Any] = {"dashboard": cluster.dashboard_host if cluster.dashboard else None}
-    chosen["start_timeout"] = cluster.start_timeout or (86_400.0 if cluster.kind == "slurm" else 60.0)
-    if cluster.kind == "slurm":
-        chosen["slurm"] = Slurm(**{**cluster.slurm.model_dump(), "logs": str(cluster.slurm.logs)})
-    if cluster.kind == "cuda" and kind == "dask":
-        chosen["cuda"] = True
-    if cluster.kind == "address":
-        chosen["address"] = getattr(cluster.address, kind)
-        if chosen["address"] is None:
-            raise InputError(
-                f"cluster.address.{kind}",
-                found="nothing",
-                expected=f"an address, since a stage runs on {kind} and cluster.kind is `address`",
-                action="give it, or run that stage on another executor",
-            )
-    return chosen
+        return [*found, *chunks]
 
 
 def stages_until(last: str) -> Iterator[str]:

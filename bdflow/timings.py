@@ -27,7 +27,7 @@ class Timing:
 
 
 def timings(journal: Sequence[Mapping[str, Any]]) -> list[Timing]:
-    """Sum up the entries of a journal (`stores.journal.entries`), in the order in which works first happened."""
+    """Sum up the entries of a journal (`bdflow.stores.journal.entries`), in the order in which works first happened."""
     works: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in journal:
         works.setdefault((str(entry.get("stage", "")), str(entry["work"])), []).append(entry)

@@ -31,16 +31,16 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
-from bdflow import metrics
+from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.errors import InputError
-from bdflow.models.bundle import open_bundle
-from bdflow.models.config import PaintOptions, Speed
+from bdflow.metrics import image_metrics
 from bdflow.models.latents import FeatureExtractor, Painter
-from bdflow.models.manifest import KL_F8, SCHEDULER, VERSATILE_UNET
-from bdflow.models.versatile import VersatileDiffusion, build_dual_unet
-from bdflow.scenes import scene
+from bdflow.models.versatile.unet import VersatileDiffusion, build_dual_unet
+from bdflow.models.weights.bundle import open_bundle
+from bdflow.models.weights.manifest import KL_F8, SCHEDULER, VERSATILE_UNET
+from bdflow.simulation.scenes import scene
 
-PLAIN = Speed(joint_guidance=False, cached_conditions=False, channels_last=False, attention="plain")
+PLAIN = SpeedSettings(joint_guidance=False, cached_conditions=False, channels_last=False, attention="plain")
 SWITCHES: dict[str, dict[str, Any]] = {
     "joint_guidance": {"joint_guidance": True},
     "cached_conditions": {"cached_conditions": True},
@@ -110,7 +110,7 @@ class Networks:
             value.data.normal_(0, 0.02) if value.ndim > 1 else value.data.fill_(1.0 if name.endswith("weight") else 0)
         return module
 
-    def called(self, speed: Speed) -> VersatileDiffusion:
+    def called(self, speed: SpeedSettings) -> VersatileDiffusion:
         """The networks with these switches; earlier ones are undone."""
         for module in (self.unet, self.vae):
             module.to(memory_format=torch.contiguous_format)
@@ -131,7 +131,7 @@ def inputs(network: VersatileDiffusion, n: int) -> dict[str, Any]:
     return {"guess_u8": guess, **given, "start_noise": noise[0], "encode_noise": noise[1]}
 
 
-def cases(batches: list[int], compiled: list[str]) -> Iterator[tuple[str, Speed, int]]:
+def cases(batches: list[int], compiled: list[str]) -> Iterator[tuple[str, SpeedSettings, int]]:
     """(name, switches, batch size): the plain loop first."""
     every = {name: value for one in SWITCHES.values() for name, value in one.items()}
     largest = max(batches)
@@ -233,15 +233,15 @@ def modes(count: int, seed: int = 3) -> list[dict[str, Any]]:
         seconds = (time.process_time() - start) / torch.get_num_threads()
         images = np.concatenate(made)
         if small is None:
-            small = [metrics.at_size(photo, *images.shape[1:3]) for photo in photos]
-        pixels = [metrics.pixcorr(a, b) for a, b in zip(small, images, strict=True)]
+            small = [image_metrics.at_size(photo, *images.shape[1:3]) for photo in photos]
+        pixels = [image_metrics.pixcorr(a, b) for a, b in zip(small, images, strict=True)]
         seen = extractor.vision_embeddings(images)[:, 0]
         row = {
             "mode": name,
             "seconds_an_image": seconds / count,
             "flop_an_image": float(counter.get_total_flops()),
             "PixCorr": float(np.nanmean(pixels)),
-            "CLIP two-way": float(metrics.two_way(shown, seen).mean()),
+            "CLIP two-way": float(image_metrics.two_way(shown, seen).mean()),
         }
         rows.append(row)
         print(
@@ -314,7 +314,7 @@ def main() -> None:
     if asked.actors:
         found["actors"] = diffusion_runtime.scaling(asked.actors, asked.pause)
     if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n")
+        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ import cloudpickle
 import psutil
 import torch
 
-from bdflow import reconstruct
+from bdflow.cluster import Completed, Resources, open_executor
 from bdflow.config import parse
 from bdflow.pipeline import Pipeline
-from bdflow.simulate import SimulateOptions, simulate
-from cluster import Completed, Resources, open_executor
+from bdflow.simulation.dataset import SimulateOptions, simulate
+from bdflow.stages.reconstruct import Reconstruct
 
 IMAGES_A_TASK = 32
 KINDS = ("serial", "dask", "ray")
@@ -110,13 +110,14 @@ def _study(root: Path, n_test: int, batch: int, steps: int) -> Any:
         {
             "study": str(root / "study.zarr"),
             "subjects": subjects,
-            "nsd": {"root": str(root / "nsd"), "sessions": 3},
-            "reconstruct": {"steps": steps, "batch_size": batch},
+            "dataset": {"root": str(root / "nsd"), "sessions": 3},
+            "spaces": {name: {"encoder": name} for name in ("vdvae", "clip_vision", "clip_text")},
+            "painters": {"brain_diffuser": {"steps": steps, "batch_size": batch}},
             "report": {"path": str(root / "report")},
             "chunks": {"stimuli": 64, "voxels": 256, "columns": 512, "images": 8},
         }
     )
-    Pipeline(config, say=lambda line: None).run(("ingest", "features", "regress"))
+    Pipeline(config).run(("ingest", "features", "regress"))
     return config
 
 
@@ -125,14 +126,16 @@ def _work(config: Any) -> Any:
     import shutil
 
     shutil.rmtree(config.study / "reconstructions", ignore_errors=True)
-    context = Pipeline(config, say=lambda line: None).context()
-    for work in reconstruct.works(context):
-        if work.label == "reconstructions":
+    context = Pipeline(config).context()
+    for step in Reconstruct().steps(context):
+        work = step.start()
+        if step.label == "reconstructions":
             return work
         if work.tasks:
             with open_executor("serial") as executor:
                 executor.run(work.make_worker, work.tasks)
-        for store in work.stores:
+        for key in step.fills:
+            store = context.study.store(key)
             if not store.sealed:
                 store.seal()
     raise AssertionError("the stage paints")

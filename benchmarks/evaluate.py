@@ -21,18 +21,20 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from given import context_of
 from PIL import Image
 
-from bdflow import evaluate
+from bdflow.cluster import Resources, open_executor
 from bdflow.config import Config, parse
+from bdflow.metrics.statistics import estimate
 from bdflow.models.clip import resize
-from bdflow.models.judge_weights import JUDGES
-from bdflow.models.judges import load_panel
-from bdflow.stage import Context
-from bdflow.statistics import estimate
-from cluster import Resources, open_executor
-from stores import Provenance, Store, StoreSpec, Study, catalog, text
-from tests.plain_torchvision import import_torchvision
+from bdflow.models.judges.networks import load_panel
+from bdflow.models.judges.weights import JUDGES
+from bdflow.stages.evaluate import Evaluate, weights_of
+from bdflow.stores import Provenance, Store, StoreSpec, Study, text
+from bdflow.study import catalog
+from bdflow.study.stage import Context
+from tests.support.plain_torchvision import import_torchvision
 
 PHOTO, PICTURE, VARIETY = 425, 512, 64
 VIT_L_14 = {
@@ -83,7 +85,7 @@ def write_weights(folder: Path, judges: list[str]) -> None:
             continue
         if name == "clip":
             file.mkdir(parents=True)
-            (file / "config.json").write_text(json.dumps(VIT_L_14))
+            (file / "config.json").write_text(json.dumps(VIT_L_14), encoding="utf-8")
             torch.save(
                 CLIPVisionModelWithProjection(CLIPVisionConfig(**VIT_L_14)).state_dict(), file / "pytorch_model.bin"
             )
@@ -106,7 +108,7 @@ def fill(
     study: Study, path: str, spec: StoreSpec, ids: np.ndarray, seed: int, pixels: int, **given: np.ndarray
 ) -> Provenance:
     """A sealed store of pictures, block by block."""
-    provenance = Provenance("benchmark", {"path": path, "n": len(ids), "seed": seed})
+    provenance = Provenance("benchmark", {"benchmark": path})
     sizes = {"stimulus": len(ids), "y": pixels, "x": pixels, "rgb": 3, "caption_number": 1}
     sizes = {dim: size for dim, size in sizes.items() if any(dim in array.dims for array in spec.arrays)}
     store = study.declare(path, spec, sizes, {"nsd_id": ids, **given}, provenance)
@@ -130,7 +132,9 @@ def prepare(root: Path, n: int, n_subjects: int, judges: list[str]) -> Context:
         {
             "study": str(root / f"study_{n}.zarr"),
             "subjects": subjects,
-            "nsd": {"root": "none"},
+            "dataset": {"root": "none"},
+            "spaces": {name: {"encoder": name} for name in ("vdvae", "clip_vision", "clip_text")},
+            "painters": {"brain_diffuser": {}},
             "report": {"path": "none"},
             "evaluate": {"metrics": ["PixCorr", "SSIM", *names], "weights": str(root / "weights")},
         }
@@ -142,32 +146,33 @@ def prepare(root: Path, n: int, n_subjects: int, judges: list[str]) -> Context:
     shared = {"split": text(["test"] * n), "owner": text(["shared"] * n)}
     known = {"stimuli": fill(study, "stimuli", catalog.stimuli(64), ids, 0, PHOTO, **shared)}
     for i, subject in enumerate(subjects):
-        path = f"reconstructions/{subject}/full"
+        path = f"reconstructions/brain_diffuser/{subject}/full"
         known[path] = fill(study, path, catalog.reconstructions(config.chunks.images), ids, 1 + i, PICTURE)
-    known |= evaluate.provenances(config, known)
-    for path, provenance in known.items():
-        if provenance.stage == evaluate.NAME:
+    context = context_of(config, study, known, Evaluate())
+    for path, provenance in context.expected.items():
+        if provenance.stage == Evaluate.name:
             study.remove(path)
-    return Context(config, study, known, tuple(subjects))
+    return context
 
 
 def run(context: Context, kind: str, resources: Resources) -> dict[str, float]:
     """Seconds of each pass."""
     seconds = {}
     with open_executor(kind) as executor:  # type: ignore[arg-type]
-        for work in evaluate.works(context):
+        for step in Evaluate().steps(context):
             start = time.perf_counter()
+            work = step.start()
             executor.run(work.make_worker, work.tasks, resources=resources, on_done=lambda done: None)
-            for store in work.stores:
-                store.seal()
-            seconds[work.label] = time.perf_counter() - start
+            for key in step.fills:
+                context.study.store(key).seal()
+            seconds[step.label] = time.perf_counter() - start
     return seconds
 
 
 def bare(context: Context, judges: list[str], n: int, threads: int) -> float:
     """Pictures a second through the networks alone."""
     torch.set_num_threads(threads)
-    weights = evaluate.weights_of(context.config)
+    weights = weights_of(context.config)
     panel = load_panel({name: weights[name] for name in judges})
     batch = context.config.chunks.images
     pictures = resize(noise(n, PICTURE, 1), 224, Image.Resampling.BILINEAR)
@@ -207,7 +212,7 @@ def main() -> None:
         result = measure(context, options)
     print(json.dumps(result, indent=2))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(context: Context, options: argparse.Namespace) -> dict[str, Any]:
@@ -219,7 +224,7 @@ def measure(context: Context, options: argparse.Namespace) -> dict[str, Any]:
     networks = (
         bare(context, options.judges, options.bare, options.threads * options.workers) if options.bare else np.nan
     )
-    scores = Store(context.study.path, "metrics/subj01")
+    scores = Store(context.study.path, "metrics/brain_diffuser/subj01")
     names, value = scores.read("metric").tolist(), scores.read("value")[0]
     return {
         "stimuli": options.stimuli,

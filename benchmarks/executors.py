@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster import Completed, Executor, Resources, open_executor
+from bdflow.cluster import Completed, Executor, Resources, open_executor
 
 
 class Sleep:
@@ -102,7 +102,7 @@ def main() -> None:
         )
     if asked.json:
         figures = {"tasks": asked.tasks, "workers": asked.workers, "pause_s": asked.pause, "executors": rows}
-        asked.json.write_text(json.dumps(figures, indent=2) + "\n")
+        asked.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bdflow.simulate import simulate
+from bdflow.simulation.dataset import simulate
 from tests.conftest import SMALL, execution, small_settings, snapshot
-from tests.faults import FAULTS, Ground
+from tests.support.faults import FAULTS, Ground
 
 
 def main() -> int:

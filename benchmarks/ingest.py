@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from isal import igzip, igzip_lib
 
-from bdflow.nsd import open_session
-from bdflow.simulate_files import write_hdf5, write_nifti
+from bdflow.datasets.nsd import open_session
+from bdflow.simulation.files import write_hdf5, write_nifti
 
 
 def unpack_zlib(path: Path) -> None:

@@ -41,7 +41,7 @@ async def many(jobs: list[Callable[[], Awaitable]]) -> None:
 
 
 def stores() -> dict:
-    from stores.remote import Bucket, RemoteStore
+    from bdflow.stores.remote import Bucket, RemoteStore
 
     keys = {"key": "loopback", "secret": "loopback", "client_kwargs": {"endpoint_url": URL, "region_name": "us-east-1"}}
     given = {"access_key_id": "loopback", "secret_access_key": "loopback", "region": "us-east-1", "endpoint": URL}

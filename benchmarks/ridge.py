@@ -27,16 +27,19 @@ from typing import Any
 
 import numpy as np
 import psutil
+from given import context_of, provenances
 from threadpoolctl import threadpool_limits
 
-from bdflow import regress, ridge, ridge_blocks
-from bdflow.columns import Columns, ahead
-from bdflow.config import SPACES, Config, parse
-from bdflow.pipeline import _Filler
-from bdflow.stage import Context
-from cluster import Resources, open_executor
-from stores import Provenance, Store, Study, catalog, text
-from stores.journal import Journal, entries
+from bdflow.cluster import Resources, open_executor
+from bdflow.config import Config, parse
+from bdflow.pipeline import STAGES
+from bdflow.regression import ridge, streaming
+from bdflow.runner import Runner
+from bdflow.stages.regress.stage import Regress
+from bdflow.stores import Provenance, Store, Study, text
+from bdflow.stores.journal import Journal, entries
+from bdflow.study import catalog, keys
+from bdflow.study.target_reader import Columns, ahead
 
 GIB = 2**30
 
@@ -193,7 +196,7 @@ def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str,
     split = text(["test"] * scale.test + ["train"] * (len(ids) - scale.test))
     stores = {}
     for subject, voxels in scale.voxels.items():
-        path = f"responses/{subject}"
+        path = f"responses/{subject}/averaged"
         sizes = {"stimulus": scale.test + scale.train, "voxel": voxels}
         given = {
             "repeats": np.full(sizes["stimulus"], 3),
@@ -213,7 +216,7 @@ class Reader:
     """Reads one block of columns of a target store a task, as the stage does, and does nothing with it."""
 
     def __init__(self, targets: dict[str, Store], columns: int) -> None:
-        self.targets, self.columns, self.scratch = targets, columns, ridge_blocks.Scratch()
+        self.targets, self.columns, self.scratch = targets, columns, streaming.Scratch()
 
     def __call__(self, task: tuple[str, int]) -> int:
         space, partition = task
@@ -272,7 +275,7 @@ def compare(threads: int, scale: Scale) -> dict[str, float]:
 
 def error_against_float64(study: Path, subject: str, alpha: float) -> float:
     """Largest error of stored predictions against float64, relative to the largest prediction, on 64 latents."""
-    responses, predictions = Store(study, f"responses/{subject}"), Store(study, f"predictions/{subject}/vdvae")
+    responses, predictions = Store(study, f"responses/{subject}/averaged"), Store(study, f"predictions/{subject}/vdvae")
     targets = Store(study, "targets/vdvae")
     test = responses.read("split") == "test"
     x = responses.read("response").astype(np.float64)
@@ -284,12 +287,15 @@ def error_against_float64(study: Path, subject: str, alpha: float) -> float:
     return float(np.abs(predictions.read("latent", columns) - reference).max() / np.abs(reference).max())
 
 
+ALPHAS = {"vdvae": 50_000, "clip_vision": 60_000, "clip_text": 100_000}
+
+
 def arithmetic(scale: Scale) -> float:
     """FLOP of the method for all subjects."""
     n, m, t = scale.train, scale.test, scale.latents
     total = 0.0
     for p in scale.voxels.values():
-        total += n * n * p + 2 * m * n * p + len(SPACES) * (n**3 / 3 + 2 * m * n * n) + 2 * m * n * t
+        total += n * n * p + 2 * m * n * p + len(ALPHAS) * (n**3 / 3 + 2 * m * n * n) + 2 * m * n * t
     return total
 
 
@@ -301,7 +307,8 @@ def configuration(
         {
             "study": str(root / "study.zarr"),
             "subjects": list(scale.voxels),
-            "nsd": {"root": str(root)},
+            "dataset": {"root": str(root)},
+            "spaces": {name: {"encoder": name, "ridge": {"alpha": alpha}} for name, alpha in ALPHAS.items()},
             "report": {"path": str(root / "report")},
             "chunks": {"stimuli": scale.stimuli, "columns": scale.columns},
             "execution": {"regress": where},
@@ -336,7 +343,7 @@ def main() -> None:
             shutil.rmtree(root, ignore_errors=True)
     show(result)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def prepare(config: Config, scale: Scale) -> tuple[Study, dict[str, Provenance], dict[str, Store]]:
@@ -347,16 +354,20 @@ def prepare(config: Config, scale: Scale) -> tuple[Study, dict[str, Provenance],
         if not path.startswith(("responses/", "targets/")):
             study.remove(path)
     shutil.rmtree(study.path / "runs", ignore_errors=True)
-    known = {f"responses/{s}": Provenance("benchmark", {"subject": s}) for s in scale.voxels}
-    known |= {f"targets/{space}": Provenance("benchmark", {"space": space}) for space in SPACES}
+    known = provenances(config, given(scale))
     return study, known, build(study, scale, known)
+
+
+def given(scale: Scale) -> list[str]:
+    """The stores that are made here: responses and targets."""
+    return [*(keys.responses(s, "averaged") for s in scale.voxels), *(keys.targets(space) for space in ALPHAS)]
 
 
 def run_works(config: Config, study: Study, known: dict[str, Provenance]) -> dict[str, float]:
     """Run the stage; seconds of each of its works."""
-    context = Context(config, study, known | regress.provenances(config, known), config.subjects)
+    context = context_of(config, study, known, Regress())
     with ExitStack() as stack:
-        _Filler(context, Journal(study.path, "benchmark"), print, stack).fill("regress")
+        Runner(STAGES, context, Journal(study.path, "benchmark"), print, stack).fill("regress")
     return {entry["work"]: entry["wall_seconds"] for entry in entries(study.path)}
 
 
@@ -390,7 +401,7 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
             if not store.sealed:
                 store.seal()
         os.sync()
-        targets = {space: stores[f"targets/{space}"] for space in SPACES}
+        targets = {space: stores[f"targets/{space}"] for space in ALPHAS}
         blocks = [(space, i) for space, shape in scale.spaces.items() for i in range(_n_blocks(shape, scale.columns))]
         sizes: list[int] = []
         executor.run(partial(Reader, targets, scale.columns), blocks[:2], resources=resources)
@@ -416,7 +427,7 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
     rate = result["target bytes"] / result["works"]["predictions"]
     result["fraction of plain reading"] = rate / result["plain store reading (B/s)"]
     result["fraction of sgemm"] = arithmetic(scale) / result["seconds"] / result["sgemm (FLOP/s)"]
-    result["error against float64"] = error_against_float64(study.path, config.subjects[0], config.regress.alpha.vdvae)
+    result["error against float64"] = error_against_float64(study.path, config.subjects[0], ALPHAS["vdvae"])
     if not options.no_comparison:
         result["comparison (s)"] = compare(cores, scale)
     return result

@@ -96,7 +96,7 @@ def main() -> None:
     limit = result["sgemm"] = {"two processes to one": products(2) / products(1)}
     print(f"  sgemm in two processes to one: {limit['two processes to one']:.2f} x")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Where work runs: one small `Executor`, serial, on Dask or on Ray; progress; one process at a time."""
 
-from cluster.errors import ClusterError, WorkerLost
-from cluster.executor import Completed, Executor, Resources, open_executor
-from cluster.line import Phased
-from cluster.lock import exclusive
-from cluster.progress import Progress
+from bdflow.cluster.create import open_executor
+from bdflow.cluster.errors import ClusterError, WorkerLost
+from bdflow.cluster.phases import Phased
+from bdflow.cluster.progress import Progress
+from bdflow.cluster.types import Completed, Executor, Resources, SlurmSettings
 
 __all__ = [
     "ClusterError",
@@ -13,7 +13,7 @@ __all__ = [
     "Phased",
     "Progress",
     "Resources",
+    "SlurmSettings",
     "WorkerLost",
-    "exclusive",
     "open_executor",
 ]

@@ -1,7 +1,9 @@
 """What can go wrong with the place where work runs (errors of the work itself keep their own type)."""
 
+from bdflow.errors import BdflowError
 
-class ClusterError(RuntimeError):
+
+class ClusterError(BdflowError, RuntimeError):
     """The cluster cannot do what was asked: what was found, what was expected, its meaning and what to do."""
 
 
@@ -14,15 +16,21 @@ class WorkerLost(ClusterError):
     attempts : how many workers were lost over it.
     """
 
-    def __init__(self, index: int | None, attempts: int, reason: str, look_at: str) -> None:
-        self.index, self.attempts, self.reason, self.look_at = index, attempts, reason, look_at
+    def __init__(self, index: int | None, attempts: int, reason: str, log_hint: str) -> None:
+        self.index, self.attempts, self.reason, self.log_hint = index, attempts, reason, log_hint
         where = "while it started" if index is None else f"while it worked on task {index}"
-        super().__init__(
-            f"A worker process died {where}, {attempts} times in a row (last: {reason}).\n"
-            "Expected: at most some of the attempts are lost; so this is most likely the work itself: "
-            "too little memory (the kernel's OOM killer, a memory limit) or a crash in native code.\n"
-            f"What to do: look at {look_at}; then ask for fewer workers, more memory or smaller tasks."
+        found = f"A worker process died {where}, {attempts} times in a row (last: {reason})"
+        expected = "at most some of the attempts are lost"
+        meaning = (
+            "this is most likely the work itself: "
+            "too little memory (the kernel's OOM killer, a memory limit) or a crash in native code."
         )
-
-    def __reduce__(self):  # type: ignore[no-untyped-def]
-        return type(self), (self.index, self.attempts, self.reason, self.look_at)
+        action = f"look at {log_hint}; then ask for fewer workers, more memory or smaller tasks."
+        super().__init__(
+            f"{found}.\nExpected: {expected}; so {meaning}\nWhat to do: {action}",
+            where=where,
+            found=found,
+            expected=expected,
+            meaning=meaning,
+            action=action,
+        )

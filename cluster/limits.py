@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from cluster.errors import ClusterError
-from cluster.executor import Resources
+from bdflow.cluster.errors import ClusterError
+from bdflow.cluster.types import Resources
 
 
 def devices_here() -> list[str]:
@@ -19,7 +19,14 @@ def devices_here() -> list[str]:
     smi = shutil.which("nvidia-smi")
     if smi is None:
         return []
-    listed = subprocess.run([smi, "--list-gpus"], capture_output=True, text=True, timeout=60, check=False)
+    listed = subprocess.run(
+        [smi, "--list-gpus"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+    )
     return [str(n) for n, _ in enumerate(x for x in listed.stdout.splitlines() if x.startswith("GPU "))]
 
 
@@ -28,7 +35,7 @@ def memory_here() -> int:
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         file = Path(name)
-        text = file.read_text().strip() if file.exists() else ""
+        text = file.read_text(encoding="utf-8").strip() if file.exists() else ""
         if text.isdigit():
             size = min(size, int(text))
     return size
@@ -39,7 +46,7 @@ def workers_per_device(gpus: float) -> int:
     return int(1 / gpus + 1e-9) if gpus < 1 else 1
 
 
-def gpu_places(gpus: float, devices: float) -> int:
+def gpu_capacity(gpus: float, devices: float) -> int:
     """How many workers of `gpus` each fit on one node's devices; a fraction never spans two devices."""
     if gpus < 1:
         return int(devices) * workers_per_device(gpus)
@@ -68,7 +75,7 @@ def refuse_excess(resources: Resources, total: Resources | None) -> None:
         raise excess(f"{resources.threads} threads a worker", f"{total.threads}", "ask for fewer threads")
     if resources.gpus:
         devices = total.gpus if total is not None else len(devices_here())
-        refuse_gpus(resources, gpu_places(resources.gpus, devices), devices)
+        refuse_gpus(resources, gpu_capacity(resources.gpus, devices), devices)
     if resources.memory:
         have = (total.memory if total is not None else None) or memory_here()
         if resources.workers * resources.memory > have:
@@ -85,14 +92,14 @@ def refuse_odd_gpus(resources: Resources) -> None:
         )
 
 
-def refuse_gpus(resources: Resources, places: int, devices: float) -> None:
-    """Refuse more workers than GPUs have places for; raises ClusterError with both numbers."""
-    if resources.workers > places:
+def refuse_gpus(resources: Resources, capacity: int, devices: float) -> None:
+    """Refuse more workers than the GPUs are enough for; raises ClusterError with both numbers."""
+    if resources.workers > capacity:
         gpus = resources.workers * resources.gpus
         need = f"{resources.workers} workers x {resources.gpus:g} GPUs = {gpus:g} GPUs"
         raise excess(
             need,
-            f"{devices:g} GPUs (room for {places} such workers)",
+            f"{devices:g} GPUs (enough for {capacity} such workers)",
             "ask for fewer workers, a smaller fraction of a GPU, or gpus=0 to work on the CPU",
         )
 
@@ -101,7 +108,7 @@ def excess(asked: str, found: str, action: str) -> ClusterError:
     """The error of asking for more than there is."""
     return ClusterError(
         f"Asked for {asked}; found {found}.\n"
-        "Workers without a place would wait for ever: none was started.\n"
+        "Workers without their resources would wait for ever: none was started.\n"
         f"What to do: {action}."
     )
 

@@ -1,4 +1,4 @@
-"""The far side: what runs inside a worker process. Answers are bytes, the same for every executor."""
+"""What runs inside a worker process. Answers are bytes, the same for every executor."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from cluster.errors import ClusterError
-from cluster.line import Line, is_phased
-from cluster.meter import NOTHING, Meter, Used
-from cluster.threads import limit
+from bdflow.cluster.errors import ClusterError
+from bdflow.cluster.logs import Collector, Line
+from bdflow.cluster.phases import PhasePipeline, is_phased
+from bdflow.cluster.threads import limit
+from bdflow.cluster.usage import NOTHING, UsageMeter, Used
+
+T = TypeVar("T")
+COLLECTOR = Collector()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A task's result and what it took, or what it raised and the traceback as text."""
+    """A task's result and what it took, or what it raised and the traceback as text; and what was logged meanwhile."""
 
     worker: str
     seconds: float
@@ -28,14 +32,15 @@ class Answer:
     error: BaseException | None = None
     trace: str = ""
     used: Used = NOTHING
+    logged: tuple[Line, ...] = ()
 
 
-class Seat:
-    """One process's place in a run: the loaded worker object, used by one task at a time, or by one in each phase."""
+class WorkerProcess:
+    """One process in a run: the loaded worker object, used by one task at a time, or by one in each phase."""
 
     def __init__(self) -> None:
-        self._work: Callable[[Any], Any] | None = None
-        self._line: Line | None = None
+        self._work: Callable[[Any], object] | None = None
+        self._pipeline: PhasePipeline[Any, Any, Any, Any] | None = None
         self._threads = 1
         self._one_at_a_time = threading.Lock()
         self._limited = threading.local()
@@ -47,16 +52,17 @@ class Seat:
         """Make the worker object from the pickled `make_worker`; its answer says whether it has phases."""
         import cloudpickle
 
-        def make(_: Any) -> bool:
+        def make(_: None) -> bool:
             limit(threads)
             worker = cloudpickle.loads(make_worker)()
             limit(threads)
             if is_phased(worker):
-                self._line = Line(worker, partial(limit, threads))
+                self._pipeline = PhasePipeline(worker, partial(limit, threads))
             else:
                 self._work = worker
-            return self._line is not None
+            return self._pipeline is not None
 
+        COLLECTOR.attach()
         self._threads = threads
         self._limited.done = True
         with self._one_at_a_time:
@@ -66,9 +72,9 @@ class Seat:
         """Work on a pickled task."""
         import cloudpickle
 
-        line = self._line
-        if line is not None:
-            return answer(lambda data: _Timed(*line.call(cloudpickle.loads(data))), task)
+        pipeline = self._pipeline
+        if pipeline is not None:
+            return answer(lambda data: _Timed(*pipeline.call(cloudpickle.loads(data))), task)
         with self._one_at_a_time:
             if not getattr(self._limited, "done", False):
                 limit(self._threads)
@@ -80,9 +86,9 @@ class Seat:
 
     def free(self) -> None:
         """Let go of the worker object and its threads."""
-        line, self._line, self._work = self._line, None, None
-        if line is not None:
-            line.close()
+        pipeline, self._pipeline, self._work = self._pipeline, None, None
+        if pipeline is not None:
+            pipeline.close()
 
 
 @dataclass(frozen=True)
@@ -98,29 +104,37 @@ class NotLoaded(ClusterError):
     """A task reached a process that took the place of the one that had loaded the worker."""
 
 
-def _not_loaded(_: Any) -> None:
+def _not_loaded(_: None) -> None:
     raise NotLoaded("no worker object here")
+
+
+def _pickled(value: object) -> bytes:
+    import cloudpickle
+
+    data: bytes = cloudpickle.dumps(value)
+    return data
 
 
 def this_process() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def answer(work: Callable[[Any], Any], task: Any) -> bytes:
+def answer(work: Callable[[T], object], task: T) -> bytes:
     """Call, time, and pickle what came out, also when that is an exception."""
-    import cloudpickle
-
-    meter = Meter()
+    meter = UsageMeter()
     start = time.perf_counter()
     try:
         result = work(task)
         seconds = time.perf_counter() - start
         if isinstance(result, _Timed):
-            return cloudpickle.dumps(Answer(this_process(), result.seconds, result.result, used=result.used))
-        return cloudpickle.dumps(Answer(this_process(), seconds, result, used=meter.read()))
+            done = Answer(this_process(), result.seconds, result.result, used=result.used, logged=COLLECTOR.taken())
+        else:
+            done = Answer(this_process(), seconds, result, used=meter.read(), logged=COLLECTOR.taken())
+        return _pickled(done)
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
-        return _pickle_failure(Answer(this_process(), time.perf_counter() - start, None, error, trace))
+        failed = Answer(this_process(), time.perf_counter() - start, None, error, trace, logged=COLLECTOR.taken())
+        return _pickle_failure(failed)
 
 
 def _pickle_failure(failed: Answer) -> bytes:
@@ -131,7 +145,7 @@ def _pickle_failure(failed: Answer) -> bytes:
     assert error is not None
     for carried in (error, _Parts(type(error), error.args, dict(error.__dict__))):
         try:
-            data = cloudpickle.dumps(Answer(failed.worker, failed.seconds, None, carried, failed.trace))  # type: ignore[arg-type]
+            data = _pickled(replace(failed, error=carried))  # type: ignore[arg-type]
             back = cloudpickle.loads(data)
             if type(back.error) is type(error):
                 return data
@@ -140,51 +154,51 @@ def _pickle_failure(failed: Answer) -> bytes:
     plain = ClusterError(
         f"A task raised {type(error).__name__}: {error}, which cannot be pickled and so not be raised here."
     )
-    return cloudpickle.dumps(Answer(failed.worker, failed.seconds, None, plain, failed.trace))
+    return _pickled(replace(failed, error=plain))
 
 
 class _Parts:
     """Stands in for an exception that pickles but cannot be made from its `args` alone."""
 
-    def __init__(self, kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> None:
+    def __init__(self, kind: type[BaseException], args: tuple[object, ...], state: dict[str, object]) -> None:
         self.parts = kind, args, state
 
     def __reduce__(self):  # type: ignore[no-untyped-def]
         return _from_parts, self.parts
 
 
-def _from_parts(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+def _from_parts(kind: type[BaseException], args: tuple[object, ...], state: dict[str, object]) -> BaseException:
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)
     return error
 
 
-_SEATS: dict[str, Seat] = {}
+_PROCESSES: dict[str, WorkerProcess] = {}
 _OPENING = threading.Lock()
 
 
-def load_seat(run: str, make_worker: bytes, threads: int) -> bytes:
-    """`Seat.load` in a process that outlives the run (Dask's)."""
+def load_worker(run: str, make_worker: bytes, threads: int) -> bytes:
+    """`WorkerProcess.load` in a process that outlives the run (Dask's)."""
     with _OPENING:
-        seat = _SEATS.setdefault(run, Seat())
-    return seat.load(make_worker, threads)
+        process = _PROCESSES.setdefault(run, WorkerProcess())
+    return process.load(make_worker, threads)
 
 
-def call_seat(run: str, task: bytes) -> bytes:
-    """`Seat.call` in a process that outlives the run."""
-    return _SEATS.get(run, _NOBODY).call(task)
+def call_worker(run: str, task: bytes) -> bytes:
+    """`WorkerProcess.call` in a process that outlives the run."""
+    return _PROCESSES.get(run, _UNLOADED).call(task)
 
 
-def free_seat(run: str) -> None:
+def free_worker(run: str) -> None:
     """Let go of the run's worker object, and of the memory it held."""
     import gc
 
-    seat = _SEATS.pop(run, None)
-    if seat is not None:
-        seat.free()
-    del seat
+    process = _PROCESSES.pop(run, None)
+    if process is not None:
+        process.free()
+    del process
     gc.collect()
 
 
-_NOBODY = Seat()
+_UNLOADED = WorkerProcess()

@@ -1,14 +1,16 @@
 """The array-store layer: what every store looks like, how it is declared, filled, sealed and checked."""
 
-from stores.errors import CorruptChunk, NotReady, StoreError
-from stores.provenance import Provenance
-from stores.spec import ArraySpec, StoreSpec
-from stores.store import Store, text
-from stores.study import State, Study
+from bdflow.stores.errors import CorruptChunk, CorruptMetadata, Damage, NotReady, StoreError, Unexpected
+from bdflow.stores.provenance import Provenance
+from bdflow.stores.spec import ArraySpec, StoreSpec
+from bdflow.stores.store import Store, text
+from bdflow.stores.study import State, Study
 
 __all__ = [
     "ArraySpec",
     "CorruptChunk",
+    "CorruptMetadata",
+    "Damage",
     "NotReady",
     "Provenance",
     "State",
@@ -16,5 +18,6 @@ __all__ = [
     "StoreError",
     "StoreSpec",
     "Study",
+    "Unexpected",
     "text",
 ]

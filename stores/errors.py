@@ -1,19 +1,63 @@
 """What can be wrong with a store, in words a user can act on."""
 
+from bdflow.errors import BdflowError
 
-class StoreError(RuntimeError):
+
+class StoreError(BdflowError, RuntimeError):
     """A store cannot be declared, filled, sealed or read."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
 
 
 class NotReady(StoreError):
     """A store that is needed is absent, incomplete or stale."""
 
 
-class CorruptChunk(StoreError):
+class Damage(StoreError):
+    """Something in a study is not what was written.
+
+    Attributes
+    ----------
+    store : where, a path below the study ("" is its root).
+    file_is_foreign : whether it is something that bdflow did not write, and so neither mends nor deletes.
+    """
+
+    store: str
+    file_is_foreign = False
+
+
+class CorruptMetadata(Damage):
+    """A file of metadata that is gone, or holds something else than was written."""
+
+    def __init__(self, store: str, file: str, why: str) -> None:
+        self.store, self.file, self.why = store, file, why
+        super().__init__(
+            where=f"{store}/{file}".lstrip("/"),
+            found=why,
+            expected="the metadata that was written",
+            meaning="The file was damaged after it was written; what it says of the arrays cannot be trusted.",
+            action="verify the study with repair: it writes damaged metadata again from its copy.",
+            remedy="repair",
+        )
+
+
+class Unexpected(Damage):
+    """Something in a study that is no part of it, or stands where another kind of thing belongs."""
+
+    file_is_foreign = True
+
+    def __init__(self, store: str, file: str, why: str) -> None:
+        self.store, self.file, self.why = store, file, why
+        super().__init__(
+            where=f"{store}/{file}".lstrip("/"),
+            found=why,
+            expected="only what bdflow wrote",
+            meaning="It is no part of the study, or hides a part of it.",
+            action="move it away; bdflow deletes nothing that it did not write. "
+            "Then verify the study with repair, if something lacks.",
+            remedy="repair",
+        )
+
+
+class CorruptChunk(Damage):
     """A chunk that does not decode, fails its checksum, or is gone though its partition was written."""
 
     def __init__(self, store: str, array: str, chunk: tuple[int, ...], partition: int | None, why: str) -> None:
@@ -21,10 +65,11 @@ class CorruptChunk(StoreError):
         key = "/".join(str(i) for i in chunk)
         owner = "declared with the store" if partition is None else f"partition {partition}"
         super().__init__(
-            f"{store}/{array}, chunk c/{key} ({owner}): found {why}; expected the bytes that were written.\n"
-            f"The file was damaged after it was written; everything computed from it is suspect until it is redone.\n"
-            f"What to do: `bdflow verify CONFIG --repair` finds every damaged chunk and computes it again."
+            where=f"{store}/{array}, chunk c/{key} ({owner})",
+            found=why,
+            expected="the bytes that were written",
+            meaning="The file was damaged after it was written; "
+            "everything computed from it is suspect until it is redone.",
+            action="verify the study with repair: it finds every damaged chunk and computes it again.",
+            remedy="repair",
         )
-
-    def __reduce__(self):  # type: ignore[no-untyped-def]
-        return type(self), (self.store, self.array, self.chunk, self.partition, self.why)

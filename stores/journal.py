@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
+import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from stores.place import RemotePath, place, zarr_store
-from stores.spec import ArraySpec
-from stores.store import no_space, text
+from bdflow.stores import metadata
+from bdflow.stores.entries import Kind
+from bdflow.stores.entries import entries as entries_of
+from bdflow.stores.errors import StoreError
+from bdflow.stores.paths import AnyPath, RemotePath, place, zarr_store
+from bdflow.stores.spec import ArraySpec
+from bdflow.stores.store import disk_full_as_error, text
 
+log = logging.getLogger(__name__)
 ROOT = "runs"
+INPUTS = f"{ROOT}/inputs"
 COLUMNS = (
     ArraySpec("seconds", ("task",), "f8", "time the worker took", "s"),
     ArraySpec("attempts", ("task",), "i2", "workers that tried"),
@@ -28,6 +36,26 @@ COSTS = (
     ArraySpec("peak", ("task",), "i8", "the worker's resident memory at its highest; 0 if unknown", "byte"),
     ArraySpec("what", ("task",), "str", "the task"),
 )
+
+
+_RUN = re.compile(r"\d{8}T\d{6}\.\d{6}-\d+")
+_ENTRY = re.compile(r"\d{2,}-.+")
+
+
+def belongs(parts: tuple[str, ...]) -> Kind | None:
+    """What belongs at a place below `runs`, given as parts of its name; None for nothing."""
+    if parts[-1] == metadata.FILE:
+        return "file" if len(parts) == 1 or (belongs(parts[:-1]) == "folder" and "c" not in parts[2:]) else None
+    digests = parts[0] == INPUTS.rpartition("/")[2]
+    if not digests and not (_RUN.fullmatch(parts[0]) and (len(parts) == 1 or _ENTRY.fullmatch(parts[1]))):
+        return None
+    array = parts[1:] if digests else parts[2:]
+    if not array:
+        return "folder"
+    known = {metadata.COPY, *(("digests",) if digests else (spec.name for spec in (*COLUMNS, *COSTS)))}
+    if array[0] not in known or array[1:2] not in ((), ("c",)):
+        return None
+    return "folder" if len(array) < 3 else "file" if len(array) == 3 and array[2].isdecimal() else None
 
 
 class Journal:
@@ -47,44 +75,57 @@ class Journal:
     def record(
         self,
         work: str,
-        attrs: Mapping[str, Any],
+        attrs: Mapping[str, object],
         seconds: Sequence[float],
         attempts: Sequence[int],
         workers: Sequence[str],
-        costs: Mapping[str, Sequence[Any]] | None = None,
+        costs: Mapping[str, Sequence[object]] | None = None,
     ) -> None:
         """Write down finished tasks; `costs` are the columns of `COSTS`, all of them or none."""
-        with no_space(self.study):
+        with disk_full_as_error(self.study):
             root = zarr.open_group(zarr_store(self.study), mode="r+", use_consolidated=False, zarr_format=3)
             run = root.require_group(ROOT).require_group(self.name)
-            run.attrs.put(self.attrs)
             self.count += 1
-            group = run.require_group(f"{self.count:02d}-{work.replace(' ', '-')}")
-            values: dict[str, Sequence[Any]] = {"seconds": seconds, "attempts": attempts, "worker": workers}
+            name = f"{self.count:02d}-{work.replace(' ', '-')}"
+            group = run.create_group(name)
+            values: dict[str, Sequence[object]] = {"seconds": seconds, "attempts": attempts, "worker": workers}
             values |= costs or {}
             for spec in (*COLUMNS, *(COSTS if costs else ())):
                 value = values[spec.name]
                 column = text(value) if spec.dtype == "str" else np.array(value, spec.dtype)
                 spec.create(group, {"task": len(seconds)})[...] = column
-            group.attrs.put({"work": work, **attrs})
+            about: dict[str, Any] = {**self.attrs, "work": work, **attrs}
+            metadata.finish(zarr_store(self.study), self.study, f"{ROOT}/{self.name}/{name}", about)
+
+
+def groups(study: AnyPath) -> Iterator[str]:
+    """Path of every entry of the journal, oldest first."""
+    for run, kind in entries_of(study / ROOT).items():
+        if kind == "folder" and f"{ROOT}/{run}" != INPUTS:
+            yield from (f"{ROOT}/{run}/{name}" for name, of in entries_of(study / ROOT / run).items() if of == "folder")
 
 
 def entries(study: str | Path | RemotePath) -> list[dict[str, Any]]:
     """Every piece of work of every run, oldest first: its attributes, `run`, and the columns as arrays.
 
-    Journals of early versions lack the columns of `COSTS`.
+    Journals of early versions lack the columns of `COSTS`. What is damaged is left out, with a warning.
     """
-    found = []
-    root = zarr.open_group(zarr_store(place(study)), mode="r", use_consolidated=False, zarr_format=3)
-    if ROOT not in root:
-        return []
-    runs = root[ROOT]
-    assert isinstance(runs, zarr.Group)
-    for name, run in sorted(runs.groups()):
-        for _, group in sorted(run.groups()):
+    where, found = place(study), []
+    for path in groups(where):
+        damage = next(metadata.damage_of_group(where, path, required=False), None)
+        if damage is not None:
+            log.warning("%s: left out, since its metadata is damaged (%s)", path, damage.file)
+            continue
+        try:
+            group = zarr.open_group(zarr_store(where), path=path, mode="r", use_consolidated=False, zarr_format=3)
             arrays = dict(group.arrays())
             known = (spec.name for spec in (*COLUMNS, *COSTS) if spec.name in arrays)
             columns = {name: np.asarray(arrays[name][...]) for name in known}
-            if all(spec.name in columns for spec in COLUMNS) and "work" in group.attrs:
-                found.append({"run": name, **dict(group.attrs), **columns})
+        except StoreError:
+            raise
+        except (ValueError, RuntimeError, OSError) as error:
+            log.warning("%s: left out, since it cannot be read (%s)", path, error)
+            continue
+        if all(spec.name in columns for spec in COLUMNS) and "work" in group.attrs:
+            found.append({"run": path.split("/")[1], **dict(group.attrs), **columns})
     return found

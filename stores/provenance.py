@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-FORMAT = 1
+from bdflow.stores.metadata import fingerprint_of
+
+if TYPE_CHECKING:
+    from zarr.core.common import JSON
+
+FORMAT = 3
 PACKAGES = (
     "bdflow",
     "numpy",
@@ -37,29 +41,41 @@ class Provenance:
     settings : the settings that shape its content (JSON values); how and where work ran is not among them.
     inputs : content identity of every file read, by name.
     upstream : fingerprint of every store read, by path in the study.
+    method : number of the way in which the stage computes it; it rises when a mistake in the stage is mended.
+    chunks : settings that shape how the store is cut, never its values (JSON values).
     """
 
     stage: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     upstream: Mapping[str, str] = field(default_factory=dict)
+    method: int = 1
+    chunks: Mapping[str, Any] = field(default_factory=dict)
 
-    def _content(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, JSON]:
         content = {
             "format": FORMAT,
             "stage": self.stage,
+            "method": self.method,
             "settings": dict(self.settings),
             "inputs": dict(self.inputs),
             "upstream": dict(self.upstream),
+            "chunks": dict(self.chunks),
         }
-        return json.loads(json.dumps(content, sort_keys=True))
+        found: dict[str, JSON] = json.loads(json.dumps(content, sort_keys=True))
+        return found
 
     @property
     def fingerprint(self) -> str:
         """Hex digest of all of the above; package versions are recorded but do not make a store stale."""
-        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()[:32]
+        return fingerprint_of(self._content())
 
-    def attrs(self) -> dict[str, Any]:
+    @property
+    def content(self) -> str:
+        """Fingerprint of the values alone, however they are cut: what stores that are made from it depend on."""
+        return replace(self, chunks={}).fingerprint
+
+    def attrs(self) -> dict[str, JSON]:
         """The record kept in the store's attributes."""
         return {**self._content(), "fingerprint": self.fingerprint, "versions": versions()}
 
@@ -76,17 +92,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differences(recorded: Mapping[str, Any], expected: Provenance) -> list[str]:
+def differences(recorded: Mapping[str, object], expected: Provenance) -> list[str]:
     """What changed between a store's record and what is expected now, one line each; empty if nothing."""
     if recorded.get("fingerprint") == expected.fingerprint:
         return []
     now = expected._content()
     lines: list[str] = []
-    for section in ("format", "stage", "settings", "inputs", "upstream"):
+    for section in ("format", "stage", "method", "settings", "inputs", "upstream", "chunks"):
         for key, old, new in _changes(recorded.get(section), now[section], ""):
             name = f"{section}{key}"
             if section == "upstream":
                 lines.append(f"upstream store {key.lstrip('.')} was made differently")
+            elif section == "method":
+                lines.append(f"made by method {old} of the stage, which is now at {new}: a mistake was mended")
             elif section == "inputs":
                 lines.append(f"input {key.lstrip('.')} is another file now")
             else:
@@ -97,7 +115,7 @@ def differences(recorded: Mapping[str, Any], expected: Provenance) -> list[str]:
 _ABSENT = object()
 
 
-def _changes(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+def _changes(old: object, new: object, key: str) -> Iterator[tuple[str, object, object]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
             yield from _changes(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{key}.{name}")
@@ -105,7 +123,7 @@ def _changes(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
         yield key, old, new
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if value is _ABSENT:
         return "nothing"
     text = json.dumps(value)

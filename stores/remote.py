@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import math
 import os
 import random
 import re
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -21,18 +22,24 @@ from typing import Any, TypeVar
 import obstore
 from obstore import exceptions
 from obstore.store import GCSStore, MemoryStore, S3Store
+from tenacity import AsyncRetrying, RetryCallState, Retrying, stop_after_attempt, wait_exponential
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.common import concurrent_map
 from zarr.core.config import config
 
-from stores.errors import StoreError
+from bdflow.stores.errors import StoreError
 
 SCHEMES = ("s3", "gs", "memory")
-PUBLIC = {"natural-scenes-dataset": "us-east-2"}
-"""Buckets that anyone may read, without credentials, and their regions."""
+PUBLIC: dict[str, str] = {}
+"""Regions of the buckets that anyone may read, without credentials; `register_public` adds one."""
 Answer = TypeVar("Answer")
 _ANSWERS = (FileNotFoundError, exceptions.AlreadyExistsError, exceptions.PreconditionError)
+
+
+def register_public(bucket: str, region: str) -> None:
+    """Have a bucket that anyone may read opened without credentials, in its region."""
+    PUBLIC[bucket] = region
 
 
 def split_url(url: str) -> tuple[str, str, str]:
@@ -59,47 +66,52 @@ class Patience:
 
     @classmethod
     def usual(cls) -> Patience:
-        """The default, or what BDFLOW_STORE_ATTEMPTS and BDFLOW_STORE_TIMEOUT say."""
-        attempts = int(os.environ.get("BDFLOW_STORE_ATTEMPTS", cls.attempts))
-        return cls(max(1, attempts), float(os.environ.get("BDFLOW_STORE_TIMEOUT", cls.timeout)))
+        """The default, or what BDFLOW_STORE_ATTEMPTS and BDFLOW_STORE_TIMEOUT say. Raises StoreError for no numbers."""
+        try:
+            attempts = int(os.environ.get("BDFLOW_STORE_ATTEMPTS", cls.attempts))
+            timeout = float(os.environ.get("BDFLOW_STORE_TIMEOUT", cls.timeout))
+        except ValueError as error:
+            raise _refused(
+                "BDFLOW_STORE_ATTEMPTS, BDFLOW_STORE_TIMEOUT", str(error), "numbers", "correct the variables"
+            ) from error
+        if not 0 < timeout < math.inf:
+            raise _refused("BDFLOW_STORE_TIMEOUT", f"{timeout}", "seconds above 0", "correct the variable")
+        return cls(max(1, attempts), timeout)
 
-    def pauses(self) -> Iterator[float]:
-        """Seconds to wait after each attempt but the last, up to a fifth more or less so that workers spread."""
-        for attempt in range(self.attempts - 1):
-            yield min(self.longest, self.first * 2**attempt) * random.uniform(0.8, 1.2)
+    def pause(self, state: RetryCallState) -> float:
+        """Seconds to wait after an attempt, up to a fifth more or less so that workers spread."""
+        return wait_exponential(multiplier=self.first, max=self.longest)(state) * random.uniform(0.8, 1.2)
 
 
-class _Trial:
-    """One request and its repetitions."""
+def _may_pass(where: str, state: RetryCallState) -> bool:
+    """Whether a request is repeated. Raises StoreError for what stays so until someone acts."""
+    error = state.outcome.exception() if state.outcome else None
+    if not isinstance(error, (exceptions.BaseError, OSError)):
+        return False
+    if _says(error, "NoSuchBucket"):
+        raise _refused(where, "no such bucket", "one that exists", "make it, or correct the URL") from error
+    if isinstance(error, _ANSWERS):
+        return False
+    if state.attempt_number >= 3 and _says(error, "169.254.", "metadata.google.internal"):
+        action = "set the environment's variables, or a profile, as docs/places.md says"
+        found = "no credentials, and no machine's role to take them from"
+        raise _refused(where, found, "those of the object store", action) from error
+    status = _status(error)
+    denied = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
+    if denied or (status in (*range(400, 500), 501) and status not in (408, 429)):
+        action = "correct the credentials, the region or the rights of this user (see docs/places.md)"
+        raise _refused(where, f"a refusal ({_brief(error)})", "access", action) from error
+    return True
 
-    def __init__(self, where: str, patience: Patience) -> None:
-        self.where, self.patience, self.pauses = where, patience, patience.pauses()
-        self.began, self.failures = time.monotonic(), 0
 
-    def pause(self, error: Exception) -> float:
-        """Seconds until it is asked again. Raises what the error means where that is not the thing to do."""
-        if _says(error, "NoSuchBucket"):
-            raise _refused(self.where, "no such bucket", "one that exists", "make it, or correct the URL") from error
-        if isinstance(error, _ANSWERS) or not isinstance(error, (exceptions.BaseError, OSError)):
-            raise error
-        self.failures += 1
-        if self.failures >= 3 and _says(error, "169.254.", "metadata.google.internal"):
-            action = "set the environment's variables, or a profile, as docs/places.md says"
-            found = "no credentials, and no machine's role to take them from"
-            raise _refused(self.where, found, "those of the object store", action) from error
-        status = _status(error)
-        denied = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
-        if denied or (status in (*range(400, 500), 501) and status not in (408, 429)):
-            action = "correct the credentials, the region or the rights of this user (see docs/places.md)"
-            raise _refused(self.where, f"a refusal ({_brief(error)})", "access", action) from error
-        for pause in self.pauses:
-            return pause
-        raise Unreachable(
-            f"{self.where}: found no proper answer in {self.patience.attempts} attempts and "
-            f"{time.monotonic() - self.began:.0f} s, the last: {_brief(error)}; expected the object store to answer.\n"
-            "It is away, overloaded, or the network is down. Nothing that is marked as written is lost.\n"
-            "What to do: run the same command again when it answers: it goes on where it stopped."
-        ) from error
+def _give_up(where: str, state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    raise Unreachable(
+        f"{where}: found no proper answer in {state.attempt_number} attempts and {state.seconds_since_start:.0f} s, "
+        f"the last: {_brief(error)}; expected the object store to answer.\n"
+        "It is away, overloaded, or the network is down. Nothing that is marked as written is lost.\n"
+        "What to do: run the same again when it answers: it goes on where it stopped."
+    ) from error
 
 
 class Bucket:
@@ -122,23 +134,28 @@ class Bucket:
 
     def again(self, name: str, ask: Callable[[], Answer]) -> Answer:
         """What `ask` returns, asked until it does or patience ends."""
-        trial = _Trial(f"{self.url}/{name}".rstrip("/"), self.patience)
-        while True:
-            try:
-                return ask()
-            except Exception as error:
-                pause = trial.pause(error)
-            time.sleep(pause)
+        return Retrying(**self._policy(name))(ask)
 
-    async def again_async(self, name: str, ask: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+    async def again_async(self, name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """As `again`."""
-        trial = _Trial(f"{self.url}/{name}".rstrip("/"), self.patience)
-        while True:
-            try:
-                return await ask()
-            except Exception as error:
-                pause = trial.pause(error)
-            await asyncio.sleep(pause)
+
+        async def once() -> Answer:
+            return await ask()
+
+        return await AsyncRetrying(**self._policy(name))(once)
+
+    def _policy(self, name: str) -> dict[str, Any]:
+        where = f"{self.url}/{name}".rstrip("/")
+        return {
+            "stop": stop_after_attempt(self.patience.attempts),
+            "wait": self.patience.pause,
+            "retry": partial(_may_pass, where),
+            "retry_error_callback": partial(_give_up, where),
+        }
+
+    def require(self) -> None:
+        """Raises StoreError if there is no such bucket: of a single object that is not there, no answer says so."""
+        self.again("", lambda: obstore.list_with_delimiter(self.store, self.prefix or None))
 
     def read(self, name: str) -> bytes | None:
         """The content of an object, or None if there is none."""
@@ -180,10 +197,8 @@ class Bucket:
 
     def delete(self, name: str) -> None:
         """Delete an object, if there is one."""
-        try:
+        with suppress(FileNotFoundError):
             self.again(name, lambda: obstore.delete(self.store, self.key(name)))
-        except FileNotFoundError:
-            return
 
     def sizes(self, under: str = "") -> dict[str, int]:
         """Sizes of all objects below a folder, by key."""
@@ -242,10 +257,10 @@ class RemoteStore(Store):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        options = _range(byte_range)
+        options: Any = _range(byte_range)
 
         async def ask() -> bytes:
-            answer = await obstore.get_async(self.bucket.store, self.bucket.key(key), options=options)  # type: ignore[arg-type]
+            answer = await obstore.get_async(self.bucket.store, self.bucket.key(key), options=options)
             start, stop = answer.range
             return _complete((await answer.bytes_async()).to_bytes(), stop - start)
 
@@ -263,7 +278,7 @@ class RemoteStore(Store):
 
     async def exists(self, key: str) -> bool:
         try:
-            await self.bucket.again_async(key, lambda: obstore.head_async(self.bucket.store, self.bucket.key(key)))  # type: ignore[arg-type, return-value]
+            await self.bucket.again_async(key, lambda: obstore.head_async(self.bucket.store, self.bucket.key(key)))
         except FileNotFoundError:
             return False
         return True
@@ -272,16 +287,13 @@ class RemoteStore(Store):
         self._check_writable()
         content, place = value.to_bytes(), self.bucket.key(key)
         await self.bucket.again_async(
-            key,
-            lambda: obstore.put_async(self.bucket.store, place, content, use_multipart=False),  # type: ignore[arg-type, return-value]
+            key, lambda: obstore.put_async(self.bucket.store, place, content, use_multipart=False)
         )
 
     async def delete(self, key: str) -> None:
         self._check_writable()
-        try:
-            await self.bucket.again_async(key, lambda: obstore.delete_async(self.bucket.store, self.bucket.key(key)))  # type: ignore[arg-type, return-value]
-        except FileNotFoundError:
-            return
+        with suppress(FileNotFoundError):
+            await self.bucket.again_async(key, lambda: obstore.delete_async(self.bucket.store, self.bucket.key(key)))
 
     async def list(self) -> AsyncIterator[str]:
         for key in await asyncio.to_thread(self.bucket.sizes):
@@ -319,16 +331,16 @@ def _complete(content: bytes, size: int) -> bytes:
     return content
 
 
-def _says(error: Exception, *words: str) -> bool:
+def _says(error: BaseException, *words: str) -> bool:
     return any(word in str(error) for word in words)
 
 
-def _status(error: Exception) -> int | None:
+def _status(error: BaseException) -> int | None:
     found = re.search(r"status code: (\d{3})", str(error))
     return int(found[1]) if found else None
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException | None) -> str:
     first = str(error).split("\n\nDebug source")[0].split(": <?xml")[0].splitlines()
     return (first[0] if first else type(error).__name__)[:300]
 
@@ -380,7 +392,13 @@ def credentials() -> dict[str, Any]:
     section: dict[str, str] = {}
     for variable, (name, title) in places.items():
         parser = configparser.ConfigParser(interpolation=None)
-        parser.read(Path(os.environ.get(variable, "~/.aws/" + name)).expanduser())
+        file = Path(os.environ.get(variable, "~/.aws/" + name)).expanduser()
+        try:
+            parser.read(file, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise _refused(
+                str(file), f"what cannot be read ({error})", "profiles as AWS writes them", "mend it"
+            ) from error
         section |= dict(parser[title]) if title in parser else {}
     if "AWS_ACCESS_KEY_ID" not in os.environ and "aws_access_key_id" in section:
         found["access_key_id"] = section["aws_access_key_id"]

@@ -9,13 +9,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from stores.errors import StoreError
+from bdflow.stores.errors import StoreError
+
+if TYPE_CHECKING:
+    from zarr.core.common import JSON
+
+    ZarrArray = zarr.Array[Any]
 
 Sizes = Mapping[str, int]
 Region = dict[str, slice]
@@ -52,10 +57,10 @@ class ArraySpec:
     def chunk_shape(self, sizes: Sizes) -> tuple[int, ...]:
         return tuple(max(1, min(self.chunks.get(dim, sizes[dim]), sizes[dim])) for dim in self.dims)
 
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> dict[str, JSON]:
         return {"long_name": self.doc, "units": self.units, **self.attrs}
 
-    def create(self, group: zarr.Group, sizes: Sizes) -> zarr.Array:
+    def create(self, group: zarr.Group, sizes: Sizes) -> ZarrArray:
         """Write the array's metadata; every chunk will carry a crc32c checksum."""
         codecs: list[Any] = [ZstdCodec(level=1)] if self.codec == "zstd" else []
         return group.create_array(
@@ -68,7 +73,7 @@ class ArraySpec:
             attributes=self.attributes(),
         )
 
-    def check(self, array: zarr.Array, sizes: Sizes) -> Iterator[str]:
+    def check(self, array: ZarrArray, sizes: Sizes) -> Iterator[str]:
         """Every way in which `array` on disk differs from this declaration."""
         metadata = array.metadata
         found = {
@@ -86,9 +91,9 @@ class ArraySpec:
         for what, value in expected.items():
             if found[what] != value:
                 yield f"{self.name}: {what} {found[what]}, expected {value}"
-        for key, value in self.attributes().items():
-            if array.attrs.get(key) != value:
-                yield f"{self.name}: attribute {key} {array.attrs.get(key)!r}, expected {value!r}"
+        for key, wanted in self.attributes().items():
+            if array.attrs.get(key) != wanted:
+                yield f"{self.name}: attribute {key} {array.attrs.get(key)!r}, expected {wanted!r}"
         codecs = getattr(metadata, "codecs", ())
         if not any(isinstance(codec, Crc32cCodec) for codec in codecs):
             yield f"{self.name}: no crc32c checksum on its chunks"

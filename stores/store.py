@@ -16,12 +16,17 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from stores.errors import CorruptChunk, StoreError
-from stores.place import AnyPath, RemotePath, place, remove_leftovers, sizes_below, zarr_store
-from stores.spec import ArraySpec, StoreSpec
+from bdflow.stores.arrays import Arrays
+from bdflow.stores.entries import Kind, strangers
+from bdflow.stores.errors import CorruptChunk, StoreError, Unexpected
+from bdflow.stores.metadata import COPY, FILE
+from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, sizes_below, zarr_store
+from bdflow.stores.spec import ArraySpec, StoreSpec
 
 if TYPE_CHECKING:
     import xarray
+
+    from bdflow.stores.spec import ZarrArray
 
 PROGRESS = "written"
 NDBuffer = default_buffer_prototype().nd_buffer
@@ -54,18 +59,9 @@ class Store:
         return dict(self._group().attrs)
 
     @cached_property
-    def arrays(self) -> dict[str, zarr.Array]:
-        """Every array by name, open for reading and writing."""
-        backend = zarr_store(self.study)
-        names = [*self.attrs["data"], *self.attrs["given"], PROGRESS]
-        found = {}
-        for name in names:
-            try:
-                array = zarr.open_array(backend, path=f"{self.path}/{name}", mode="r+", zarr_format=3)
-                found[name] = every_chunk(array)
-            except FileNotFoundError:
-                continue
-        return found
+    def arrays(self) -> Mapping[str, ZarrArray]:
+        """Every array by name, for reading and writing; each is opened when it is asked for."""
+        return Arrays(self.study, self.path, [*self.attrs["data"], *self.attrs["given"], PROGRESS])
 
     @cached_property
     def spec(self) -> StoreSpec:
@@ -100,7 +96,8 @@ class Store:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return self.attrs["provenance"]
+        found: dict[str, Any] = self.attrs["provenance"]
+        return found
 
     @property
     def n_partitions(self) -> int:
@@ -158,7 +155,7 @@ class Store:
                 problems.append(f"{name}: dtype {value.dtype}, expected {array.dtype}")
         if problems:
             raise StoreError(f"{self.path}, partition {partition}: cannot be written:\n  " + "\n  ".join(problems))
-        with no_space(self.study / self.path):
+        with disk_full_as_error(self.study / self.path):
             for name in self.attrs["data"]:
                 # zarr's codec for text reads the buffer as it lies, whatever its strides
                 self.arrays[name][selections[name]] = np.ascontiguousarray(data[name])
@@ -187,7 +184,7 @@ class Store:
         self._seal(True)
 
     def _seal(self, value: bool) -> None:
-        with no_space(self.study / self.path):
+        with disk_full_as_error(self.study / self.path):
             self._group("r+").attrs["sealed"] = value
 
     # --- read -------------------------------------------------------------------------------------------------
@@ -245,8 +242,11 @@ class Store:
         absent = np.flatnonzero(known[found] != values)
         if absent.size:
             raise StoreError(
-                f"{self.path}: found no {name} {values[absent[0]]} ({absent.size} of {len(values)} are absent).\n"
-                "What to do: `bdflow status CONFIG` shows which store is not of this configuration."
+                where=self.path,
+                found=f"no {name} {values[absent[0]]} ({absent.size} of {len(values)} are absent)",
+                expected="all of them",
+                action="look at the status of the study: it shows which store is not of this configuration.",
+                remedy="status",
             )
         return found
 
@@ -254,9 +254,10 @@ class Store:
         """The store as a lazy xarray dataset, values as stored."""
         import xarray
 
-        return xarray.open_zarr(
+        found: xarray.Dataset = xarray.open_zarr(
             zarr_store(self.study), group=self.path, consolidated=False, mask_and_scale=False, zarr_format=3
         )
+        return found
 
     # --- integrity --------------------------------------------------------------------------------------------
 
@@ -334,9 +335,34 @@ class Store:
         """Read everything that was written; yield every chunk that is not what was written."""
         for name in self.attrs["given"]:
             yield from self.given_damage(name)
+        sealed = self.sealed
         for partition, marker in enumerate(self.markers()):
             if marker:
                 yield from self._partition_damage(partition, int(marker))
+            elif sealed:
+                why = self._chunk_damage(PROGRESS, (partition,)) or "no mark, though the store is sealed"
+                yield CorruptChunk(self.path, PROGRESS, (partition,), partition, why)
+
+    def unexpected(self) -> list[Unexpected]:
+        """What is in the store's folder and is no part of it, or stands where another kind of thing belongs."""
+        grids = {name: tuple(map(len, self._chunk_grid(name))) for name in self.arrays} | {COPY: (1,)}
+
+        def belongs(parts: tuple[str, ...]) -> Kind | None:
+            if parts == (FILE,):
+                return "file"
+            grid = grids.get(parts[0])
+            if grid is None or len(parts) > len(grid) + 2:
+                return None
+            if len(parts) == 1:
+                return "folder"
+            if parts[1] != "c":
+                return "file" if parts[1:] == (FILE,) else None
+            at = parts[2:]
+            if all(_is_index(part, size) for part, size in zip(at, grid, strict=False)):
+                return "file" if len(at) == len(grid) else "folder"
+            return None
+
+        return [Unexpected(self.path, name, why) for name, why in strangers(self.study / self.path, belongs)]
 
     def _partition_damage(self, partition: int, marker: int) -> Iterator[CorruptChunk]:
         region = self.spec.region(self.sizes, partition)
@@ -355,6 +381,10 @@ class Store:
                 yield CorruptChunk(self.path, spec.name, chunk, partition, "other values than were written")
 
 
+def _is_index(text: str, size: int) -> bool:
+    return text.isascii() and text.isdecimal() and str(int(text)) == text and int(text) < size
+
+
 def digest(values: Sequence[np.ndarray]) -> int:
     """1 + crc32c over arrays of one partition, in the order of their declaration."""
     crc = 0
@@ -368,27 +398,33 @@ def digest(values: Sequence[np.ndarray]) -> int:
     return 1 + crc
 
 
-def text(values: Iterable[str]) -> np.ndarray:
+def text(values: Iterable[object]) -> np.ndarray:
     """Strings as the variable-length array that stores hold."""
     return np.array([str(value) for value in values], dtype=np.dtypes.StringDType())
 
 
-def every_chunk(array: zarr.Array) -> zarr.Array:
-    """The array, set to write chunks of fill values too, so that a chunk without a file is always a damaged one."""
-    return array.with_config({"write_empty_chunks": True})
-
-
 @contextmanager
-def no_space(path: AnyPath) -> Iterator[None]:
+def disk_full_as_error(path: AnyPath) -> Iterator[None]:
     """Say it clearly when the disk is full; what was being written has left no trace."""
     try:
         yield
+    except (IsADirectoryError, NotADirectoryError) as err:
+        raise StoreError(
+            where=err.filename2 or err.filename or path,
+            found="a folder where a file belongs" if isinstance(err, IsADirectoryError) else "a file in the way",
+            expected="a place that a file can be written to",
+            meaning="bdflow deletes nothing that it did not write.",
+            action="move it away, then run the same again.",
+        ) from err
     except OSError as err:
         if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StoreError(
-            f"{path}: found no space left on the device while writing; expected room for the partition.\n"
-            "What is written stays valid; the partition that did not fit is not marked.\n"
-            "What to do: free some space (`bdflow status CONFIG` shows the size of every store), then run the same "
-            "command again: it goes on where it stopped."
+            where=path,
+            found="no space left on the device while writing",
+            expected="space for the partition",
+            meaning="What is written stays valid; the partition that did not fit is not marked.",
+            action="free some space (the status of the study shows the size of every store), then run the same again: "
+            "it goes on where it stopped.",
+            remedy="status",
         ) from err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,21 +14,30 @@ import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.sync import sync
 
-from stores import journal
-from stores.errors import NotReady, StoreError
-from stores.place import AnyPath, RemotePath, place, remove_leftovers, remove_tree, zarr_store
-from stores.provenance import FORMAT, Provenance, differences
-from stores.spec import ArraySpec, Sizes, StoreSpec
-from stores.store import PROGRESS, Store, digest, every_chunk, no_space
+from bdflow.stores import inputs, journal, metadata
+from bdflow.stores.arrays import every_chunk
+from bdflow.stores.casts import narrowed
+from bdflow.stores.entries import entries
+from bdflow.stores.errors import CorruptMetadata, NotReady, StoreError
+from bdflow.stores.metadata import COPIED_SINCE, COPY_CHUNK, FILE, Document, Unreadable, damage_of_root
+from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, remove_tree, zarr_store
+from bdflow.stores.provenance import FORMAT, Provenance, differences
+from bdflow.stores.spec import ArraySpec, Sizes, StoreSpec
+from bdflow.stores.store import PROGRESS, Store, digest, disk_full_as_error
 
 log = logging.getLogger(__name__)
 
 
+Node = Literal["store", "group", "array"]
+
+
 @dataclass(frozen=True)
 class State:
-    """How far a store is: `absent`, `partial`, `sealed` or `stale` (made from something else; `why` says what)."""
+    """How far a store is: `absent`, `partial`, `sealed`, `stale` (made from something else; `why` says what), or
+    `damaged` (its metadata is not what was written; `why` says which).
+    """
 
-    kind: Literal["absent", "partial", "sealed", "stale"]
+    kind: Literal["absent", "partial", "sealed", "stale", "damaged"]
     done: int = 0
     total: int = 0
     why: list[str] = field(default_factory=list)
@@ -58,25 +66,34 @@ class Study:
 
     @property
     def exists(self) -> bool:
-        return (self.path / "zarr.json").is_file()
+        """Raises StoreError if the bucket is not there."""
+        found = (self.path / FILE).is_file() or self._lost_its_root()
+        if not found and isinstance(self.path, RemotePath):
+            self.path.bucket.require()
+        return found
 
-    def create(self, title: str, attrs: Mapping[str, Any]) -> None:
+    def _lost_its_root(self) -> bool:
+        """Whether this is a study, though the root's metadata may be gone."""
+        return (self.path / journal.INPUTS / COPY_CHUNK).is_file()
+
+    def create(self, title: str, attrs: Mapping[str, object]) -> None:
         """Make the root group, or renew its attributes; forget consolidated metadata until `consolidate`."""
         if not self.exists and self._occupied():
             raise StoreError(
                 f"{self.path}: found a directory with other files; expected a study or nothing.\n"
                 "What to do: choose another `study` in the configuration, or empty that directory."
             )
-        with no_space(self.path):
+        with disk_full_as_error(self.path):
             if isinstance(self.path, Path):
                 self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path, below=False)
-            root = (
-                zarr.open_group(self._backend, mode="r+", use_consolidated=False, zarr_format=3)
-                if self.exists
-                else zarr.create_group(self._backend, zarr_format=3)
-            )
-            root.attrs.put({"title": title, "format": FORMAT, **attrs})
+            remove_leftovers(self.path / journal.ROOT)
+            record = {"title": title, "format": FORMAT, **attrs}
+            record[metadata.DIGEST] = metadata.fingerprint_of(record)
+            metadata.write_file(self._backend, FILE, metadata.group_text(record))
+            if not (self.path / journal.ROOT / FILE).is_file():
+                metadata.write_file(self._backend, f"{journal.ROOT}/{FILE}", metadata.BARE)
+            inputs.create(self.path)
 
     def _occupied(self) -> bool:
         if isinstance(self.path, RemotePath):
@@ -86,60 +103,113 @@ class Study:
     def root(self) -> zarr.Group:
         if not self.exists:
             raise NotReady(
-                f"{self.path}: found no study there.\nWhat to do: `bdflow run CONFIG` makes it; "
-                "if it exists elsewhere, correct `study` in the configuration."
+                where=self.path,
+                found="no study there",
+                expected="a study",
+                action="run the pipeline, which makes it; "
+                "if it exists elsewhere, correct `study` in the configuration.",
+                remedy="run",
             )
+        for damage in damage_of_root(self.path):
+            raise damage
         return zarr.open_group(self._backend, mode="r", use_consolidated=False, zarr_format=3)
 
     def consolidate(self) -> None:
         """Collect all metadata at the root, so that xarray opens the study with one read."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+            warnings.filterwarnings("ignore", message="Object at .* is not recognized as a component of a Zarr")
             zarr.consolidate_metadata(self._backend)
 
-    def _metadata(self, path: str) -> dict[str, Any] | None:
-        file = self.path / path / "zarr.json"
+    def _document(self, path: str) -> Document | None:
+        """A group's metadata. Raises CorruptMetadata if it cannot be read."""
         try:
-            content = file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        try:
-            return json.loads(content)
-        except ValueError as err:
-            raise StoreError(
-                f"{file}: found metadata that is not JSON ({err}).\nThe file was damaged after it was written.\n"
-                f"What to do: `bdflow run CONFIG --remake` makes {path} again, or restore the file from a copy."
-            ) from err
+            return metadata.read_document(self.path / path / FILE)
+        except Unreadable as error:
+            raise CorruptMetadata(path, FILE, str(error)) from error
 
     def paths(self) -> list[str]:
-        """Every declared store, in alphabetical order."""
-        return sorted(self._walk(""))
+        """Every declared store, in alphabetical order, also those whose metadata is damaged."""
+        return sorted(path for path, kind in self.nodes() if kind == "store")
 
-    def _walk(self, path: str) -> Iterator[str]:
-        for file in (self.path / path).glob("*/zarr.json"):
-            child = f"{path}/{file.parent.name}".lstrip("/")
-            if child == journal.ROOT:
+    def nodes(self, path: str = "") -> Iterator[tuple[str, Node]]:
+        """What is below a group: stores, groups that hold others, and the arrays of a declaration that was killed."""
+        for name, kind in entries(self.path / path).items():
+            child = f"{path}/{name}".lstrip("/")
+            if kind != "folder" or child == journal.ROOT:
                 continue
-            metadata = self._metadata(child) or {}
-            if metadata.get("node_type") != "group":
-                continue
-            if "provenance" in metadata.get("attributes", {}):
-                yield child
-            else:
-                yield from self._walk(child)
+            node = self._node(child)
+            if node is not None:
+                yield child, node
+            if node == "group":
+                yield from self.nodes(child)
+
+    def _node(self, path: str) -> Node | None:
+        where = self.path / path
+        try:
+            document = metadata.read_document(where / FILE)
+        except Unreadable:
+            document = {}
+        copied = (where / COPY_CHUNK).is_file()
+        if document is None:
+            below = any(next(iter(where.glob(f"{far}/{COPY_CHUNK}")), None) for far in ("*", "*/*", "*/*/*"))
+            return "store" if copied or self._has_marks(path) else "group" if below else None
+        if metadata.is_bare(document):
+            return "group"
+        attrs = document.get("attributes")
+        if copied or (isinstance(attrs, dict) and "provenance" in attrs) or self._has_marks(path):
+            return "store"
+        return "array" if document.get("node_type") == "array" else "group"
+
+    def _has_marks(self, path: str) -> bool:
+        return (self.path / path / PROGRESS / FILE).is_file()
 
     def declared(self, path: str) -> bool:
-        metadata = self._metadata(path)
-        return metadata is not None and "provenance" in metadata.get("attributes", {})
+        """Whether there is a store. Raises CorruptMetadata if its metadata cannot be read."""
+        document = self._document(path)
+        if document is None or metadata.is_bare(document):
+            return False
+        attrs = document.get("attributes")
+        if not isinstance(attrs, dict) or "provenance" not in attrs:
+            raise CorruptMetadata(path, FILE, "metadata that is not that of a store")
+        return True
+
+    def metadata_damage(self, path: str) -> list[CorruptMetadata]:
+        """Every file of metadata of a store that is not what was written; none where there is no store. Cheap."""
+        where, recorded = self.path / path, None
+        try:
+            document = metadata.read_document(where / FILE)
+            if document is None and not (where / COPY_CHUNK).is_file():
+                return [CorruptMetadata(path, FILE, "no file")] if self._has_marks(path) else []
+            if document is not None and metadata.is_bare(document):
+                return []
+            if document is not None:
+                recorded = document["attributes"]["provenance"]["format"]
+        except (Unreadable, KeyError, TypeError):
+            pass
+        old = isinstance(recorded, int) and recorded < COPIED_SINCE
+        found = list(metadata.damage_of_group(self.path, path, required=not old))
+        if not found and old:
+            self._document(path)
+        return found
 
     def store(self, path: str) -> Store:
         """A declared store. Raises NotReady if there is none."""
         if not self.declared(path):
-            raise NotReady(f"{path}: not in the study {self.path}.\nWhat to do: `bdflow run CONFIG` makes it.")
+            raise NotReady(
+                where=path,
+                found=f"no such store in the study {self.path}",
+                expected="a declared store",
+                action="run the pipeline, which makes it.",
+                remedy="run",
+            )
         return Store(self.path, path)
 
     def state(self, path: str, expected: Provenance) -> State:
         """How far the store is, against what it should be made from."""
+        damage = self.metadata_damage(path)
+        if damage:
+            return State("damaged", why=[f"{one.file}: {one.why}" for one in damage])
         if not self.declared(path):
             return State("absent")
         store = Store(self.path, path)
@@ -148,22 +218,31 @@ class Study:
         why = differences(store.provenance, expected)
         if why:
             return State("stale", done, total, why)
-        return State("sealed" if store.sealed else "partial", done, total)
+        return State("sealed" if store.sealed and done == total else "partial", done, total)
 
     def sealed(self, path: str, expected: Provenance) -> Store:
-        """The store, ready to be read. Raises NotReady, saying what is missing and the command that makes it."""
+        """The store, ready to be read. Raises NotReady, saying what is missing and the stage that makes it."""
         state = self.state(path, expected)
         if state.kind == "sealed":
             return Store(self.path, path)
+        if state.kind == "damaged":
+            raise self.metadata_damage(path)[0]
         found = {
             "absent": "no such store",
             "partial": f"{state.done} of {state.total} partitions",
             "stale": "a store made from something else:\n  " + "\n  ".join(state.why),
         }[state.kind]
-        action = f"`bdflow run CONFIG --only {expected.stage}`" + (
-            " --remake replaces it (or choose another `study` to keep both)." if state.kind == "stale" else " makes it."
+        stale = state.kind == "stale"
+        raise NotReady(
+            where=path,
+            found=found,
+            expected="a sealed store",
+            action=f"replace the stale store: run the stage `{expected.stage}` again and let it remake what is stale "
+            "(or choose another `study` to keep both)."
+            if stale
+            else f"run the stage `{expected.stage}`, which makes it.",
+            remedy=f"{'remake' if stale else 'run'}:{expected.stage}",
         )
-        raise NotReady(f"{path}: found {found}; expected a sealed store.\nWhat to do: {action}")
 
     def declare(
         self,
@@ -175,14 +254,20 @@ class Study:
     ) -> Store:
         """Write a store's metadata, coordinates and other given arrays; or take up the one that is there.
 
-        Raises StoreError if the store there was made from something else, or differs from the declaration.
+        Raises StoreError if the store there was made from something else, or differs from the declaration, and, before
+        anything is written, for a given value that its array's dtype cannot hold.
         """
         problems = spec.problems(sizes)
         if problems:
             raise StoreError(f"{path}: its declaration contradicts itself:\n  " + "\n  ".join(problems))
-        with no_space(self.path / path):
+        with disk_full_as_error(self.path / path):
             if self.declared(path):
+                for damage in self.metadata_damage(path):
+                    raise damage
                 return self._take_up(path, spec, sizes, given, provenance)
+            for array in spec.arrays:
+                if array.role != "data" and array.dtype != "str":  # before anything is written
+                    narrowed(given[array.name], array.dtype, f"{path}/{array.name}")
             self.remove(path)
             group = self._groups_down_to(path)
             for array in spec.arrays:
@@ -192,17 +277,16 @@ class Study:
             for array in spec.arrays:
                 if array.role != "data":
                     digests[array.name] = _write_given(group, array, given[array.name], path)
-            group.attrs.put(
-                {
-                    "title": spec.title,
-                    "coordinates": " ".join(a.name for a in spec.arrays if a.role == "coordinate"),
-                    "partition": dict(spec.partition),
-                    "data": [a.name for a in spec.data],
-                    "given": digests,
-                    "provenance": provenance.attrs(),
-                    "sealed": False,
-                }
-            )
+            attrs: dict[str, Any] = {
+                "title": spec.title,
+                "coordinates": " ".join(a.name for a in spec.arrays if a.role == "coordinate"),
+                "partition": dict(spec.partition),
+                "data": [a.name for a in spec.data],
+                "given": digests,
+                "provenance": provenance.attrs(),
+                "sealed": False,
+            }
+            metadata.finish(self._backend, self.path, path, attrs)
         return Store(self.path, path)
 
     def _take_up(
@@ -218,10 +302,12 @@ class Study:
         why = differences(store.provenance, provenance)
         if why:
             raise StoreError(
-                f"{path}: found a store made from something else:\n  " + "\n  ".join(why) + "\n"
-                "Old and new results are never mixed.\n"
-                "What to do: `bdflow run CONFIG --remake` replaces what is stale, or choose "
-                "another `study` in the configuration to keep both."
+                where=path,
+                found="a store made from something else:\n  " + "\n  ".join(why),
+                expected="one made from what this configuration says",
+                meaning="Old and new results are never mixed.",
+                action="replace what is stale, or choose another `study` in the configuration to keep both.",
+                remedy="remake",
             )
         problems = [
             line
@@ -233,7 +319,12 @@ class Study:
         if problems:
             raise StoreError(
                 f"{path}: differs from its declaration:\n  " + "\n  ".join(problems) + "\n"
-                "What to do: `bdflow run CONFIG --remake` after removing the store, or restore it from a copy."
+                "What to do: remove the store and run the pipeline again, or restore it from a copy.",
+                where=path,
+                found="arrays that differ from the declaration:\n  " + "\n  ".join(problems),
+                expected="the arrays that were declared",
+                action="remove the store and run the pipeline again, or restore it from a copy.",
+                remedy="run",
             )
         group = zarr.open_group(self._backend, path=path, mode="r+", use_consolidated=False, zarr_format=3)
         for array in spec.arrays:
@@ -254,7 +345,9 @@ class Study:
 
     def remove(self, path: str) -> None:
         """Delete a store, its metadata first, so that a half-deleted store is never taken for one."""
-        sync(self._backend.delete(f"{path}/zarr.json"))
+        for name in (FILE, COPY_CHUNK):
+            with disk_full_as_error(self.path / path / name):
+                sync(self._backend.delete(f"{path}/{name}"))
         remove_tree(self.path / path)
 
 
@@ -275,6 +368,6 @@ def _write_given(group: zarr.Group, spec: ArraySpec, value: np.ndarray, path: st
     value = np.asarray(value)
     if value.shape != array.shape:
         raise StoreError(f"{path}/{spec.name}: given shape {value.shape}, declared {array.shape}")
-    value = np.ascontiguousarray(value.astype(array.dtype))
+    value = np.ascontiguousarray(narrowed(value, array.dtype, f"{path}/{spec.name}"))
     every_chunk(array)[...] = value
     return digest([value])

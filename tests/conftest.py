@@ -2,18 +2,28 @@
 
 import hashlib
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+import yaml
 
-from bdflow.simulate import SimulateOptions, simulate
-from stores.remote import Bucket
-from tests.s3 import KEYS, Proxy, Server
+from bdflow.simulation.dataset import SimulateOptions, simulate
+from bdflow.stores.remote import Bucket
+from tests.support.s3 import KEYS, Proxy, Server
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+hypothesis.settings.register_profile("no clock", deadline=None)
+hypothesis.settings.load_profile("no clock")
+pytest_plugins = ("tests.support.rotation",)
 
 SUBJECTS = ("subj01", "subj02")
 SMALL = SimulateOptions(
@@ -36,15 +46,28 @@ def settings(nsd: Path) -> Callable[..., dict[str, Any]]:
     return partial(small_settings, nsd)
 
 
+SPACES = ("vdvae", "clip_vision", "clip_text")
+
+
+def spaces(alpha: float = 300, **ridge: dict[str, Any]) -> dict[str, Any]:
+    """The three spaces of Brain-Diffuser with one penalty; by space, what else of `ridge` differs."""
+    return {space: {"encoder": space, "ridge": {"alpha": alpha, **ridge.get(space, {})}} for space in SPACES}
+
+
+def painter(**options: Any) -> dict[str, Any]:
+    """Its painter, with few steps."""
+    return {"brain_diffuser": {"steps": 4, "batch_size": 4, **options}}
+
+
 def small_settings(nsd: Path, root: Path, /, **sections: Any) -> dict[str, Any]:
     """A study below `root` of the data at `nsd`."""
     return {
         "study": str(root / "study.zarr"),
         "subjects": list(SUBJECTS),
-        "nsd": {"root": str(nsd), "sessions": 3},
+        "dataset": {"root": str(nsd), "sessions": 3},
         "networks": {"bundle": "tiny"},
-        "regress": {"alpha": {"vdvae": 300, "clip_vision": 300, "clip_text": 300}},
-        "reconstruct": {"steps": 4, "batch_size": 4},
+        "spaces": spaces(),
+        "painters": painter(),
         "report": {"path": str(root / "report"), "thumbnail": 32},
         "chunks": {"stimuli": 16, "voxels": 64, "columns": 512, "images": 4},
     } | sections
@@ -54,6 +77,17 @@ def execution(executor: str, workers: int = 1) -> dict[str, Any]:
     """Every stage on one executor."""
     stages = ("ingest", "features", "regress", "reconstruct", "evaluate")
     return {stage: {"executor": executor, "workers": workers, "threads": 1} for stage in stages}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small study as one process computes it that nothing disturbs, up to `evaluate`."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    (root / "config.yaml").write_text(yaml.safe_dump(settings(root, execution=execution("serial")), sort_keys=False))
+    command = [Path(sys.executable).with_name("bdflow"), "run", root / "config.yaml", "--until", "evaluate"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    return root / "study.zarr"
 
 
 def snapshot(study: Path) -> dict[str, bytes]:

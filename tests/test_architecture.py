@@ -1,86 +1,102 @@
-"""Who may import whom; what may not be imported early; words that do not belong in a room."""
+"""Who may import whom; what may not be imported early; words that do not belong in a package."""
 
 import ast
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import grimp
 import pytest
+from importlinter import api
 
 ROOT = Path(__file__).parents[1]
-OURS = ("bdflow", "stores", "cluster")
-STAGES = ("ingest", "features", "regress", "reconstruct", "evaluate", "roi", "report")
-PURE = (
-    "ridge",
-    "ridge_blocks",
-    "ridge_tiles",
-    "ridge_plan",
-    "metrics",
-    "statistics",
-    "average",
-    "regions",
-    "rescale",
-    "noise",
-    "errors",
-    "config",
-    "scenes",
-    "scenes_background",
-    "scenes_draw",
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    """Our own modules and the imports between them, wherever in a module's text they stand."""
+    return grimp.build_graph("bdflow", cache_dir=None)
+
+
+def test_the_order_of_imports(monkeypatch):
+    """The contracts of pyproject.toml hold, none of them with an exception."""
+    monkeypatch.chdir(ROOT)
+    contracts = api.read_configuration()["contracts_options"]
+    assert len(contracts) == 4
+    assert not [contract for contract in contracts if "ignore_imports" in contract]
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_module_is_in_the_graph(graph):
+    """Also those of `stores` and `cluster`, which lie beside the package."""
+    files = [file for top in ("bdflow", "stores", "cluster") for file in (ROOT / top).rglob("*.py")]
+    names = set()
+    for file in files:
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        parts = parts if parts[0] == "bdflow" else ("bdflow", *parts)
+        names.add(".".join(parts).removesuffix(".__init__"))
+    assert graph.modules == names
+
+
+def test_no_circle_of_imports(graph):
+    """Modules can be put in a row in which each imports only earlier ones."""
+    left = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    while True:
+        free = {module for module, needs in left.items() if not needs & left.keys()}
+        if not free:
+            break
+        left = {module: needs for module, needs in left.items() if module not in free}
+    assert not left
+
+
+def test_one_import_package():
+    """`stores` and `cluster` are imported as parts of bdflow alone: the bare names belong to other distributions."""
+    for top in ("bdflow", "stores", "cluster", "tests", "benchmarks"):
+        for file in (ROOT / top).rglob("*.py"):
+            lines = [line.strip().split()[:2] for line in file.read_text().splitlines()]
+            roots = [words[1].split(".")[0] for words in lines if len(words) == 2 and words[0] in ("import", "from")]
+            assert not {"stores", "cluster"} & set(roots), file
+
+
+def test_paths_of_stores_are_made_in_one_place():
+    """No other module than `study/keys.py` puts a store's path together."""
+    keys = ROOT / "bdflow/study/keys.py"
+    kinds = re.findall(r'return f"(\w+)/', keys.read_text())
+    assert len(kinds) >= 14
+    start = re.compile(rf"(^|[\s/])({'|'.join(kinds)}|rois)/$")
+    readers, found = ("ready", "store", "is_sealed", "declare"), []
+    for file in (ROOT / "bdflow").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())) if file != keys else ():
+            where = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.JoinedStr):
+                for text, value in pairwise(node.values):
+                    before = text.value if isinstance(text, ast.Constant) else ""
+                    found += [where] if isinstance(value, ast.FormattedValue) and start.search(before) else []
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in readers:
+                found += [where for given in node.args[:1] if isinstance(given, ast.Constant)]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("cluster", ("voxel", "fmri", "latent", "subject", "stimul", "nsd", "vdvae", "diffusion", "beta ")),
+        ("stores", ("voxel", "fmri", "natural-scenes", "vdvae", "diffusion", "beta ")),
+    ],
 )
-PURE_MAY = {"bdflow.errors", "bdflow.noise", "bdflow.scenes", "bdflow.scenes_background", "bdflow.scenes_draw"}
-
-
-def modules() -> dict[str, Path]:
-    found = {}
-    for package in OURS:
-        for file in sorted((ROOT / package).rglob("*.py")):
-            name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-            found[name.removesuffix(".__init__")] = file
-    return found
-
-
-MODULES = modules()
-
-
-def imports(name: str) -> set[str]:
-    """Our own modules that a module imports, wherever in its text."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {module for module in found if module.split(".")[0] in OURS and module in MODULES}
-
-
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_import_rules(name):
-    used = {module for module in imports(name) if module != name}
-    package, last = name.split(".")[0], name.split(".")[-1]
-    if package in ("stores", "cluster"):
-        assert {module.split(".")[0] for module in used} <= {package}
-    elif name.startswith("bdflow.models"):
-        allowed = PURE_MAY | {m for m in used if m.startswith("bdflow.models") or m == "bdflow"}
-        assert used <= allowed
-    elif last in PURE:
-        assert used <= PURE_MAY | {"bdflow"}
-    elif last in STAGES:
-        assert not {f"bdflow.{stage}" for stage in STAGES if stage != last} & used
-        assert not [module for module in used if module.startswith(("cluster", "bdflow.pipeline", "bdflow.cli"))]
-    elif last == "cli":
-        assert "cluster" not in {module.split(".")[0] for module in used} | {"-"}
-    if last not in ("pipeline",):
-        assert not [module for module in used if module.startswith("cluster") and package == "bdflow"]
-
-
-def test_the_executors_hold_no_word_of_the_domain():
-    words = ("voxel", "fmri", "latent", "subject", "stimul", "nsd", "vdvae", "diffusion", "beta ")
-    for file in (ROOT / "cluster").rglob("*.py"):
+def test_no_word_of_the_domain(folder, words):
+    for file in (ROOT / folder).rglob("*.py"):
         text = file.read_text().lower()
         assert not [word for word in words if word in text], file
 
 
-@pytest.mark.parametrize("module", ["bdflow.cli", "bdflow.config", "cluster", "bdflow.models.bundle"])
+@pytest.mark.parametrize(
+    "module", ["bdflow.cli.main", "bdflow.config", "bdflow.cluster", "bdflow.models.weights.bundle"]
+)
 def test_heavy_packages_are_imported_where_they_are_used(module):
     heavy = ["torch", "ray", "diffusers", "transformers", "cupy", "distributed", "sklearn", "matplotlib"]
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
@@ -89,4 +105,42 @@ def test_heavy_packages_are_imported_where_they_are_used(module):
 
 
 def test_no_file_is_too_long_to_find_ones_way_in():
-    assert not [name for name, file in MODULES.items() if len(file.read_text().splitlines()) > 450]
+    files = [file for top in ("bdflow", "stores", "cluster") for file in (ROOT / top).rglob("*.py")]
+    assert not [file for file in files if len(file.read_text().splitlines()) > 450]
+
+
+TEXTS = ("*.md", "*.py", "*.sbatch", "*.yaml", "*.json", "*.toml", "Makefile", "*.j2")
+"""What may name a module or a file of the project."""
+ELSEWHERE = ("my_encoders.py", "eval_extract_features.py")
+"""A user's file, and one of the paper's code."""
+
+
+def _texts() -> dict[str, str]:
+    listed = subprocess.run(["git", "ls-files", "-z", *TEXTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name: (ROOT / name).read_text() for name in listed.stdout.split("\0") if name}
+
+
+def test_modules_that_are_named_for_a_command_exist():
+    """`python -m MODULE`, in scripts, pages and code: an old name in a batch script fails on a cluster alone."""
+    known, found = grimp.build_graph("bdflow", cache_dir=None).modules, {}
+    for name, text in _texts().items():
+        for module in re.findall(r"-m[\", ]+((?:bdflow|cluster|stores)(?:\.\w+)*)", text):
+            found[module] = name
+    assert len(found) >= 4
+    assert {module: name for module, name in found.items() if module not in known} == {}
+
+
+def test_files_that_are_named_in_words_exist():
+    """A path of code in a page or a docstring, such as `regression/ridge.py`, is the end of a path that exists."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    wrong = []
+    for name, text in _texts().items():
+        if name.startswith("docs/decisions/") or name == "CHANGELOG.md":  # records of their day
+            continue
+        marked = re.findall(r"`([\w./-]+\.py)`", text) if name.endswith((".md", ".py")) else []
+        slashed = re.findall(r"(?<![\w./-])((?:[\w-]+/)+[\w-]+\.py)\b", text) if name.endswith(".md") else []
+        for path in {*marked, *slashed}:
+            at = {path, f"{Path(name).parent}/{path}"}
+            if not any(file in at or file.endswith(f"/{path}") for file in listed) and path not in ELSEWHERE:
+                wrong.append(f"{name}: {path}")
+    assert wrong == []

@@ -1,4 +1,4 @@
-"""The whole house on small simulated data: every stage, every executor, resumption, staleness, damage, bad input."""
+"""The whole pipeline on small simulated data: every stage, every executor, resumption, staleness, damage, bad input."""
 
 import dataclasses
 import json
@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import yaml
 
-from bdflow.config import parse
+from bdflow.config import PaintOptions, parse
 from bdflow.errors import InputError
-from bdflow.models.config import PaintOptions
-from bdflow.models.latents import Painter
+from bdflow.models.versatile.painter import Painter
 from bdflow.pipeline import NAMES, ON_DEMAND, Pipeline, stages_until
-from bdflow.simulate import simulate
-from stores import NotReady, Store, StoreError, Study
-from tests.conftest import SMALL, SUBJECTS, execution, remote_snapshot, snapshot
+from bdflow.simulation.dataset import simulate
+from bdflow.stores import NotReady, Store, StoreError, Study
+from tests.conftest import SMALL, SUBJECTS, execution, painter, remote_snapshot, snapshot, spaces
+from tests.support import logs
 
 TO_EVALUATE = tuple(stages_until("evaluate"))
 
 
 def run(settings, root: Path, stages=TO_EVALUATE, remake=False, subjects=(), **sections) -> Path:
     config = parse(settings(root, **sections))
-    Pipeline(config, subjects, say=lambda line: None).run(stages, remake=remake)
+    Pipeline(config, subjects).run(stages, remake=remake)
     return config.study
 
 
@@ -55,7 +55,7 @@ def test_every_store_is_sealed_and_undamaged(settings, finished):
 
 def test_responses_are_the_means_of_the_betas(finished):
     for subject in SUBJECTS:
-        betas, responses = Store(finished, f"betas/{subject}"), Store(finished, f"responses/{subject}")
+        betas, responses = Store(finished, f"betas/{subject}"), Store(finished, f"responses/{subject}/averaged")
         raw = betas.read("beta").astype(float) / 300
         shown, split = betas.read("nsd_id"), responses.read("split")
         ids, response = responses.read("nsd_id"), responses.read("response")
@@ -78,7 +78,7 @@ def test_predictions_equal_scikit_learn(settings, finished):
     from sklearn.linear_model import Ridge
 
     for subject in SUBJECTS:
-        responses = Store(finished, f"responses/{subject}")
+        responses = Store(finished, f"responses/{subject}/averaged")
         split, x = responses.read("split"), responses.read("response").astype(float)
         train, test = x[split == "train"], x[split == "test"]
         mean, scale = train.mean(0), train.std(0, ddof=1)
@@ -101,20 +101,21 @@ def test_predictions_equal_scikit_learn(settings, finished):
 
 def run_elsewhere(settings, root: Path, **sections) -> Path:
     """As `run`, by the command in a process of its own: Ray starts once in a process."""
-    (root / "config.yaml").write_text(yaml.safe_dump(settings(root, **sections)))
-    command = [sys.executable, "-m", "bdflow.cli", "run", str(root / "config.yaml"), "--until", "evaluate"]
+    (root / "config.yaml").write_text(yaml.safe_dump(settings(root, **sections), sort_keys=False))
+    command = [sys.executable, "-m", "bdflow.cli.main", "run", str(root / "config.yaml"), "--until", "evaluate"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     return root / "study.zarr"
 
 
-@pytest.mark.parametrize(("executor", "workers"), [("dask", 2), pytest.param("ray", 2, marks=pytest.mark.storm)])
+@pytest.mark.slow(kind="executors")
+@pytest.mark.parametrize(("executor", "workers"), [("dask", 2), ("ray", 2)])
 def test_the_same_bytes_on_every_executor(settings, finished, tmp_path, executor, workers):
     study = run_elsewhere(settings, tmp_path, execution=execution(executor, workers))
     assert snapshot(study) == snapshot(finished)
 
 
-@pytest.mark.storm
+@pytest.mark.slow(kind="executors")
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("executor", ["dask", "ray"])
 def test_the_same_bytes_with_any_number_of_workers(settings, finished, tmp_path, executor, workers):
@@ -122,13 +123,13 @@ def test_the_same_bytes_with_any_number_of_workers(settings, finished, tmp_path,
     assert snapshot(study) == snapshot(finished)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [3, pytest.param(1, marks=pytest.mark.slow(kind="long checks"))])
 def test_any_batch_size_within_a_step_of_what_is_stored(settings, finished, tmp_path, batch_size):
     """Sums may be taken in another order: latents move by at most one float16 step, all but a few pixels by one level.
 
     The rest of the pipeline is compared from the same targets, so that each stage shows its own difference.
     """
-    config = {"features": {"batch_size": batch_size}, "reconstruct": {"steps": 4, "batch_size": batch_size}}
+    config = {"features": {"batch_size": batch_size}, "painters": painter(batch_size=batch_size)}
     study = run(settings, tmp_path, ("ingest", "features"), **config)
     for space in ("vdvae", "clip_vision", "clip_text"):
         a, b = (Store(root, f"targets/{space}").read("latent") for root in (finished, study))
@@ -140,7 +141,7 @@ def test_any_batch_size_within_a_step_of_what_is_stored(settings, finished, tmp_
         shutil.rmtree(study / path)
     run(settings, tmp_path, **config)
     for subject in SUBJECTS:
-        for path in (f"guesses/{subject}", f"reconstructions/{subject}/full"):
+        for path in (f"guesses/brain_diffuser/{subject}", f"reconstructions/brain_diffuser/{subject}/full"):
             a, b = (Store(root, path).read("image").astype(int) for root in (finished, study))
             assert (np.abs(a - b) > 1).mean() < 1e-3
 
@@ -153,6 +154,7 @@ def test_running_again_computes_nothing(settings, copied):
     assert {f: f.stat().st_mtime_ns for f in times} == times
 
 
+@pytest.mark.slow(kind="orders of work")
 def test_subjects_one_after_the_other_give_the_same_bytes(settings, finished, tmp_path):
     study = run(settings, tmp_path, subjects=["subj02"])
     assert Study(study).paths() == [p for p in Study(finished).paths() if "subj01" not in p]
@@ -160,8 +162,9 @@ def test_subjects_one_after_the_other_give_the_same_bytes(settings, finished, tm
     assert snapshot(study) == snapshot(finished)
 
 
+@pytest.mark.slow(kind="orders of work")
 def test_stages_one_by_one_give_the_same_bytes(settings, finished, tmp_path):
-    with pytest.raises(NotReady, match=r"stimuli: found no such store(.|\n)*--only ingest"):
+    with pytest.raises(NotReady, match=r"stimuli: found no such store(.|\n)*run the stage `ingest`"):
         run(settings, tmp_path, ("features",))
     for stage in TO_EVALUATE:
         study = run(settings, tmp_path, (stage,))
@@ -170,42 +173,43 @@ def test_stages_one_by_one_give_the_same_bytes(settings, finished, tmp_path):
 
 def test_another_configuration_is_refused_then_remade_as_little_as_possible(settings, finished, copied):
     before = snapshot(copied / "study.zarr")
-    alpha = {"alpha": {"vdvae": 300, "clip_vision": 300, "clip_text": 900}}
+    alpha = spaces(clip_text={"alpha": 900})
     with pytest.raises(NotReady) as error:
-        run(settings, copied, regress=alpha)
+        run(settings, copied, spaces=alpha)
     assert "alpha.clip_text: made with 300.0, now 900.0" in str(error.value)
-    assert "--remake" in str(error.value)
+    assert error.value.remedy == "remake"
     assert snapshot(copied / "study.zarr") == before
-    study = run(settings, copied, regress=alpha, remake=True)
+    study = run(settings, copied, spaces=alpha, remake=True)
     after = snapshot(study)
     changed = {name.split("/")[0] for name in before if before[name] != after.get(name)}
-    assert changed == {"decoders", "predictions", "guesses", "reconstructions", "metrics"}
+    assert changed == {"decoders", "predictions", "reconstructions", "metrics"}
+    assert not [name for name in before if "/vdvae/" in name and before[name] != after.get(name)]
     run(settings, copied, remake=True)
     assert snapshot(study) == snapshot(finished)
 
 
 def test_a_new_variant_reuses_everything_else(settings, copied):
     before = snapshot(copied / "study.zarr")
-    variants = {"steps": 4, "batch_size": 4, "variants": ["full", "only_vdvae", "no_vdvae", "no_clip_text"]}
-    study = run(settings, copied, reconstruct=variants, remake=True)
+    variants = ["full", "only_vdvae", "no_vdvae", "no_clip_text"]
+    study = run(settings, copied, painters=painter(variants=variants), remake=True)
     after = snapshot(study)
     assert {name.split("/")[0] for name in before if before[name] != after.get(name)} == {"metrics"}
-    images = {v: Store(study, f"reconstructions/subj01/{v}").read("image") for v in variants["variants"]}
-    for variant in variants["variants"][1:]:
+    images = {v: Store(study, f"reconstructions/brain_diffuser/subj01/{v}").read("image") for v in variants}
+    for variant in variants[1:]:
         assert (images[variant] != images["full"]).mean() > 0.1
 
 
-@pytest.mark.storm
+@pytest.mark.slow
 def test_the_upper_bound_is_painted_from_the_true_latents(settings, copied):
     before = snapshot(copied / "study.zarr")
-    study = run(settings, copied, NAMES, reconstruct={"steps": 4, "batch_size": 4, "upper_bound": True})
+    study = run(settings, copied, NAMES, reconstruct={"upper_bound": True})
     assert {name: snapshot(study)[name] for name in before} == before
-    targets, guesses = Store(study, "targets/vdvae"), Store(study, "guesses/true")
+    targets, guesses = Store(study, "targets/vdvae"), Store(study, "guesses/brain_diffuser/true")
     ids = guesses.read("nsd_id")
     assert ids.tolist() == targets.read("nsd_id")[targets.read("split") == "test"].tolist()
-    painter = Painter("tiny", options=PaintOptions(steps=4))
+    paint = Painter("tiny", options=PaintOptions(steps=4))
     latents = targets.read("latent")[targets.rows("nsd_id", ids)].astype(np.float32)
-    np.testing.assert_array_equal(painter.guess(latents[:4], "true", ids[:4]), guesses.read("image")[:4])
+    np.testing.assert_array_equal(paint.guess(latents[:4], "true", ids[:4]), guesses.read("image")[:4])
     assert "true latents" in (copied / "report/index.html").read_text()
 
 
@@ -219,26 +223,29 @@ def test_damage_met_on_the_way_is_named_and_computed_again(settings, finished, c
     (study / victim).write_bytes(bytes(content))
     later = "regress" if "targets" in victim else "features"
     shutil.rmtree(study / ("predictions" if later == "regress" else "targets"))
-    said: list[str] = []
-    Pipeline(parse(settings(copied)), say=said.append).run(TO_EVALUATE)
+    Pipeline(parse(settings(copied))).run(TO_EVALUATE)
     assert snapshot(study) == snapshot(finished)
-    lines = [*said, *(record.getMessage() for record in caplog.records)]
-    assert any(victim.split("/c/")[0] in line and line.endswith("it again.") for line in lines)
+    assert any(victim.split("/c/")[0] in line and line.endswith("it again.") for line in logs.lines(caplog))
 
 
 def test_verify_names_and_repairs(settings, finished, copied):
     study = copied / "study.zarr"
-    victims = ["betas/subj01/beta/c/1/0", "reconstructions/subj02/full/image/c/3/0/0/0", "metrics/subj01/written/c/0"]
+    victims = [
+        "betas/subj01/beta/c/1/0",
+        "reconstructions/brain_diffuser/subj02/full/image/c/3/0/0/0",
+        "metrics/brain_diffuser/subj01/written/c/0",
+    ]
     for victim in victims:
         content = bytearray((study / victim).read_bytes())
         content[2] ^= 0x40
         (study / victim).write_bytes(bytes(content))
     (study / "predictions/subj01/vdvae/r2/c/1").unlink()
-    pipeline = Pipeline(parse(settings(copied)), say=lambda line: None)
+    pipeline = Pipeline(parse(settings(copied)))
     found = {(d.store, d.array) for d in pipeline.verify()}
     assert found == {
+        ("metrics/brain_diffuser/subj01", "written"),
         ("betas/subj01", "beta"),
-        ("reconstructions/subj02/full", "image"),
+        ("reconstructions/brain_diffuser/subj02/full", "image"),
         ("predictions/subj01/vdvae", "r2"),
     }
     assert {(d.store, d.array) for d in pipeline.verify(repair=True)} == found
@@ -290,9 +297,9 @@ def test_an_environment_with_only_xarray_zarr_and_dask_opens_every_store(finishe
 def test_hdf5_betas_give_the_same_stores(settings, finished, tmp_path):
     simulate(tmp_path / "nsd", dataclasses.replace(SMALL, betas_format="hdf5"))
     assert not list((tmp_path / "nsd").rglob("betas_session*.nii.gz"))
-    study = run(settings, tmp_path, ("ingest",), nsd={"root": str(tmp_path / "nsd"), "sessions": 3})
+    study = run(settings, tmp_path, ("ingest",), dataset={"root": str(tmp_path / "nsd"), "sessions": 3})
     for subject in SUBJECTS:
-        for path, name in ((f"betas/{subject}", "beta"), (f"responses/{subject}", "response")):
+        for path, name in ((f"betas/{subject}", "beta"), (f"responses/{subject}/averaged", "response")):
             np.testing.assert_array_equal(Store(study, path).read(name), Store(finished, path).read(name))
 
 
@@ -307,7 +314,7 @@ def broken(nsd, tmp_path) -> Path:
 
 
 def refuse(settings, broken: Path, *words: str, **sections) -> None:
-    sections = {"nsd": {"root": str(broken / "nsd"), "sessions": 3} | sections.pop("nsd", {})} | sections
+    sections = {"dataset": {"root": str(broken / "nsd"), "sessions": 3} | sections.pop("dataset", {})} | sections
     with pytest.raises((InputError, StoreError)) as error:
         run(settings, broken, ("ingest",), **sections)
     for word in words:
@@ -338,7 +345,7 @@ def test_a_mended_file_lets_the_run_go_on(settings, nsd, broken, finished):
     betas(broken, 2).write_bytes(good[:-2000])
     refuse(settings, broken, "betas_session02.nii.gz")
     betas(broken, 2).write_bytes(good)
-    study = run(settings, broken, nsd={"root": str(broken / "nsd"), "sessions": 3}, remake=True)
+    study = run(settings, broken, dataset={"root": str(broken / "nsd"), "sessions": 3}, remake=True)
     assert snapshot(study) == snapshot(finished)
 
 
@@ -393,17 +400,30 @@ def constant_and_nan(broken: Path) -> None:
         nibabel.save(nibabel.Nifti1Image(data, volume.affine), betas(broken, session))
 
 
-def test_constant_and_nan_voxels_are_dropped_or_refused_by_name(settings, broken, finished):
+def test_constant_voxels_are_dropped_or_refused_and_nan_is_left_out_of_means(settings, broken, finished):
     constant_and_nan(broken)
-    refuse(settings, broken, "betas/subj02", "2 constant or NaN voxels", nsd={"bad_voxels": "refuse"})
-    study = run(settings, broken, nsd={"root": str(broken / "nsd"), "sessions": 3}, remake=True)
-    responses = Store(study, "responses/subj02")
-    assert np.flatnonzero(responses.read("valid") == 0).tolist() == [3, 7]
-    assert np.isnan(responses.read("response")[:, 3]).all()
+    refuse(settings, broken, "betas_session02", "1 betas that are not a number", "trial 4", "dataset.not_a_number")
+    invalid = {"not_a_number": "invalid"}
+    with pytest.raises(InputError, match=r"1 voxels in this block.* 0 without a measurement .* 1 constant"):
+        run(settings, broken, dataset=given(broken, bad_voxels="refuse", **invalid), remake=True)
+    study = run(settings, broken, dataset=given(broken, **invalid), remake=True)
+    betas, responses = Store(study, "betas/subj02"), Store(study, "responses/subj02/averaged")
+    assert np.argwhere(betas.read("valid") == 0).tolist() == [[26 + 4, 3]]
+    assert np.flatnonzero(responses.read("valid") == 0).tolist() == [7]
+    assert responses.read("missing_trials").tolist() == [0, 0, 0, 1, *[0] * (responses.sizes["voxel"] - 4)]
     assert np.isfinite(Store(study, "predictions/subj02/vdvae").read("latent")).all()
-    others = np.delete(np.arange(responses.sizes["voxel"]), [3, 7])
-    untouched = Store(finished, "responses/subj02").read("response")[:, others]
-    np.testing.assert_array_equal(responses.read("response")[:, others], untouched)
+    untouched, found = Store(finished, "responses/subj02/averaged").read("response"), responses.read("response")
+    shown = betas.read("nsd_id")
+    row = int(responses.rows("nsd_id", shown[[26 + 4]])[0])
+    trials = [t for t in np.flatnonzero(shown == shown[26 + 4]) if t != 26 + 4]
+    assert found[row, 3] == pytest.approx(betas.read("beta")[trials, 3].mean() / 300)
+    found[row, 3] = untouched[row, 3]
+    others = np.delete(np.arange(responses.sizes["voxel"]), [7])
+    np.testing.assert_array_equal(found[:, others], untouched[:, others])
+
+
+def given(broken: Path, **more) -> dict:
+    return {"root": str(broken / "nsd"), "sessions": 3, **more}
 
 
 def test_another_split_is_data(settings, nsd, tmp_path):
@@ -411,18 +431,21 @@ def test_another_split_is_data(settings, nsd, tmp_path):
     listed = sorted(int(i) for i in ids[[0, 2, -1]])
     (tmp_path / "test.txt").write_text("# three of them\n" + "\n".join(map(str, listed)))
     study = run(
-        settings, tmp_path / "b", ("ingest",), nsd={"root": str(nsd), "sessions": 3, "test": str(tmp_path / "test.txt")}
+        settings,
+        tmp_path / "b",
+        ("ingest",),
+        dataset={"root": str(nsd), "sessions": 3, "split": str(tmp_path / "test.txt")},
     )
     stimuli = Store(study, "stimuli")
     assert stimuli.read("nsd_id")[stimuli.read("split") == "test"].tolist() == listed
-    responses = Store(study, "responses/subj02")
+    responses = Store(study, "responses/subj02/averaged")
     assert set(responses.read("nsd_id")[responses.read("split") == "test"]) == set(listed) & set(
         responses.read("nsd_id").tolist()
     )
 
 
 def test_a_full_disk_names_itself_and_the_run_goes_on_when_there_is_room(settings, finished, tmp_path):
-    """A real full disk: a tmpfs that fills up, one that is too small from the start of a stage, one with room."""
+    """A real full disk: a tmpfs that fills up, one that is too small from the start of a stage, one with space."""
     mount = tmp_path / "small"
     mount.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", mount], check=False).returncode:
@@ -432,7 +455,7 @@ def test_a_full_disk_names_itself_and_the_run_goes_on_when_there_is_room(setting
             run(settings, mount)
         for path in Study(mount / "study.zarr").paths():
             assert list(Store(mount / "study.zarr", path).damage()) == []
-        subprocess.run(["mount", "-o", "remount,size=1m", mount], check=True)
+        subprocess.run(["mount", "-o", "remount,size=1450k", mount], check=True)
         with pytest.raises(StoreError, match=r"MiB free; expected .* MiB at least, for what targets/vdvae"):
             run(settings, mount)
         subprocess.run(["mount", "-o", "remount,size=200m", mount], check=True)
@@ -444,7 +467,7 @@ def test_a_full_disk_names_itself_and_the_run_goes_on_when_there_is_room(setting
 def test_a_study_in_memory_is_the_one_on_disk(settings, tmp_path):
     found = {}
     for name, study in (("disk", str(tmp_path / "study.zarr")), ("memory", "memory://pipeline/study.zarr")):
-        pipeline = Pipeline(parse(settings(tmp_path, study=study)), say=lambda line: None)
+        pipeline = Pipeline(parse(settings(tmp_path, study=study)))
         pipeline.run(("ingest",))
         assert [row.state.kind for row in pipeline.status()][:4] == ["sealed"] * 4
         assert pipeline.verify() == []
@@ -454,3 +477,53 @@ def test_a_study_in_memory_is_the_one_on_disk(settings, tmp_path):
     path.bucket.write("stimuli/image/c/0/0/0/0", b"damaged")
     assert [damage.store for damage in pipeline.verify(repair=True)] == ["stimuli"]
     assert remote_snapshot(str(path)) == found["disk"]
+
+
+# --- metadata -------------------------------------------------------------------------------------------------------
+
+
+def test_metadata_of_a_real_study_is_named_and_written_again(settings, copied):
+    """One byte of every tenth file of metadata, each in its own place; one `verify --repair` mends them all."""
+    study = copied / "study.zarr"
+    whole = {str(file.relative_to(study)): file.read_bytes() for file in study.rglob("*") if file.is_file()}
+    names = sorted(name for name in whole if name.endswith("zarr.json"))
+    victims = ["zarr.json", "runs/zarr.json", "betas/zarr.json", *names[5::10]]
+    for number, name in enumerate(dict.fromkeys(victims)):
+        content = bytearray(whole[name])
+        content[(number * 37) % len(content)] = 0xFF
+        (study / name).write_bytes(bytes(content))
+    (study / "targets/vdvae/notes.txt").write_text("mine")
+    pipeline = Pipeline(parse(settings(copied)))
+    named = {f"{d.store}/{d.file}".lstrip("/") for d in pipeline.verify()}
+    assert named == {*victims, "targets/vdvae/notes.txt"}
+    states = {row.path: row.state.kind for row in pipeline.status()}
+    owners = {name.rpartition("/")[0] for name in victims}
+    assert {path for path, kind in states.items() if kind == "damaged"} == {
+        path for path in states if any(owner == path or owner.startswith(f"{path}/") for owner in owners)
+    }
+    pipeline.timings()
+    pipeline.verify(repair=True)
+    (study / "targets/vdvae/notes.txt").unlink()
+    assert pipeline.verify() == []
+    after = {str(file.relative_to(study)): file.read_bytes() for file in study.rglob("*") if file.is_file()}
+    remembered = {name: after[name] for name in after if name.startswith("runs/inputs/digests/c")}
+    assert after == whole | remembered
+
+
+def test_a_run_writes_damaged_metadata_again(settings, copied, finished):
+    study = copied / "study.zarr"
+    for name in ("zarr.json", "targets/zarr.json", "targets/vdvae/zarr.json", "predictions/subj01/vdvae/r2/zarr.json"):
+        (study / name).write_bytes(b"")
+    run(settings, copied)
+    assert snapshot(study) == snapshot(finished)
+    assert Pipeline(parse(settings(copied))).verify() == []
+
+
+def test_a_store_whose_metadata_is_lost_is_made_again(settings, copied, finished):
+    study = copied / "study.zarr"
+    for name in ("zarr.json", "metadata/c/0"):
+        (study / "predictions/subj01/clip_text" / name).unlink()
+    pipeline = Pipeline(parse(settings(copied)))
+    assert pipeline.verify() != []
+    pipeline.verify(repair=True)
+    assert snapshot(study) == snapshot(finished)

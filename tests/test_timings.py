@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
+from bdflow.cluster import ClusterError
 from bdflow.config import parse
 from bdflow.errors import InputError
-from bdflow.pipeline import Pipeline, where
+from bdflow.pipeline import Pipeline
+from bdflow.runner import executor_options
+from bdflow.stores import Study
+from bdflow.stores.journal import entries
 from bdflow.timings import timings
-from cluster import ClusterError
-from stores import Study
-from stores.journal import entries
 
 
 def entry(work, seconds, **more):
@@ -34,8 +35,8 @@ def test_runs_are_summed_and_old_journals_have_no_bytes():
 
 def test_every_partition_is_in_the_journal_and_shown(settings, tmp_path):
     content = settings(tmp_path)
-    Pipeline(parse(content), say=lambda line: None).run(["ingest"])
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    Pipeline(parse(content)).run(["ingest"])
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     journal = {found["work"]: found for found in entries(tmp_path / "study.zarr")}
     assert [len(journal[work]["seconds"]) for work in ("betas", "stimuli", "responses")] == [6, 3, 6]
     assert all((found["peak"] > 2**20).all() and (found["written"] > 100).all() for found in journal.values())
@@ -47,7 +48,7 @@ def test_every_partition_is_in_the_journal_and_shown(settings, tmp_path):
 
 
 def test_finished_partitions_of_stopped_work_are_kept(settings, tmp_path, monkeypatch):
-    from bdflow import ingest
+    from bdflow.stages import ingest
 
     calls = []
     original = ingest.SessionReader.__call__
@@ -59,7 +60,7 @@ def test_finished_partitions_of_stopped_work_are_kept(settings, tmp_path, monkey
         return original(self, task)
 
     monkeypatch.setattr(ingest.SessionReader, "__call__", stop)
-    pipeline = Pipeline(parse(settings(tmp_path)), say=lambda line: None)
+    pipeline = Pipeline(parse(settings(tmp_path)))
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(["ingest"])
     assert [len(found["seconds"]) for found in entries(tmp_path / "study.zarr")] == [3]
@@ -68,7 +69,7 @@ def test_finished_partitions_of_stopped_work_are_kept(settings, tmp_path, monkey
 def test_what_a_later_stage_cannot_get_is_refused_before_the_first_starts(settings, tmp_path):
     for asked, words in (({"gpus": 99}, "99 GPUs"), ({"memory": "900 TiB"}, "GiB of memory")):
         where = {"reconstruct": {"executor": "dask", **asked}}
-        pipeline = Pipeline(parse(settings(tmp_path, execution=where)), say=lambda line: None)
+        pipeline = Pipeline(parse(settings(tmp_path, execution=where)))
         with pytest.raises(ClusterError, match=words) as error:
             pipeline.run(["ingest", "reconstruct"])
         assert "execution.reconstruct (dask): Asked for" in str(error.value)
@@ -79,7 +80,7 @@ def test_what_a_later_stage_cannot_get_is_refused_before_the_first_starts(settin
 
 def test_where_workers_live(settings, tmp_path):
     def chosen(executor, **cluster):
-        return where(parse(settings(tmp_path, cluster=cluster)).cluster, executor)
+        return executor_options(parse(settings(tmp_path, cluster=cluster)).cluster, executor)
 
     assert chosen("dask") == {"dashboard": None, "start_timeout": 60.0}
     assert chosen("ray", dashboard=True)["dashboard"] == "127.0.0.1"

@@ -5,9 +5,11 @@ norm of the image's own token 0. Text: last hidden state -> projection, divided 
 pooled output (X. Xu et al., "Versatile Diffusion", 2023; its FrozenCLIP embedder).
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from bdflow.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MID_GREY = 0.5
 
@@ -31,7 +36,7 @@ class ClipProcessing:
     std: tuple[float, float, float]
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], where: object) -> "ClipProcessing":
+    def from_config(cls, config: Mapping[str, Any], where: object) -> ClipProcessing:
         """From a `preprocessor_config.json`, of any age. Raises InputError for steps other than CLIP's
         own.
         """
@@ -112,7 +117,7 @@ class ClipVision:
 class ClipText:
     """CLIP's text tower: strings to (n, tokens, features) embeddings."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
 
     def embed(self, texts: Sequence[str]) -> Tensor:

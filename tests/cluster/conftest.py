@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster import Executor, Resources, open_executor
+from bdflow.cluster import Executor, Resources, open_executor
 
 KINDS = ("serial", "dask", "ray")
 REMOTE = ("dask", "ray")
@@ -17,6 +17,12 @@ def opened() -> Iterator[dict[str, Executor]]:
     yield executors
     for executor in executors.values():
         executor.close()
+
+
+@pytest.fixture
+def no_ray(opened: dict[str, Executor]) -> None:
+    """The shared executor gives its Ray back: a process has one at a time. It starts another when it is used again."""
+    opened["ray"].close()
 
 
 @pytest.fixture(params=KINDS)

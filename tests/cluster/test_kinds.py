@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from cluster import ClusterError, Completed, Resources, open_executor
+from bdflow.cluster import ClusterError, Completed, Resources, open_executor
 
 TWO = Resources(workers=2, gpus=1)
 
@@ -50,7 +50,7 @@ def dask_cuda(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     return asked
 
 
-@pytest.mark.storm
+@pytest.mark.slow
 def test_dask_cuda_gets_one_worker_a_device(dask_cuda: list[dict]) -> None:
     done: list[Completed] = []
     with open_executor("dask", cuda=True) as executor:
@@ -73,20 +73,25 @@ def test_without_dask_cuda_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         executor.run(Double, range(3), resources=TWO)
 
 
-@pytest.mark.storm
+def dashboards(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("bdflow.cluster.executors")]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize("kind", ["dask", "ray"])
-def test_dashboards_are_announced_on_the_loopback(kind: str) -> None:
-    said: list[str] = []
-    with open_executor(kind, dashboard="127.0.0.1", announce=said.append) as executor:  # type: ignore[arg-type]
+def test_dashboards_are_logged_and_on_the_loopback(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "bdflow")
+    with open_executor(kind, dashboard="127.0.0.1") as executor:  # type: ignore[arg-type]
         executor.run(Double, range(3))
         executor.run(Double, range(3))
-        (line,) = said
+        (line,) = dashboards(caplog)
         words, _, address = line.partition(": ")
         assert words == f"{kind.capitalize()}'s dashboard"
         assert address.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(address, timeout=20) as page:
             assert page.status == 200
             assert b"<html" in page.read().lower()
-    with open_executor(kind, announce=said.append) as executor:  # type: ignore[arg-type]
+    with open_executor(kind) as executor:  # type: ignore[arg-type]
         executor.run(Double, range(3))
-    assert len(said) == 1
+    assert len(dashboards(caplog)) == 1

@@ -8,9 +8,9 @@ import cloudpickle
 import psutil
 import pytest
 
-from cluster import ClusterError, Completed, Executor, Resources, open_executor
-from cluster.limits import devices_here, devices_of, gpu_places
-from cluster.on_slurm import Node, Slurm, _allocated, _gpus
+from bdflow.cluster import ClusterError, Completed, Executor, Resources, SlurmSettings, open_executor
+from bdflow.cluster.clusters.slurm import Node, _allocated, _gpus
+from bdflow.cluster.limits import devices_here, devices_of, gpu_capacity
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 KINDS = ("serial", "dask", "ray")
@@ -28,8 +28,8 @@ class Devices:
     [
         (Resources(workers=5), "Asked for 5 workers; found 4 workers"),
         (Resources(threads=3), "Asked for 3 threads a worker; found 2"),
-        (Resources(workers=3, gpus=1), "3 workers x 1 GPUs = 3 GPUs; found 2 GPUs (room for 2 such workers)"),
-        (Resources(workers=3, gpus=0.6), "3 workers x 0.6 GPUs = 1.8 GPUs; found 2 GPUs (room for 2"),
+        (Resources(workers=3, gpus=1), "3 workers x 1 GPUs = 3 GPUs; found 2 GPUs (enough for 2 such workers)"),
+        (Resources(workers=3, gpus=0.6), "3 workers x 0.6 GPUs = 1.8 GPUs; found 2 GPUs (enough for 2"),
         (Resources(workers=3, memory=3 * 2**30), "3 workers x 3.00 GiB; found 8.00 GiB of memory"),
         (Resources(gpus=1.5), "Asked for 1.5 GPUs a worker; expected a whole number"),
     ],
@@ -68,7 +68,7 @@ def test_each_worker_sees_its_own_devices(remote: Executor) -> None:
 
 
 def test_places_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [gpu_places(g, 3) for g in (0.1, 0.25, 0.4, 0.5, 1, 2, 3, 4)] == [30, 12, 6, 6, 3, 1, 1, 0]
+    assert [gpu_capacity(g, 3) for g in (0.1, 0.25, 0.4, 0.5, 1, 2, 3, 4)] == [30, 12, 6, 6, 3, 1, 1, 0]
     assert [devices_of(n, 0.5, ["a", "b"]) for n in range(4)] == [["a"], ["a"], ["b"], ["b"]]
     assert [devices_of(n, 2, list("abcd")) for n in range(2)] == [["a", "b"], ["c", "d"]]
     assert devices_of(3, 0, ["a"]) == []
@@ -104,7 +104,7 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="attempts=0"):
         open_executor("dask", attempts=0)
     with pytest.raises(ValueError, match="slurm"):
-        open_executor("ray", address="auto", slurm=Slurm())
+        open_executor("ray", address="auto", slurm=SlurmSettings())
 
 
 def test_ray_of_somebody_else_is_left_alone(opened: dict[str, Executor]) -> None:
@@ -128,10 +128,10 @@ def test_what_slurm_says_of_its_nodes() -> None:
     by_cpu = _allocated({"SLURM_JOB_CPUS_PER_NODE": "4", "SLURM_MEM_PER_CPU": "500"})
     assert (by_cpu[0].memory, by_cpu[0].gpus) == (2000 * 2**20, 0)
     node = Node("a", cpus=8, memory=16 * 2**30, gpus=2)
-    assert node.places(Resources(threads=3)) == 2
-    assert node.places(Resources(gpus=1)) == 2
-    assert node.places(Resources(memory=5 * 2**30)) == 3
-    assert node.places(Resources(gpus=4)) == 0
+    assert node.capacity(Resources(threads=3)) == 2
+    assert node.capacity(Resources(gpus=1)) == 2
+    assert node.capacity(Resources(memory=5 * 2**30)) == 3
+    assert node.capacity(Resources(gpus=4)) == 0
 
 
 @pytest.mark.parametrize("kind", ["serial", "dask", "ray"])
@@ -150,4 +150,11 @@ def test_no_slurm_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(ClusterError, match="no command `sinfo`"):
-        open_executor("dask", slurm=Slurm()).check(Resources())
+        open_executor("dask", slurm=SlurmSettings()).check(Resources())
+
+
+@pytest.mark.parametrize("wrong", [{"time": "an hour"}, {"partitions": "gpu"}, {"options": 3}])
+def test_settings_of_slurm_are_checked(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SlurmSettings.model_validate(wrong)
+    assert SlurmSettings(partition="gpu", options=("-x",)).job_options() == ["--partition=gpu", "--time=01:00:00", "-x"]

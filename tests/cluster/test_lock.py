@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster import ClusterError, Executor, Resources, exclusive
+from bdflow.cluster import Executor, Resources
+from bdflow.stores import StoreError
+from bdflow.stores.locks import exclusive
 
 HOLD = """
 import sys, time
-from cluster import exclusive
+from bdflow.stores.locks import exclusive
 with exclusive(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -27,7 +29,7 @@ def test_a_second_process_is_refused_and_told_who(tmp_path: Path) -> None:
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ClusterError) as caught, exclusive(tmp_path):
+        with pytest.raises(StoreError) as caught, exclusive(tmp_path):
             pass
         for words in (str(tmp_path), f"process {holder.pid} on ", "What to do: wait"):
             assert words in str(caught.value)
@@ -40,7 +42,7 @@ def test_a_second_process_is_refused_and_told_who(tmp_path: Path) -> None:
 
 
 def test_twice_in_one_process(tmp_path: Path) -> None:
-    with exclusive(tmp_path), pytest.raises(ClusterError, match="this very process"), exclusive(tmp_path):
+    with exclusive(tmp_path), pytest.raises(StoreError, match="this very process"), exclusive(tmp_path):
         pass
     with exclusive(tmp_path):
         pass

@@ -12,7 +12,7 @@ import cloudpickle
 import psutil
 import pytest
 
-from cluster import ClusterError, Completed, Executor, Resources, WorkerLost, open_executor
+from bdflow.cluster import ClusterError, Completed, Executor, Resources, WorkerLost, open_executor
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 TWO = Resources(workers=2)
@@ -132,19 +132,17 @@ def test_a_dask_address(tmp_path: Path) -> None:
 def test_a_dask_address_without_workers() -> None:
     from distributed import LocalCluster
 
-    start = time.monotonic()
     with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as theirs:
         dask = open_executor("dask", address=theirs.scheduler_address, start_timeout=2)
         with dask, pytest.raises(ClusterError, match=r"Found no Dask worker at .* for 2 s"):
             dask.run(Greedy, range(3))
-    assert time.monotonic() - start < 12
 
 
 NODES = """
 import os, signal, sys, time
 import ray
 from ray.cluster_utils import Cluster
-from cluster import ClusterError, Resources, open_executor
+from bdflow.cluster import ClusterError, Resources, open_executor
 
 class Slow:
     def __call__(self, task):
@@ -171,24 +169,31 @@ if __name__ == "__main__":
                 nodes.remove_node(second, allow_graceful=False)
         executor.run(Slow, range(80), resources=Resources(workers=2), on_done=see)
         print(sorted(c.index for c in done) == list(range(80)), max(c.attempts for c in done))
+        while sum(node["Alive"] for node in ray.nodes()) > 1:
+            time.sleep(0.1)
+        again = []
+        executor.run(Slow, range(9), resources=Resources(workers=2), on_done=again.append)
+        print("with one node", sorted(c.index for c in again) == list(range(9)), len({c.worker for c in again}))
     nodes.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_ray_address_loses_a_node(tmp_path: Path) -> None:
     script = tmp_path / "nodes.py"
     script.write_text(NODES)
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if "raylet" not in line]
-    assert "Asked for 3 workers x 1 CPUs; found 2 CPUs on 2 nodes (room for 2 such workers)." in lines
-    assert "Asked for 2 workers x 1 GPUs = 2 GPUs; found 0 GPUs (room for 0 such workers)." in lines
+    assert "Asked for 3 workers x 1 CPUs; found 2 CPUs on 2 nodes (enough for 2 such workers)." in lines
+    assert "Asked for 2 workers x 1 GPUs = 2 GPUs; found 0 GPUs (enough for 0 such workers)." in lines
     assert "True 2" in lines or "True 1" in lines
+    assert "with one node True 1" in lines, "what was granted once goes on with the nodes that are left"
 
 
-@pytest.mark.storm
+@pytest.mark.slow(kind="many kills in one run")
 @pytest.mark.timeout(600)
-def test_a_storm_of_kills(remote: Executor, tmp_path: Path) -> None:
+def test_many_kills_in_one_run(remote: Executor, tmp_path: Path) -> None:
     deadly = tuple(range(0, 400, 8))
     done: list[Completed] = []
     work = partial(Mortal, tmp_path, deadly, 1)

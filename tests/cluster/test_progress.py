@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from cluster import Executor, Progress
-from cluster.progress import duration
+from bdflow.cluster import Executor, Progress
+from bdflow.cluster.progress import duration
 
 
 def test_plain_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,4 +111,4 @@ def test_durations() -> None:
         "2 h 10 min",
     )
     assert tuple(duration(value) for value in seconds) == texts
-    assert sys.modules["cluster.progress"]
+    assert sys.modules["bdflow.cluster.progress"]

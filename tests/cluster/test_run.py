@@ -15,7 +15,7 @@ import cloudpickle
 import psutil
 import pytest
 
-from cluster import ClusterError, Completed, Executor, Resources, open_executor
+from bdflow.cluster import ClusterError, Completed, Executor, Resources, open_executor
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 TWO = Resources(workers=2)
@@ -86,7 +86,7 @@ def test_every_task_is_done_once(executor: Executor, tmp_path: Path) -> None:
     done: list[Completed] = []
     executor.run(partial(Square, tmp_path / "made"), range(50), resources=TWO, on_done=done.append)
     assert sorted((c.index, c.result) for c in done) == [(i, i * i) for i in range(50)]
-    assert all(c.attempts == 1 and 0 <= c.seconds < 5 and ":" in c.worker for c in done)
+    assert all(c.attempts == 1 and c.seconds >= 0 and ":" in c.worker for c in done)
     made = (tmp_path / "made").read_text().split()
     assert len(made) == len(set(made)), "make_worker is called once in a process"
     assert {c.worker.split(":")[1] for c in done} <= set(made)
@@ -113,14 +113,14 @@ def test_no_more_than_two_a_worker_in_flight(executor: Executor) -> None:
     assert tasks.ahead <= (1 if executor.name == "serial" else 4)
 
 
-@pytest.mark.storm
+@pytest.mark.slow(kind="memory of the driver")
 def test_memory_of_the_driver_is_flat(opened: dict[str, Executor]) -> None:
     for kind, total in (("serial", 20_000), ("ray", 10_000)):
         _assert_flat(kind, _sizes(opened[kind], total))
 
 
 # Alone in its process: in one of 600 MiB the garbage of the tests before is the larger part of what is seen.
-@pytest.mark.storm
+@pytest.mark.slow(kind="memory of the driver")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("kind", "total", "worker"),
@@ -245,7 +245,7 @@ def test_processes_are_reused_while_resources_stay_the_same() -> None:
 
 
 def test_errors_and_completed_travel() -> None:
-    from cluster import WorkerLost
+    from bdflow.cluster import WorkerLost
 
     lost = WorkerLost(3, 2, "gone", "the log")
     back = pickle.loads(pickle.dumps(lost))

@@ -14,7 +14,7 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 import psutil
-from cluster import Resources, open_executor
+from bdflow.cluster import Resources, open_executor
 
 class Sleepy:
     def __init__(self):
@@ -62,16 +62,25 @@ def alive(processes: list[psutil.Process], timeout: float = 20) -> list[str]:
     return [f"{p.pid} {p.name()}" for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize(("kind", "group"), [("serial", False), ("dask", False), ("dask", True), ("ray", True)])
+ONE_OF = pytest.mark.slow(kind="a driver is interrupted or killed")
+
+
+@pytest.mark.parametrize(
+    ("kind", "group"),
+    [
+        ("serial", False),
+        ("dask", False),
+        pytest.param("dask", True, marks=ONE_OF),
+        pytest.param("ray", True, marks=ONE_OF),
+    ],
+)
 def test_ctrl_c(kind: str, group: bool, tmp_path: Path) -> None:
     """The signal reaches the driver alone, or, as from a terminal, every process of the group."""
     driver, below = start(kind, tmp_path)
-    begin = time.monotonic()
     (os.killpg if group else os.kill)(driver.pid, signal.SIGINT)
     out, err = driver.communicate(timeout=40)
     assert "interrupted []" in out, (out, err)
     assert driver.returncode == -signal.SIGINT
-    assert time.monotonic() - begin < 20
     assert err.count("Traceback") == 1, err
     assert alive(below) == []
 
@@ -79,7 +88,7 @@ def test_ctrl_c(kind: str, group: bool, tmp_path: Path) -> None:
 AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")
 
 
-@pytest.mark.parametrize("kind", ["dask", "ray"])
+@pytest.mark.parametrize("kind", ["dask", pytest.param("ray", marks=ONE_OF)])
 def test_a_killed_driver_leaves_nothing_running(kind: str, tmp_path: Path) -> None:
     driver, below = start(kind, tmp_path)
     below = [process for process in below if process.name()[:15] not in [name[:15] for name in AGENTS]]
@@ -90,7 +99,7 @@ def test_a_killed_driver_leaves_nothing_running(kind: str, tmp_path: Path) -> No
     assert alive(below) == []
 
 
-@pytest.mark.storm
+@pytest.mark.slow(kind="long checks")
 def test_the_agents_of_ray_follow_a_killed_driver(tmp_path: Path) -> None:
     """Idle, they first try for a minute to report the death to a Ray that is gone."""
     driver, below = start("ray", tmp_path)
@@ -100,7 +109,7 @@ def test_the_agents_of_ray_follow_a_killed_driver(tmp_path: Path) -> None:
 
 
 def test_close_while_nothing_runs_and_twice(tmp_path: Path) -> None:
-    from cluster import open_executor
+    from bdflow.cluster import open_executor
 
     for kind in KINDS:
         executor = open_executor(kind)  # type: ignore[arg-type]

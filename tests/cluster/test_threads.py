@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from cluster import Completed, Executor, Resources
-from cluster.threads import VARIABLES, limited
+from bdflow.cluster import Completed, Executor, Resources
+from bdflow.cluster.threads import VARIABLES, limited
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -82,23 +82,23 @@ def test_the_same_bytes_everywhere(opened: dict[str, Executor]) -> None:
     assert len({tuple(hashes) for hashes in seen.values()}) == 1, seen
 
 
-@pytest.mark.storm
+@pytest.mark.slow(kind="executors")
 @pytest.mark.timeout(600)
-def test_the_same_bytes_with_one_two_and_three_workers(opened: dict[str, Executor]) -> None:
-    for threads in (1, 2):
-        hashes = set()
-        for kind in opened:
-            for workers in (1, 2, 3):
-                done: list[Completed] = []
-                resources = Resources(workers=workers, threads=threads)
-                opened[kind].run(Arithmetic, range(24), resources=resources, on_done=done.append)
-                hashes.add(tuple(c.result for c in sorted(done, key=lambda c: c.index)))
-        assert len(hashes) == 1
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_bytes_with_one_two_and_three_workers(opened: dict[str, Executor], threads: int) -> None:
+    hashes = set()
+    for kind in opened:
+        for workers in (1, 2, 3):
+            done: list[Completed] = []
+            resources = Resources(workers=workers, threads=threads)
+            opened[kind].run(Arithmetic, range(8), resources=resources, on_done=done.append)
+            hashes.add(tuple(c.result for c in sorted(done, key=lambda c: c.index)))
+    assert len(hashes) == 1
 
 
 TRIMMED = """
 import os, sys
-from cluster import open_executor
+from bdflow.cluster import open_executor
 
 def variable(task):
     return os.environ.get("MALLOC_TRIM_THRESHOLD_")
@@ -113,7 +113,12 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("kind", "value", "seen"),
-    [("dask", None, None), ("dask", "65536", None), ("dask", "1000000", "1000000"), ("ray", "65536", None)],
+    [
+        ("dask", None, None),
+        ("dask", "65536", None),
+        ("dask", "1000000", "1000000"),
+        pytest.param("ray", "65536", None, marks=pytest.mark.slow(kind="executors")),
+    ],
 )
 def test_workers_keep_memory_they_will_need_again(kind: str, value: str | None, seen: str | None, tmp_path) -> None:
     """Dask's MALLOC_TRIM_THRESHOLD_ costs half the speed of a network. Any nanny of a process leaves it behind."""

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bdflow.models import keys
-from bdflow.models.bundle import TINY, open_bundle
-from bdflow.models.make_tiny import CLIP_TEXT, CLIP_VISION, PROCESSOR, UNET, VAE, VDVAE
-from bdflow.models.manifest import MANIFEST, write_manifest
+from bdflow.models.weights import names
+from bdflow.models.weights.bundle import TINY, open_bundle
+from bdflow.models.weights.manifest import MANIFEST, write_manifest
+from bdflow.training.bundle import CLIP_TEXT, CLIP_VISION, PROCESSOR, UNET, VAE, VDVAE
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 
@@ -66,15 +66,15 @@ def authors_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Any) 
     vdvae = {f"module.{name}": value.float() for name, value in tensors["vdvae"].items()}
     torch.save(vdvae, root / "imagenet64-iter-1600000-model-ema.th")
 
-    sources = keys.original_unet_sources(tensors["unet"], 2, 1, keys.UNET_PREFIX)
+    sources = names.original_unet_sources(tensors["unet"], 2, 1, names.UNET_PREFIX)
     unet = {sources[name]: value for name, value in tensors["unet"].items()}
-    unet[f"{keys.UNET_PREFIX}unet_text.input_blocks.1.0.in_layers.2.weight"] = torch.zeros(8, 8, 1, 1)
+    unet[f"{names.UNET_PREFIX}unet_text.input_blocks.1.0.in_layers.2.weight"] = torch.zeros(8, 8, 1, 1)
     unet["clip.model.logit_scale"] = torch.zeros(())
     torch.save(unet, root / "vd-four-flow-v1-0-fp16-deprecated.pth")
 
     vae = {}
     for name, value in tensors["vae"].items():
-        theirs = keys.original_vae(name, len(VAE["block_out_channels"]))
+        theirs = names.original_vae(name, len(VAE["block_out_channels"]))
         vae[theirs] = value[..., None, None] if ".attn_1." in theirs and value.ndim == 2 else value
     torch.save({"state_dict": {**vae, "loss.logvar": torch.zeros(())}}, root / "kl-f8.pth")
 

@@ -5,16 +5,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from bdflow.config import PaintOptions
 from bdflow.errors import InputError
-from bdflow.models.batches import Batches
-from bdflow.models.config import BatchSizes, PaintOptions
-from bdflow.models.latents import FeatureExtractor, Painter
+from bdflow.models.config import BatchSizes
+from bdflow.models.diffusion.batches import Batches
+from bdflow.models.latents import FeatureExtractor
+from bdflow.models.versatile.painter import Painter
+from tests.support import logs
 
 IDS = list(range(21, 28))
 
 
 class Small:
-    """A device with room for `room` items."""
+    """A device with memory for `room` items."""
 
     def __init__(self, room: int) -> None:
         self.room, self.seen = room, []
@@ -26,20 +29,20 @@ class Small:
         return x * 2 if y is None else x * 2 + y
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_the_smaller_size_remembered() -> None:
-    told: list[str] = []
-    batches, device = Batches("denoising", 16, tell=told.append), Small(5)
+def test_a_batch_that_does_not_fit_is_halved_and_the_smaller_size_remembered(caplog: pytest.LogCaptureFixture) -> None:
+    batches, device = Batches("denoising", 16), Small(5)
     x = torch.arange(20.0)[:, None]
     assert torch.equal(batches.run(device, x), 2 * x)
     assert device.seen == [16, 8, 4, 4, 4, 4, 4]
     assert torch.equal(batches.run(device, x[:6], x[:6]), 3 * x[:6])
     assert device.seen[7:] == [4, 2], "remembered"
-    assert [line.split("; ")[1].split(".")[0] for line in told] == ["from now on 8", "from now on 4"]
-    assert "denoising: a batch of 16 did not fit" in told[0]
+    assert [line.split("; ")[1].split(".")[0] for line in logs.lines(caplog)] == ["from now on 8", "from now on 4"]
+    assert "denoising: a batch of 16 did not fit" in logs.lines(caplog)[0]
+    assert {record.levelname for record in logs.records(caplog)} == {"WARNING"}
 
 
 def test_without_a_size_all_are_taken_at_once_until_memory_says_no() -> None:
-    batches, device = Batches("decoding", tell=lambda line: None), Small(3)
+    batches, device = Batches("decoding"), Small(3)
     x = torch.arange(7.0)[:, None]
     assert torch.equal(batches.run(device, x), 2 * x)
     assert device.seen == [7, 3, 3, 1]
@@ -47,28 +50,22 @@ def test_without_a_size_all_are_taken_at_once_until_memory_says_no() -> None:
 
 def test_one_item_that_does_not_fit_is_an_error_that_says_so() -> None:
     with pytest.raises(InputError, match=r"memory of the device, encoding: found too little for a single image \(CUDA"):
-        Batches("encoding", 2, tell=lambda line: None).run(Small(0), torch.zeros(2, 1))
+        Batches("encoding", 2).run(Small(0), torch.zeros(2, 1))
 
 
-def test_fixed_batches_have_one_shape_and_drop_what_fills_them() -> None:
-    told: list[str] = []
-    batches, device = Batches("denoising", 8, fixed=True, tell=told.append), Small(8)
+def test_fixed_batches_have_one_shape_and_drop_what_fills_them(caplog: pytest.LogCaptureFixture) -> None:
+    batches, device = Batches("denoising", 8, fixed=True), Small(8)
     x = np.arange(11.0, dtype=np.float32)[:, None]
     assert torch.equal(batches.run(device, x, None), torch.from_numpy(2 * x))
     assert device.seen == [8, 8]
     device.room = 6
     assert torch.equal(batches.run(device, x[:3]), torch.from_numpy(2 * x[:3]))
     assert device.seen[2:] == [8, 4]
-    assert len(told) == 1
-
-
-def test_a_warning_by_default() -> None:
-    with pytest.warns(RuntimeWarning, match="from now on 1"):
-        Batches("x", 2).run(Small(1), torch.zeros(2, 1))
+    assert len(logs.lines(caplog)) == 1
 
 
 def out_of_memory_above(room: int, work, seen: list[int]):
-    """`work`, on a device with room for `room` items."""
+    """`work`, on a device with memory for `room` items."""
 
     def limited(x, *args, **kwargs):
         seen.append(len(x))
@@ -79,7 +76,9 @@ def out_of_memory_above(room: int, work, seen: list[int]):
     return limited
 
 
-def test_each_stage_of_painting_finds_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_stage_of_painting_finds_its_own_size(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     rng = np.random.default_rng(3)
     latents = rng.standard_normal((7, 1988)).astype(np.float32) * 0.5
     vision = rng.standard_normal((7, 65, 48)).astype(np.float32) * 0.15
@@ -89,9 +88,8 @@ def test_each_stage_of_painting_finds_its_own_size(monkeypatch: pytest.MonkeyPat
     guesses = roomy.guess(latents, "subj01", IDS)
     painted = roomy.paint(guesses, vision, text, "subj01", IDS)
 
-    told: list[str] = []
     sizes = BatchSizes(guess=4, encode=8, denoise=4, decode=2, fixed=True)
-    tight = Painter("tiny", options=options, sizes=sizes, tell=told.append)
+    tight = Painter("tiny", options=options, sizes=sizes)
     seen: dict[str, list[int]] = {"encode": [], "denoise": [], "decode": []}
     for (stage, counts), room in zip(seen.items(), (8, 2, 1), strict=True):
         work = getattr(tight.versatile, stage)
@@ -102,7 +100,7 @@ def test_each_stage_of_painting_finds_its_own_size(monkeypatch: pytest.MonkeyPat
     assert seen["encode"] == [8], "one batch, filled up"
     assert seen["denoise"] == [4, 2, 2, 2, 2]
     assert seen["decode"] == [2, *([1] * 7)]
-    assert [line.split(":")[0] for line in told] == ["denoising", "decoding pictures"]
+    assert [line.split(":")[0] for line in logs.lines(caplog)] == ["denoising", "decoding pictures"]
     assert (tight.batches.denoise.size, tight.batches.decode.size, tight.batches.encode.size) == (2, 1, 8)
 
 
@@ -120,16 +118,16 @@ def test_pictures_do_not_depend_on_what_is_painted_beside_them() -> None:
         np.testing.assert_array_equal(painter.paint(guesses[rows], vision[rows], None, "subj01", ids), painted[rows])
 
 
-def test_the_encoders_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoders_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 40, 40, 3), dtype=np.uint8)
     captions = [["a red ball"]] * 5
-    told: list[str] = []
-    extractor = FeatureExtractor("tiny", batch_size=4, tell=told.append)
+    extractor = FeatureExtractor("tiny", batch_size=4)
     expected = extractor(images, captions, IDS[:5])
     counts: list[int] = []
     monkeypatch.setattr(extractor.vdvae, "encode", out_of_memory_above(3, extractor.vdvae.encode, counts))
     found = extractor(images, captions, IDS[:5])
     assert counts == [4, 2, 2, 1]
-    assert told == [line for line in told if line.startswith("encoding for vdvae: a batch of 4 did not fit")] != []
+    (line,) = logs.lines(caplog)
+    assert line.startswith("encoding for vdvae: a batch of 4 did not fit")
     for space, latent in expected.items():
         np.testing.assert_allclose(found[space], latent, atol=1e-5)

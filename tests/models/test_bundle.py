@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bdflow.config import PaintOptions
 from bdflow.errors import InputError
-from bdflow.models import make_tiny
-from bdflow.models.bundle import TINY, check_bundle, describe_bundle, open_bundle
-from bdflow.models.config import PaintOptions
-from bdflow.models.latents import FeatureExtractor, Painter
-from bdflow.models.manifest import MANIFEST, write_manifest
+from bdflow.models.latents import FeatureExtractor
+from bdflow.models.versatile.painter import Painter
+from bdflow.models.weights.bundle import TINY, check_bundle, describe_bundle, open_bundle
+from bdflow.models.weights.manifest import MANIFEST, write_manifest
+from bdflow.training import bundle
 
 from .conftest import edit_manifest
 
@@ -29,7 +30,7 @@ def copy(tmp_path: Path) -> Path:
 
 def test_what_is_known_without_loading() -> None:
     code = (
-        "import sys; from bdflow.models.bundle import open_bundle; b = open_bundle('tiny');"
+        "import sys; from bdflow.models.weights.bundle import open_bundle; b = open_bundle('tiny');"
         "print(b.spaces, b.guess_size, b.image_size, b.layers[0], len(b.fingerprint));"
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
@@ -185,7 +186,7 @@ def test_the_diffusers_directory_is_recognised(copy: Path) -> None:
         torch.save(state, path.with_suffix(".bin"))
         path.unlink()
     write_manifest(copy, "real")
-    edit_manifest(copy, lambda networks: networks["vdvae"].update(config=make_tiny.VDVAE))
+    edit_manifest(copy, lambda networks: networks["vdvae"].update(config=bundle.VDVAE))
     assert check_bundle(copy).problems == ()
     assert open_bundle(copy).name == "real"
     np.testing.assert_array_equal(pictures(copy)[1], pictures("tiny")[1])

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bdflow.errors import InputError
-from bdflow.models import checkpoint
-from bdflow.models.checkpoint import differences, load_into, open_checkpoint
+from bdflow.models.weights import checkpoint
+from bdflow.models.weights.checkpoint import differences, load_into, open_checkpoint
 
 
 class Payload:

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from bdflow.errors import InputError
-from bdflow.models.bundle import open_bundle
 from bdflow.models.clip import ClipProcessing, ClipText, ClipVision
-from bdflow.models.make_tiny import CLIP_MEAN, CLIP_STD, PROCESSOR
+from bdflow.models.weights.bundle import open_bundle
+from bdflow.training.bundle import CLIP_MEAN, CLIP_STD, PROCESSOR
 
 CAPTIONS = ["A red ball on the green grass.", "two dogs", "", "an unheard-of zyxquv £ 漢字 word", "sea " * 40]
 

@@ -13,11 +13,11 @@ from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
 from bdflow.errors import InputError
-from bdflow.models import judge_weights
-from bdflow.models.bundle import open_bundle
-from bdflow.models.judge_weights import JUDGE_OF, JUDGES, OPENAI_CLIP, Weights, find_weights
-from bdflow.models.judges import bundle_clip, load_network, load_panel
-from tests.plain_torchvision import import_torchvision
+from bdflow.models.judges import weights
+from bdflow.models.judges.networks import bundle_clip, load_network, load_panel
+from bdflow.models.judges.weights import JUDGE_OF, JUDGES, OPENAI_CLIP, Weights, find_weights
+from bdflow.models.weights.bundle import open_bundle
+from tests.support.plain_torchvision import import_torchvision
 
 VIT_L_14 = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
@@ -72,7 +72,7 @@ def alexnet(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 def inception_v3(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """From ImageNet's normalisation back to [0, 1], then to Inception's own [-1, 1]: what `transform_input` means."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in judge_weights.IMAGENET)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in weights.IMAGENET)
     x = ((x * std + mean) - 0.5) / 0.5
     for name, layer in model.named_children():
         if name == "avgpool":
@@ -127,7 +127,7 @@ def test_layers_and_preprocessing_are_those_of_the_real_architecture(name, pictu
     assert found == Weights((tmp_path / JUDGES[name].file,))
     judge = load_network(name, found)
     seen = load_panel({name: found})(pictures)
-    x = as_the_authors(pictures, *judge_weights.IMAGENET)
+    x = as_the_authors(pictures, *weights.IMAGENET)
     with torch.inference_mode():
         expected = STEPS[name](model, x)
     assert set(seen) == set(expected) == set(JUDGES[name].layers)
@@ -187,7 +187,7 @@ def test_clip_is_the_projected_class_token(whole, pictures, tmp_path):
     check_clip(model, tmp_path, pictures)
 
 
-@pytest.mark.storm
+@pytest.mark.slow(kind="long checks")
 def test_clip_vit_l_14_whole(pictures, tmp_path):
     model = clip_folder(tmp_path / "clip-vit-large-patch14", VIT_L_14)
     assert 303e6 < sum(p.numel() for p in model.parameters()) < 305e6
@@ -256,7 +256,7 @@ def test_the_users_directory_comes_before_the_caches(tmp_path, monkeypatch):
 
 
 def test_without_torchvision_its_judges_are_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(judge_weights, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
     (tmp_path / JUDGES["swav"].file).write_bytes(b"")
     assert "torchvision is not installed" in find_weights("swav", tmp_path).missing
 

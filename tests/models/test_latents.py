@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bdflow import noise
+from bdflow import random
+from bdflow.config import PaintOptions
 from bdflow.errors import InputError
-from bdflow.models.config import PaintOptions
-from bdflow.models.latents import FeatureExtractor, Painter
+from bdflow.models.latents import FeatureExtractor
+from bdflow.models.versatile.painter import Painter
 
 IDS = [11, 12, 13, 14]
 CAPTIONS = [["a red ball", "", "a ball on the grass"], ["two birds"], ["two birds", "a red ball"], ["night"]]
@@ -57,7 +58,7 @@ def test_resizing_is_the_protocols(
 
     np.testing.assert_array_equal(latents["clip_vision"], extractor.clip_vision.embed(bilinear(64)).numpy())
     draws = [
-        torch.from_numpy(np.stack([noise.normal(shape, 0, "vdvae posterior", i, block) for i in IDS]))
+        torch.from_numpy(np.stack([random.normal(shape, 0, "vdvae posterior", i, block) for i in IDS]))
         for block, shape in enumerate(extractor.vdvae.latent_shapes)
     ]
     np.testing.assert_array_equal(latents["vdvae"], extractor.vdvae.encode(bilinear(32), draws).numpy())
@@ -89,7 +90,7 @@ def test_float_pictures_are_refused(extractor: FeatureExtractor, painter: Painte
         painter.paint(np.zeros((1, 32, 32, 3)), np.zeros((1, 65, 48), np.float32), None, "subj01", [1])
     with pytest.raises(InputError, match="one for each nsd_id"):
         painter.guess(np.zeros((2, 1988), np.float32), "subj01", [1])
-    with pytest.raises(InputError, match="vdvae_latent"):
+    with pytest.raises(InputError, match="latent of the VDVAE"):
         FeatureExtractor("tiny", vdvae_latent="mode")
 
 
@@ -124,11 +125,11 @@ def test_noise_differs_by_subject_item_and_seed(painter: Painter, latents: dict[
 
 DIGEST = """
 import hashlib, torch
-from bdflow.models.draws import draws_of, stack
-from bdflow import noise
+from bdflow.models.diffusion.draws import draws_of, stack
+from bdflow import random
 torch.set_num_threads(1)
 draws = draws_of([(4, 1, 1), (4, 8, 8)], 7, "vdvae prior", ("subj01",), {ids})
-draws.append(stack(noise.uniform, (3, 5), 7, "mixture value", ("subj01",), {ids}))
+draws.append(stack(random.uniform, (3, 5), 7, "mixture value", ("subj01",), {ids}))
 index = {ids}.index(42)
 print(hashlib.sha256(b"".join(d[index].numpy().tobytes() for d in draws)).hexdigest())
 """
@@ -140,8 +141,8 @@ def test_noise_is_the_same_bits_in_another_process_order_and_batch() -> None:
             [sys.executable, "-c", DIGEST.format(ids=ids)], capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    keyed = [noise.normal(shape, 7, "vdvae prior", "subj01", 42, b) for b, shape in enumerate([(4, 1, 1), (4, 8, 8)])]
-    keyed.append(noise.uniform((3, 5), 7, "mixture value", "subj01", 42))
+    keyed = [random.normal(shape, 7, "vdvae prior", "subj01", 42, b) for b, shape in enumerate([(4, 1, 1), (4, 8, 8)])]
+    keyed.append(random.uniform((3, 5), 7, "mixture value", "subj01", 42))
     expected = hashlib.sha256(b"".join(array.tobytes() for array in keyed)).hexdigest()
     assert digest([42]) == digest([7, 9, 42]) == expected
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bdflow.errors import InputError
-from bdflow.models import pickled
-from bdflow.models.checkpoint import open_checkpoint
-from bdflow.models.pickled import UnusualPickle, ZippedTensor, read_archive
+from bdflow.models.weights import pickled
+from bdflow.models.weights.checkpoint import open_checkpoint
+from bdflow.models.weights.pickled import UnusualPickle, ZippedTensor, read_archive
 
 ALL_DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 

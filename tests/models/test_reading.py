@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdflow.models import reading
-from bdflow.models.reading import FileEnds, filling, pieces_of, room
+from bdflow.models.weights import reading
+from bdflow.models.weights.reading import FileEnds, filling, pieces_of, room
 
 
 @pytest.fixture

@@ -9,23 +9,25 @@ import torch
 from scipy.stats import logistic
 from torch import nn
 
-from bdflow.models import tiny_losses, train_tiny
-from bdflow.models.bundle import TINY, check_bundle, open_bundle
-from bdflow.models.config import PaintOptions
-from bdflow.models.judge_tiny import N_HELD_OUT, SCORES, held_out_scores, two_way
-from bdflow.models.latents import FeatureExtractor, Painter
-from bdflow.models.make_tiny import untrained, write_bundle
-from bdflow.models.tiny_scenes import FIRST_ID, SCENE_SIZE, load_scenes
-from bdflow.scenes import scene
+from bdflow.config import PaintOptions
+from bdflow.models.latents import FeatureExtractor
+from bdflow.models.versatile.painter import Painter
+from bdflow.models.weights.bundle import TINY, check_bundle, open_bundle
+from bdflow.simulation.scenes import scene
+from bdflow.training import losses, train
+from bdflow.training.bundle import untrained, write_bundle
+from bdflow.training.judge import N_HELD_OUT, SCORES, held_out_scores, two_way
+from bdflow.training.scenes import FIRST_ID, SCENE_SIZE, load_scenes
 
 SCORE_TOLERANCE = 0.03
 PSNR_TOLERANCE = 0.3
 
 
+@pytest.mark.slow
 def test_the_short_mode_learns_and_writes_a_bundle_that_paints(tmp_path: Path) -> None:
     out, work = tmp_path / "bundle", tmp_path / "work"
-    found = train_tiny.train(out, work, short=True)
-    assert set(found) == set(train_tiny.NETWORKS)
+    found = train.train(out, work, short=True)
+    assert set(found) == set(train.NETWORKS)
     for name, progress in found.items():
         assert np.mean(progress.losses[-5:]) < np.mean(progress.losses[:3]), name
     assert check_bundle(out).problems == ()
@@ -36,14 +38,14 @@ def test_the_short_mode_learns_and_writes_a_bundle_that_paints(tmp_path: Path) -
     painted = painter.paint(guess, latents["clip_vision"], latents["clip_text"], "subj01", [7])
     size = open_bundle(out).image_size
     assert painted.shape == (1, size, size, 3)
-    again = train_tiny.train(out, work, ["vae"], short=True)
+    again = train.train(out, work, ["vae"], short=True)
     assert again["vae"].losses == found["vae"].losses
 
 
 def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_tiny, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
 
-    def task(dies_at: int | None = None) -> train_tiny.Task:
+    def task(dies_at: int | None = None) -> train.Task:
         torch.manual_seed(0)
         module = nn.Linear(3, 2)
 
@@ -52,25 +54,25 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypa
                 raise KeyboardInterrupt
             return module(torch.randn(4, 3, generator=generator)).square().mean() + float(rng.random())
 
-        return train_tiny.Task("toy", module, loss, steps=9, lr=0.1)
+        return train.Task("toy", module, loss, steps=9, lr=0.1)
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
     expected = task()
-    losses = train_tiny.fit(expected, whole).losses
+    losses = train.fit(expected, whole).losses
     with pytest.raises(KeyboardInterrupt):
-        train_tiny.fit(task(dies_at=4), broken)
+        train.fit(task(dies_at=4), broken)
     resumed = task()
-    assert train_tiny.fit(resumed, broken).losses == losses
+    assert train.fit(resumed, broken).losses == losses
     assert torch.equal(resumed.module.weight, expected.module.weight)  # type: ignore[arg-type]
 
 
 def test_the_learning_rate_ends_low_wherever_on_its_cosine_the_training_ends() -> None:
-    end = train_tiny.COOL_DOWN / 2
-    assert train_tiny.learning_rate(0, 0) == pytest.approx(1)
+    end = train.COOL_DOWN / 2
+    assert train.learning_rate(0, 0) == pytest.approx(1)
     for along in (0.4, 0.8):
-        before, middle, after = (train_tiny.learning_rate(along, 1 - left) for left in (2 * end, end, 0))
+        before, middle, after = (train.learning_rate(along, 1 - left) for left in (2 * end, end, 0))
         assert before == pytest.approx(0.02 + 0.49 * (1 + np.cos(np.pi * along)))
         assert middle == pytest.approx(before / 2)
         assert after == pytest.approx(0.02 * before)
@@ -96,7 +98,7 @@ def test_the_mixture_likelihood_is_that_of_scipys_logistic() -> None:
     images = rng.integers(0, 256, (2, 3, 3, 3), dtype=np.uint8)
     images[0, 0, 0], images[0, 0, 1] = 0, 255
     parameters = rng.normal(size=(2, 3, 3, 20))
-    found = tiny_losses.mixture_log_likelihood(torch.from_numpy(parameters), torch.from_numpy(images), 2)
+    found = losses.mixture_log_likelihood(torch.from_numpy(parameters), torch.from_numpy(images), 2)
     x = images / 127.5 - 1
     logits, rest = parameters[..., :2], parameters[..., 2:].reshape(2, 3, 3, 3, 6)
     weight = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -114,10 +116,10 @@ def test_the_mixture_likelihood_is_that_of_scipys_logistic() -> None:
 def test_settled_latents_have_one_scale_and_decode_to_the_same() -> None:
     vae = untrained("vae").eval()
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    pixels = tiny_losses.signed(images)
+    pixels = losses.signed(images)
     with torch.no_grad():
         before = vae.decode(vae.encode(pixels).latent_dist.mean).sample  # type: ignore[operator]
-        scale = train_tiny.settle_latents(vae, images)
+        scale = train.settle_latents(vae, images)
         z = vae.encode(pixels).latent_dist.mean  # type: ignore[operator]
         after = vae.decode(z).sample  # type: ignore[operator]
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
@@ -141,6 +143,7 @@ def test_two_way_counts_the_others() -> None:
     assert two_way(features, -features) == 0
 
 
+@pytest.mark.slow
 def test_the_shipped_bundle_has_the_scores_it_is_said_to_have() -> None:
     said = json.loads((TINY / SCORES).read_text())
     nsd_ids = [FIRST_ID["held_out"] + index for index in range(N_HELD_OUT)]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from bdflow.errors import InputError
-from bdflow.models.bundle import open_bundle
 from bdflow.models.config import VDVAEConfig
 from bdflow.models.vdvae import VDVAE, sample_mixture
+from bdflow.models.weights.bundle import open_bundle
 
 from .conftest import manifest, reference, reference_config, relative
 

@@ -9,14 +9,14 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
+from bdflow.config import PaintOptions
 from bdflow.errors import InputError
-from bdflow.models import keys
-from bdflow.models.bundle import open_bundle
-from bdflow.models.checkpoint import TensorInfo, differences
-from bdflow.models.config import PaintOptions
-from bdflow.models.make_tiny import VAE
-from bdflow.models.manifest import SCHEDULER, VERSATILE_UNET
-from bdflow.models.versatile import DualTransformer, Schedule, VersatileDiffusion, build_dual_unet
+from bdflow.models.versatile.unet import DualTransformer, Schedule, VersatileDiffusion, build_dual_unet
+from bdflow.models.weights import names
+from bdflow.models.weights.bundle import open_bundle
+from bdflow.models.weights.checkpoint import TensorInfo, differences
+from bdflow.models.weights.manifest import SCHEDULER, VERSATILE_UNET
+from bdflow.training.bundle import VAE
 
 from .conftest import manifest, reference, reference_config, relative
 
@@ -48,7 +48,7 @@ def original(io: dict[str, Tensor]) -> VersatileDiffusion:
         }
     )
     weights = reference("vd_a.weights")
-    sources = keys.original_unet_sources(unet.state_dict(), len(attention), 1, "")
+    sources = names.original_unet_sources(unet.state_dict(), len(attention), 1, "")
     assert sorted(sources.values()) == sorted(weights)
     unet.load_state_dict({ours: weights[theirs] for ours, theirs in sources.items()})
     vae = AutoencoderKL(**VAE)
@@ -111,24 +111,24 @@ def test_full_size_accepts_exactly_the_original_names() -> None:
         unet = build_dual_unet(VERSATILE_UNET)
     assert sum(value.numel() for value in unet.parameters()) == pytest.approx(1126.8e6, rel=1e-4)
     found = {
-        keys.UNET_PREFIX + name: TensorInfo(shape, "float16", 0, 0)
+        names.UNET_PREFIX + name: TensorInfo(shape, "float16", 0, 0)
         for name, shape in manifest("vd_unet_manifest").items()
     }
     expected = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
-    sources = keys.original_unet_sources(expected, 4, 2, keys.UNET_PREFIX)
+    sources = names.original_unet_sources(expected, 4, 2, names.UNET_PREFIX)
 
     def unused(name: str) -> bool:
-        return keys.unused_in_original_unet(name, keys.UNET_PREFIX)
+        return names.unused_in_original_unet(name, names.UNET_PREFIX)
 
     def report(**changes: TensorInfo) -> list[str]:
         return differences("it", sources, expected, {**found, **changes}, unused)  # type: ignore[arg-type]
 
     assert report() == []
-    stranger = f"{keys.UNET_PREFIX}unet_text.input_blocks.1.2.weird.weight"
+    stranger = f"{names.UNET_PREFIX}unet_text.input_blocks.1.2.weird.weight"
     assert report(**{stranger: TensorInfo((1,), "float16", 0, 0)}) == [f"it: extra tensor {stranger} [1]"]
     for name in manifest("vd_unet_manifest"):
         if name.startswith("unet_image.") or ".transformer_blocks." in name:
-            assert keys.UNET_PREFIX + name in sources.values()
+            assert names.UNET_PREFIX + name in sources.values()
 
 
 def test_autoencoder_names_equal_those_of_diffusers_own_converter() -> None:
@@ -138,7 +138,7 @@ def test_autoencoder_names_equal_those_of_diffusers_own_converter() -> None:
     ours = vae.state_dict()
     original = {}
     for name, value in ours.items():
-        theirs = keys.original_vae(name, len(VAE["block_out_channels"]))
+        theirs = names.original_vae(name, len(VAE["block_out_channels"]))
         original[theirs] = value[..., None, None] if ".attn_1." in theirs and value.ndim == 2 else value
     converted = convert_ldm_vae_checkpoint(dict(original), vae.config)
     assert set(converted) == set(ours)
@@ -249,7 +249,7 @@ def test_half_precision_stays_near_float32() -> None:
     ],
 )
 def test_wrong_options_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(InputError, match=f"paint option {name}"):
+    with pytest.raises(ValueError, match=name):
         PaintOptions(**{name: value})
 
 

@@ -9,7 +9,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stores import ArraySpec, StoreError, StoreSpec, catalog
+from bdflow.stores import ArraySpec, StoreError, StoreSpec
+from bdflow.study import catalog
 
 
 @given(

@@ -12,10 +12,21 @@ import xarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stores import ArraySpec, CorruptChunk, NotReady, Provenance, Store, StoreError, StoreSpec, Study, text
-from stores.journal import Journal, entries
-from stores.provenance import differences
-from stores.store import digest
+from bdflow.stores import (
+    ArraySpec,
+    CorruptChunk,
+    CorruptMetadata,
+    NotReady,
+    Provenance,
+    Store,
+    StoreError,
+    StoreSpec,
+    Study,
+    text,
+)
+from bdflow.stores.journal import Journal, entries
+from bdflow.stores.provenance import differences
+from bdflow.stores.store import digest
 
 SPEC = StoreSpec(
     "A store",
@@ -175,7 +186,7 @@ def test_other_settings_are_refused_with_the_difference(study):
     assert study.state("targets/vdvae", changed).kind == "stale"
     with pytest.raises(NotReady, match="60000"):
         study.sealed("targets/vdvae", changed)
-    with pytest.raises(NotReady, match="--only features"):
+    with pytest.raises(NotReady, match="run the stage `features`"):
         study.sealed("targets/clip_text", MADE)
     study.remove("targets/vdvae")
     assert study.state("targets/vdvae", changed).kind == "absent"
@@ -251,8 +262,9 @@ def test_a_damaged_marker_means_the_partition_is_redone(study):
 def test_damaged_metadata_is_named(study):
     fill(declare(study))
     (study.path / "targets/vdvae/zarr.json").write_text('{"zarr_format": 3, "attr')
-    with pytest.raises(StoreError, match="not JSON"):
-        study.state("targets/vdvae", MADE)
+    assert study.state("targets/vdvae", MADE).why == ["zarr.json: metadata that is not JSON"]
+    with pytest.raises(CorruptMetadata, match="not JSON"):
+        study.sealed("targets/vdvae", MADE)
 
 
 def test_a_full_disk_leaves_no_mark_and_says_so(study, monkeypatch):

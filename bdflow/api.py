@@ -1,0 +1,411 @@
+"""What bdflow does, as functions: the command line calls these and nothing else. Heavy imports happen inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bdflow.errors import InputError, os_errors_named
+from bdflow.user_paths import local_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xarray
+
+    from bdflow.config import Config
+    from bdflow.datasets.nsd.download import Item
+    from bdflow.estimate.plan import Plan
+    from bdflow.models.weights.bundle import BundleDescription, BundleReport
+    from bdflow.pipeline import Pipeline, Row
+    from bdflow.simulation.dataset import SimulateOptions
+    from bdflow.stores import Damage
+    from bdflow.timings import Timing
+
+__all__ = [
+    "RegionPictures",
+    "Row",
+    "Timing",
+    "check_bundle",
+    "decode",
+    "decode_file",
+    "describe_bundle",
+    "draw_figures",
+    "duration",
+    "encode",
+    "fetch_nsd",
+    "init_bundle",
+    "load_config",
+    "paint_regions",
+    "plan",
+    "plan_text",
+    "recipes",
+    "run",
+    "serve",
+    "simulate",
+    "status",
+    "timings",
+    "verify",
+    "write_maps",
+]
+
+
+@os_errors_named()
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file, or a shipped recipe by its name, with overrides such as `ridge.alpha=1000`.
+
+    Raises
+    ------
+    InputError : no such file, not YAML, an unknown key (the nearest valid one is named) or a value out of range.
+    """
+    from bdflow.config import load
+
+    return load(path, overrides)
+
+
+def recipes() -> dict[str, Path]:
+    """The configurations that ship with bdflow, by name."""
+    from bdflow.config import recipes as shipped
+
+    return shipped()
+
+
+def _pipeline(config: Config | str | Path, subjects: Sequence[str] = ()) -> Pipeline:
+    from bdflow.pipeline import Pipeline
+
+    loaded = load_config(config) if isinstance(config, str | Path) else config
+    return Pipeline(loaded, subjects)
+
+
+@os_errors_named()
+def run(
+    config: Config | str | Path,
+    *,
+    until: str = "",
+    only: str = "",
+    subjects: Sequence[str] = (),
+    remake: bool = False,
+    command: str = "",
+) -> None:
+    """Run the pipeline: ingest, features, regress, reconstruct, evaluate, report. Resumes where it was stopped.
+
+    Parameters
+    ----------
+    config : a configuration, or what `load_config` takes.
+    until : stop after this stage.
+    only : run this stage alone; also `roi` and `encode`, which run on demand.
+    subjects : fill only these subjects' stores; all by default.
+    remake : replace stores that were made from something else.
+    command : noted in the journal.
+
+    Raises
+    ------
+    InputError : an unknown stage or subject, input that cannot be used. NotReady : a store was made from something else
+    (and `remake` is off), or a stage left out is not done. StoreError, ClusterError : as each says; what is written
+    stays valid.
+    """
+    from bdflow.pipeline import NAMES, ON_DEMAND, stages_until
+
+    for option, value, names in (("until", until, NAMES), ("only", only, (*NAMES, *ON_DEMAND))):
+        if value and value not in names:
+            raise InputError(
+                option, found=repr(value), expected="a stage: " + ", ".join(names), action="choose one of these"
+            )
+    if until and only:
+        raise InputError("until, only", found="both", expected="one of them", action="drop one")
+    stages: Sequence[str] = (only,) if only else tuple(stages_until(until or NAMES[-1]))
+    _pipeline(config, subjects).run(stages, remake=remake, command=command)
+
+
+@os_errors_named()
+def status(config: Config | str | Path) -> list[Row]:
+    """Every store: path, state (absent, partial, sealed, or stale and why), shape and bytes. Computes nothing.
+
+    Raises
+    ------
+    InputError : a configuration or input that cannot be used.
+    """
+    return _pipeline(config).status()
+
+
+@os_errors_named()
+def timings(config: Config | str | Path) -> list[Timing]:
+    """What partitions took in all runs of the study, by stage and work: seconds, bytes, retries, workers."""
+    return _pipeline(config).timings()
+
+
+@os_errors_named()
+def plan(config: Config | str | Path, figures: Sequence[str | Path] = ()) -> Plan:
+    """Hours, GPU-hours, disk and memory of every stage, before anything runs; the data need not be there.
+
+    Parameters
+    ----------
+    figures : files that a benchmark wrote with --json, used instead of the shipped rates.
+
+    Raises
+    ------
+    InputError : a configuration or file that cannot be used.
+    """
+    return _pipeline(config).plan([local_path("figures", file) for file in figures])
+
+
+def plan_text(found: Plan) -> tuple[object, list[str]]:
+    """A plan for a terminal: a table of rich, and lines to print below it."""
+    from bdflow.estimate.table import lines, table
+
+    return table(found), list(lines(found))
+
+
+@os_errors_named()
+def verify(config: Config | str | Path, *, repair: bool = False, command: str = "") -> list[Damage]:
+    """Compare every file of the study with what was written: metadata with its copy, chunks with their checksums.
+
+    Returns
+    -------
+    list of Damage : `CorruptMetadata` and `CorruptChunk`, written or computed again with `repair`; `Unexpected`, what
+        is no part of the study, which is only named.
+
+    Raises
+    ------
+    NotReady : no study there. CorruptChunk : damage in a store of another configuration, which cannot be repaired.
+    """
+    return _pipeline(config).verify(repair=repair, command=command)
+
+
+@os_errors_named()
+def decode(
+    config: Config | str | Path, patterns: np.ndarray, subject: str, *, standardise: str = "none"
+) -> xarray.DataTree:
+    """Decode patterns of responses with a subject's stored decoder; nothing is fitted again.
+
+    Parameters
+    ----------
+    patterns : shape (k, voxels), percent signal change, the voxels of the betas in their order.
+    standardise : `test_set`, `held_out` or `none`, see docs/ridge.md.
+
+    Returns
+    -------
+    A node for each target space with `latent` (pattern, ...) float32.
+
+    Raises
+    ------
+    InputError : patterns that do not fit, an unknown subject or rule. NotReady : the stage `regress` is not done.
+    """
+    from bdflow.study import decoder
+
+    _check_rule(standardise)
+    return decoder.decoded_tree(_pipeline(config, (subject,)).context(), subject, patterns, standardise)
+
+
+@os_errors_named()
+def decode_file(
+    config: Config | str | Path, patterns: str | Path, subject: str, out: str | Path, *, standardise: str = "none"
+) -> int:
+    """As `decode`, from a .npy file into a new Zarr group; returns the number of patterns. Raises what `decode` raises,
+    and InputError if `out` exists or `patterns` is not an array."""
+    from bdflow.study import decoder
+
+    _check_rule(standardise)
+    target = local_path("out", out)
+    values = decoder.read_array(local_path("patterns", patterns), "an array (patterns, voxels)")
+    decoder.write(_pipeline(config, (subject,)).context(), subject, values, target, standardise)
+    return len(values)
+
+
+def _check_rule(rule: str) -> None:
+    from bdflow.regression.ridge import RULES
+
+    if rule not in RULES:
+        raise InputError("standardise", found=repr(rule), expected=", ".join(RULES), action="choose one of these")
+
+
+@os_errors_named()
+def simulate(
+    root: str | Path,
+    options: SimulateOptions | None = None,
+    *,
+    subjects: Sequence[str] = (),
+    shared: int = 0,
+    own: int = 0,
+    seed: int = 0,
+) -> None:
+    """Write a small dataset in exactly NSD's files, with a planted truth beside it.
+
+    Parameters
+    ----------
+    root : directory to write.
+    options : every size; or, instead of it, the usual ones:
+    subjects : such as ("subj01",). shared, own : stimuli of the test set, and of each subject's training set.
+    seed : of everything that is drawn. What is empty or 0 keeps its default.
+
+    Raises
+    ------
+    InputError : a size out of range, or both `options` and single sizes; another dataset at `root`.
+    """
+    from bdflow.simulation.dataset import SimulateOptions
+    from bdflow.simulation.dataset import simulate as write
+
+    if options is None:
+        usual = SimulateOptions(seed=seed)
+        options = SimulateOptions(
+            subjects=tuple(subjects) or usual.subjects,
+            n_shared=shared or usual.n_shared,
+            n_own=own or usual.n_own,
+            seed=seed,
+        )
+    elif subjects or shared or own or seed:
+        raise InputError("simulate", found="options and single sizes", expected="one of them", action="drop one")
+    write(local_path("root", root), options)
+
+
+@dataclass(frozen=True)
+class RegionPictures:
+    """What `paint_regions` made: stores of the study, and figures."""
+
+    stores: list[str]
+    figures: list[Path]
+
+
+@os_errors_named()
+def paint_regions(
+    config: Config | str | Path,
+    regions: Sequence[str] = (),
+    *,
+    mask: str | Path | None = None,
+    subjects: Sequence[str] = (),
+    out: str | Path = "figures",
+    remake: bool = False,
+    command: str = "",
+) -> RegionPictures:
+    """Paint patterns of brain areas by the stored decoders, and draw the figures.
+
+    Parameters
+    ----------
+    regions : expressions such as "V1" or "faces - bodies"; by default those of `roi.sets`.
+    mask : NIfTI mask or .npy pattern of the one subject.
+
+    Raises
+    ------
+    InputError : no region, an expression that cannot be read, a mask without its subject. NotReady : no decoder.
+    """
+    from bdflow.study.keys import REGION_SETS
+    from bdflow.study.region_patterns import on_demand
+
+    target, file = local_path("out", out), None if mask is None else local_path("mask", mask)
+    pipeline = _pipeline(config, subjects)
+    if regions or file:
+        chosen = pipeline.subjects if subjects else ()
+        pipeline = _pipeline(on_demand(pipeline.config, regions, file, chosen), pipeline.subjects)
+    if not pipeline.config.roi.sets:
+        raise InputError("roi.sets", found="no regions", expected="some", action="add --region EXPR, or roi.sets")
+    pipeline.run(("roi",), remake=remake, command=command)
+    stores = [str(pipeline.study.path / REGION_SETS / name) for name in pipeline.config.roi.sets]
+    return RegionPictures(stores, pipeline.region_figures(target))
+
+
+@os_errors_named()
+def encode(
+    config: Config | str | Path,
+    *,
+    subjects: Sequence[str] = (),
+    remake: bool = False,
+    command: str = "",
+) -> list[str]:
+    """Fit encoding models: how well the latents of each target space predict every voxel; return their stores.
+
+    Raises
+    ------
+    NotReady : `ingest` or `features` is not done.
+    """
+    from bdflow.study import keys
+
+    pipeline = _pipeline(config, subjects)
+    pipeline.run(("encode",), remake=remake, command=command)
+    spaces = pipeline.config.encoded_spaces
+    return [str(pipeline.study.path / keys.encoding(s, space)) for s in pipeline.subjects for space in spaces]
+
+
+@os_errors_named()
+def write_maps(config: Config | str | Path, out: str | Path, *, subjects: Sequence[str] = ()) -> list[Path]:
+    """Voxel maps as NIfTI in each subject's space, a folder for each below `out`. Raises NotReady."""
+    return _pipeline(config, subjects).maps(local_path("out", out))
+
+
+@os_errors_named()
+def draw_figures(config: Config | str | Path, out: str | Path, *, subjects: Sequence[str] = ()) -> list[Path]:
+    """Figures for papers from a finished study, as PNG and SVG. Raises NotReady."""
+    return _pipeline(config, subjects).figures(local_path("out", out))
+
+
+@os_errors_named()
+def serve(
+    config: Config | str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8750,
+    token: str | None = "",
+    items: int = 64,
+    nbytes: int = 64 * 2**20,
+    waiting: int = 512,
+    subjects: Sequence[str] = (),
+) -> None:
+    """Pictures over HTTP until it is stopped, see docs/serve.md. `items`, `nbytes`: the most of one request; `waiting`:
+    pictures accepted and not yet answered. `token`: empty makes one, None answers everybody on this machine. Raises
+    InputError, NotReady."""
+    pipeline = _pipeline(config, subjects)
+    pipeline.serve(host=host, port=port, token=token, items=items, nbytes=nbytes, waiting=waiting)
+
+
+@os_errors_named()
+def fetch_nsd(
+    config: Config | str | Path,
+    to: str | Path | None = None,
+    *,
+    source: str = "",
+    accept_terms: bool | Callable[[str], bool] = False,
+    only_list: bool = False,
+) -> list[Item]:
+    """Fetch the files of NSD that a configuration reads; return them, with their sizes in bytes.
+
+    `accept_terms` may be a function that asks; with `only_list` nothing is fetched. Raises InputError.
+    """
+    from bdflow.datasets.nsd.download import SOURCE, command
+
+    loaded = load_config(config) if isinstance(config, str | Path) else config
+    return command(loaded, None if to is None else local_path("to", to), source or SOURCE, accept_terms, only_list)
+
+
+@os_errors_named()
+def init_bundle(folder: str | Path) -> Path:
+    """Recognise published weights in a directory and write the manifest that makes it a bundle. Raises InputError."""
+    from bdflow.models.weights.manifest import write_manifest
+
+    return write_manifest(local_path("folder", folder))
+
+
+def _bundle(bundle: str | Path) -> str | Path:
+    return bundle if bundle == "tiny" else local_path("bundle", bundle)
+
+
+@os_errors_named()
+def check_bundle(bundle: str | Path) -> BundleReport:
+    """Every missing, extra or misshapen tensor and every wrong file, at once."""
+    from bdflow.models.weights.bundle import check_bundle as check
+
+    return check(_bundle(bundle))
+
+
+@os_errors_named()
+def describe_bundle(bundle: str | Path) -> BundleDescription:
+    """Files, sizes, parameters, dtypes and licence of every network. Raises InputError."""
+    from bdflow.models.weights.bundle import describe_bundle as describe
+
+    return describe(_bundle(bundle))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as the report writes them."""
+    from bdflow.report.tables import duration as written
+
+    return written(seconds)

@@ -1,0 +1,431 @@
+"""The command `bdflow`. Heavy imports happen inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bdflow import api
+from bdflow.cli import remedies
+from bdflow.cli.text import bytes_of, confirmed, console, human, show_log, status_table, timings_table
+from bdflow.errors import BdflowError
+from bdflow.user_paths import escaped, local_path
+
+if TYPE_CHECKING:
+    from bdflow import Config
+
+app = typer.Typer(
+    name="bdflow",
+    help="Reconstruct seen images from fMRI (Brain-Diffuser), every intermediate array in chunked Zarr stores.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bundle_app = typer.Typer(help="Directories of model weights.", no_args_is_help=True)
+app.add_typer(bundle_app, name="bundle")
+fetch_app = typer.Typer(help="Data sets, from where they are published.", no_args_is_help=True)
+app.add_typer(fetch_app, name="fetch")
+
+
+@app.callback()
+def _begin() -> None:
+    show_log()
+
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped recipe.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as reconstruct.steps=20; repeatable."),
+]
+SubjectsOption = Annotated[
+    str, typer.Option(metavar="S,S", help="Fill only these subjects' stores, such as subj01,subj02.")
+]
+RemakeOption = Annotated[bool, typer.Option("--remake", help="Replace stores that were made from something else.")]
+
+
+def _loaded(config: str, overrides: list[str] | None, subjects: str = "") -> Config:
+    """A configuration; what errors say to do is then said for it."""
+    remedies.about(config, overrides or (), _names(subjects))
+    return api.load_config(config, overrides or ())
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+def _command() -> str:
+    return " ".join(["bdflow", *(os.fsencode(word).decode(errors="replace") for word in sys.argv[1:])])
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    until: Annotated[str, typer.Option(metavar="STAGE", help="Stop after this stage.")] = "",
+    only: Annotated[str, typer.Option(metavar="STAGE", help="Run this stage alone.")] = "",
+    subjects: SubjectsOption = "",
+    remake: RemakeOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Run the pipeline: ingest, features, regress, reconstruct, evaluate, report. Resumes where it was stopped."""
+    loaded = _loaded(config, overrides, subjects)
+    with _stoppable():
+        api.run(
+            loaded,
+            until=until,
+            only=only,
+            subjects=_names(subjects),
+            remake=remake,
+            command=_command(),
+        )
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on where it stopped", err=True)
+        raise typer.Exit(130) from None
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM, as batch systems send it before a time limit, stops a run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _stage_command(stage: str, text: str) -> None:
+    def command(
+        config: ConfigArgument,
+        subjects: SubjectsOption = "",
+        remake: RemakeOption = False,
+        overrides: SetOption = None,
+    ) -> None:
+        run(config, only=stage, subjects=subjects, remake=remake, overrides=overrides)
+
+    command.__doc__ = text
+    app.command(name=stage)(command)
+
+
+_stage_command("ingest", "NSD's files into stores: betas, responses, stimuli.")
+_stage_command("features", "Latents of every stimulus in the three target spaces.")
+_stage_command("regress", "Ridge from responses to latents; predictions of the test stimuli.")
+_stage_command("reconstruct", "Predicted latents into pictures: guesses, then reconstructions.")
+_stage_command("evaluate", "Score every reconstruction against the photo that was shown.")
+_stage_command("report", "Write the report from what the stores hold.")
+
+
+@app.command()
+def roi(
+    config: ConfigArgument,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EXPR", help="Such as V1, 'faces - bodies', 'words & V1'; repeatable. Default: roi.sets."),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(metavar="FILE", help="NIfTI mask, or .npy pattern, of the one --subject.")
+    ] = None,
+    subjects: Annotated[str, typer.Option("--subjects", "--subject", metavar="S,S", help="These subjects alone.")] = "",
+    out: Annotated[str, typer.Option(help="Directory for the figures.")] = "figures",
+    remake: RemakeOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """What brain areas like to see: paint patterns of regions by the stored decoders, and draw the figures."""
+    loaded = _loaded(config, overrides)
+    with _stoppable():
+        made = api.paint_regions(
+            loaded,
+            region or (),
+            mask=mask,
+            subjects=_names(subjects),
+            out=out,
+            remake=remake,
+            command=_command(),
+        )
+    for path in (*made.stores, *made.figures):
+        typer.echo(path)
+
+
+@app.command()
+def encode(
+    config: ConfigArgument, subjects: SubjectsOption = "", remake: RemakeOption = False, overrides: SetOption = None
+) -> None:
+    """Encoding models: how well the latents of each target space predict every voxel. `maps` then writes their R²."""
+    loaded = _loaded(config, overrides, subjects)
+    with _stoppable():
+        made = api.encode(loaded, subjects=_names(subjects), remake=remake, command=_command())
+    for store in made:
+        typer.echo(store)
+
+
+@app.command()
+def maps(
+    config: ConfigArgument,
+    out: Annotated[str, typer.Option(help="Directory to write below, a folder for each subject.")] = "maps",
+    subjects: SubjectsOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Voxel maps as NIfTI in each subject's space: noise ceiling, regions, patterns, importance, R²."""
+    for file in api.write_maps(_loaded(config, overrides, subjects), out, subjects=_names(subjects)):
+        typer.echo(file)
+
+
+@app.command()
+def figures(
+    config: ConfigArgument,
+    out: Annotated[str, typer.Option(help="Directory to write into.")] = "figures",
+    subjects: SubjectsOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Draw figures for papers from a finished study, as PNG and SVG."""
+    for file in api.draw_figures(_loaded(config, overrides, subjects), out, subjects=_names(subjects)):
+        typer.echo(file)
+
+
+@app.command()
+def status(
+    config: ConfigArgument,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="What partitions took: seconds, bytes, memory, retries.")
+    ] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Every store: shape, size on disk, partitions done, sealed or stale and why; or, by stage, what it took."""
+    loaded = _loaded(config, overrides)
+    if timings:
+        console().print(timings_table(str(loaded.study), api.timings(loaded)))
+    else:
+        console().print(status_table(str(loaded.study), api.status(loaded)))
+
+
+@app.command()
+def verify(
+    config: ConfigArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute what is damaged again.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Compare every file of the study with what was written; name what is damaged, and with --repair mend it."""
+    loaded = _loaded(config, overrides)
+    found = api.verify(loaded, repair=repair, command=_command())
+    strange = [damage for damage in found if damage.file_is_foreign]
+    mended = [damage for damage in found if repair and not damage.file_is_foreign]
+    for damage in strange if repair else found:
+        typer.echo(str(damage).splitlines()[0])
+    if not found:
+        typer.echo(f"{loaded.study}: every file is as it was written.")
+    if mended:
+        typer.echo(f"{len(mended)} damaged files written or computed again.")
+    elif len(found) > len(strange):
+        typer.echo(f"{len(found) - len(strange)} damaged files. `bdflow verify {config} --repair` mends them.")
+    if strange:
+        typer.echo(f"{len(strange)} that are no part of the study: move them away, nothing deletes them.")
+    if strange or (found and not repair):
+        raise typer.Exit(1)
+
+
+@app.command()
+def decode(
+    config: ConfigArgument,
+    patterns: Annotated[
+        str, typer.Argument(metavar="PATTERNS.npy", help="Responses in percent signal change, (patterns, voxels).")
+    ],
+    subject: Annotated[str, typer.Option(metavar="SUBJECT", help="Whose voxels they are.")],
+    out: Annotated[str, typer.Option(metavar="OUT.zarr", help="Where the latents go, a group for each space.")],
+    standardise: Annotated[
+        str, typer.Option(metavar="RULE", help="test_set, held_out or none (see reconstruct.standardise).")
+    ] = "none",
+    overrides: SetOption = None,
+) -> None:
+    """Decode any patterns of responses with the stored decoder; nothing is fitted again."""
+    loaded = _loaded(config, overrides)
+    many = api.decode_file(loaded, patterns, subject, out, standardise=standardise)
+    typer.echo(f"{many} patterns of {subject} decoded: {out}")
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    figures: Annotated[
+        list[str] | None, typer.Option(metavar="FILE.json", help="What a benchmark wrote with --json; repeatable.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Hours, GPU-hours, disk and memory of every stage, before anything runs; NSD need not be there."""
+    from json import dumps
+
+    found = api.plan(_loaded(config, overrides), figures or ())
+    if json:
+        typer.echo(dumps(found.as_json(), indent=1))
+        return
+    table, lines = api.plan_text(found)
+    shown = console()
+    shown.print(table)
+    for line in lines:
+        shown.print(line, markup=False, highlight=False)
+
+
+@app.command()
+def serve(
+    config: ConfigArgument,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; other than loopback only with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8750,
+    token: Annotated[
+        str, typer.Option(envvar="BDFLOW_TOKEN", help="What senders must know: Authorization: Bearer TOKEN.")
+    ] = "",
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Answer everybody on this machine, its other users too.")
+    ] = False,
+    max_items: Annotated[int, typer.Option(help="Pictures in one request.")] = 64,
+    max_body: Annotated[str, typer.Option(help="Bytes of one body.")] = "64 MiB",
+    max_waiting: Annotated[int, typer.Option(help="Pictures accepted and not yet answered; more get 503.")] = 512,
+    subjects: SubjectsOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Pictures over HTTP: POST voxels of a subject, or latents, and get PNGs back. Runs until it is stopped."""
+    api.serve(
+        _loaded(config, overrides, subjects),
+        host=host,
+        port=port,
+        token=None if no_token else token,
+        items=max_items,
+        nbytes=bytes_of("--max-body", max_body),
+        waiting=max_waiting,
+        subjects=_names(subjects),
+    )
+
+
+@app.command()
+def simulate(
+    root: Annotated[str, typer.Argument(help="Directory to write; NSD's own files and folders.")],
+    subjects: Annotated[str, typer.Option(metavar="S,S")] = "subj01,subj02,subj05,subj07",
+    shared: Annotated[int, typer.Option(help="Stimuli shown to every subject: the test set.")] = 0,
+    own: Annotated[int, typer.Option(help="Stimuli shown to each subject alone: the training set.")] = 0,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Write a small dataset in exactly NSD's files, with a planted truth beside it."""
+    api.simulate(root, subjects=_names(subjects), shared=shared, own=own, seed=seed)
+    typer.echo(f"{root}: a simulated dataset in NSD's files; what was planted is in truth.json and truth.npz")
+
+
+@app.command()
+def demo(
+    root: Annotated[str, typer.Option(help="Directory to write below.")] = "demo",
+    remake: RemakeOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Simulated brains of four subjects, the whole pipeline, and a report: in a few minutes, without NSD."""
+    below = local_path("--root", root)
+    places = (("study", "study.zarr"), ("dataset.root", "nsd"), ("report.path", "report"))
+    paths = [f"{key}={escaped(below / name)}" for key, name in places]
+    loaded = _loaded("demo", [*paths, *(overrides or ())])
+    if isinstance(loaded.dataset.root, Path):
+        typer.echo("simulating four subjects in NSD's files ...", err=True)
+        api.simulate(loaded.dataset.root)
+    with _stoppable():
+        api.run(loaded, remake=remake, command=_command())
+    typer.echo(f"data    {loaded.dataset.root}   (NSD's files; truth.json tells what was planted)")
+    typer.echo(f'study   {loaded.study}   (xarray.open_datatree("{loaded.study}", engine="zarr", chunks={{}}))')
+    typer.echo(f"report  {loaded.report.path / 'index.html'}   (open it in a browser)")
+
+
+@app.command()
+def recipes() -> None:
+    """The configurations that ship with bdflow, and where they are."""
+    for name, path in sorted(api.recipes().items()):
+        typer.echo(f"{name:20} {path}")
+
+
+@fetch_app.callback()
+def _fetch() -> None:
+    pass
+
+
+@fetch_app.command("nsd")
+def fetch_nsd(
+    config: ConfigArgument,
+    to: Annotated[str | None, typer.Option(metavar="DIR", help="Where to; dataset.root by default.")] = None,
+    source: Annotated[str, typer.Option("--from", metavar="URL", help="A mirror of NSD's bucket.")] = "",
+    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="You have read and accept NSD's terms.")] = False,
+    only_list: Annotated[bool, typer.Option("--list", help="Show the files and their sizes, fetch nothing.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """The files of NSD that a configuration reads, from its public bucket: sized, resumed, verified."""
+    accept = accept_terms or confirmed
+    items = api.fetch_nsd(_loaded(config, overrides), to, source=source, accept_terms=accept, only_list=only_list)
+    for item in items if only_list else ():
+        typer.echo(f"{item.size:>16,}  {item.name}")
+
+
+BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="`tiny`, or a directory of weights.")]
+
+
+@bundle_app.command("init")
+def bundle_init(
+    folder: Annotated[str, typer.Argument(metavar="DIRECTORY", help="Holds the published files, in either layout.")],
+) -> None:
+    """Recognise published weights in a directory and write the manifest that makes it a bundle."""
+    typer.echo(f"wrote {api.init_bundle(folder)}; `bdflow bundle check {folder}` looks into every file")
+
+
+@bundle_app.command("check")
+def bundle_check(bundle: BundleArgument) -> None:
+    """Every missing, extra or misshapen tensor and every wrong file, at once."""
+    checked = api.check_bundle(bundle)
+    for problem in checked.problems:
+        typer.echo(problem)
+    if not checked.ok:
+        typer.echo(f"{checked.path}: {len(checked.problems)} problems")
+        raise typer.Exit(1)
+    typer.echo(f"{checked.path}: every file and tensor is as expected")
+
+
+@bundle_app.command("info")
+def bundle_info(bundle: BundleArgument) -> None:
+    """Files, sizes, parameters, dtypes and licence of every network."""
+    from rich.table import Table
+
+    found = api.describe_bundle(bundle)
+    table = Table(box=None, pad_edge=False)
+    for name in ("network", "parameters", "dtype", "layout", "licence", "files"):
+        table.add_column(name, justify="right" if name == "parameters" else "left", overflow="fold")
+    for network in found.networks:
+        files = "\n".join(f"{file} ({human(size)})" for file, size in network.files)
+        parameters = f"{network.parameters:,}" if network.parameters else ""
+        licence = network.licence or ""
+        table.add_row(network.name, parameters, ", ".join(network.dtypes), network.layout, licence, files)
+    spaces = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found.spaces.items())
+    typer.echo(f"{found.name}  {found.path}  fingerprint {found.fingerprint}")
+    typer.echo(f"target spaces: {spaces}; guess {found.guess_size} px, reconstruction {found.image_size} px")
+    console().print(table)
+
+
+def main() -> None:
+    """Entry point: errors users can act on are printed without a traceback, with exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+    try:
+        app()
+    except Exception as error:
+        if not isinstance(error, BdflowError):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        command = remedies.command(getattr(error, "remedy", ""), sys.argv[1:])
+        if command:
+            typer.echo(f"Command: {command}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

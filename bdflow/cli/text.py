@@ -1,0 +1,102 @@
+"""What the command line shows, reads and asks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bdflow.api import Row, Timing
+
+
+class _Stderr(logging.Handler):
+    """Records as lines on stderr, wherever it leads at that moment; warnings say that they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        before = "warning: " if record.levelno >= logging.WARNING else ""
+        typer.echo(before + record.getMessage(), err=True)
+
+
+def show_log() -> None:
+    """Show what the package logs, from INFO on, on stderr."""
+    root = logging.getLogger("bdflow")
+    if not any(isinstance(handler, _Stderr) for handler in root.handlers):
+        root.addHandler(_Stderr(logging.INFO))
+    root.setLevel(logging.INFO)
+
+
+def timings_table(study: str, rows: Sequence[Timing]) -> Table:
+    from rich.table import Table
+
+    from bdflow.api import duration
+
+    table = Table(title=f"{study}, all runs", title_justify="left", box=None, pad_edge=False)
+    left = ("stage", "work")
+    heads = ("partitions", "total", "median", "longest", "read", "written", "peak memory", "retries", "workers")
+    for name in (*left, *heads):
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    for row in rows:
+        times = [duration(seconds) for seconds in (row.total, row.median, row.longest)]
+        sizes = ["\u2013" if size is None else human(size) for size in (row.read, row.written, row.peak)]
+        table.add_row(row.stage, row.work, str(row.partitions), *times, *sizes, str(row.retries), str(row.workers))
+    return table
+
+
+def console() -> Console:
+    """As wide as the terminal; wide enough for every column elsewhere."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=200)
+
+
+def status_table(study: str, rows: list[Row]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    colours = {"sealed": "green", "partial": "yellow", "stale": "red", "damaged": "red", "absent": "dim"}
+    table = Table(title=f"{study}", title_justify="left", box=None, pad_edge=False)
+    for name in ("store", "shape", "on disk", "partitions"):
+        table.add_column(name, justify="right" if name in ("on disk", "partitions") else "left", no_wrap=True)
+    table.add_column("state", overflow="fold")
+    for row in rows:
+        state = row.state
+        done = "" if state.kind in ("absent", "damaged") else f"{state.done}/{state.total}"
+        size = "" if state.kind in ("absent", "damaged") else human(row.nbytes)
+        why = escape(": " + "; ".join(state.why) if state.why else "")
+        colour = colours[state.kind]
+        table.add_row(row.path, row.shape, size, done, f"[{colour}]{state.kind}[/]{why}")
+    return table
+
+
+def human(nbytes: float) -> str:
+    """Bytes in the largest fitting unit of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} TiB"
+
+
+def bytes_of(option: str, text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    from bdflow.errors import InputError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise InputError(option, found=repr(text), expected="a size, such as 64 MiB", action="correct it") from error
+
+
+def confirmed(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        return False

@@ -1,0 +1,41 @@
+"""The configuration of a study: strict YAML, every setting of the paper, any overridable on the command line."""
+
+from bdflow.config.loading import load, parse, recipes
+from bdflow.config.sections import (
+    PUBLISHED_METRICS,
+    ROLES,
+    ClusterSettings,
+    Config,
+    DatasetSettings,
+    NetworkSettings,
+    PainterSettings,
+    PaintOptions,
+    RidgeSettings,
+    Section,
+    SpaceSettings,
+    SpeedSettings,
+    StageExecution,
+    content,
+)
+from bdflow.config.values import ARRAY
+
+__all__ = [
+    "ARRAY",
+    "PUBLISHED_METRICS",
+    "ROLES",
+    "ClusterSettings",
+    "Config",
+    "DatasetSettings",
+    "NetworkSettings",
+    "PaintOptions",
+    "PainterSettings",
+    "RidgeSettings",
+    "Section",
+    "SpaceSettings",
+    "SpeedSettings",
+    "StageExecution",
+    "content",
+    "load",
+    "parse",
+    "recipes",
+]

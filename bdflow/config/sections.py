@@ -1,0 +1,441 @@
+"""The configuration of a study: every setting of the paper, each annotated where it does not shape content.
+
+Every setting enters the fingerprints of the stores whose section it stands in, unless it says otherwise here:
+`NOT_CONTENT` for where work runs and where files lie, `shapes(...)` for what only some kinds of stores depend on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from bdflow.cluster.types import SlurmSettings
+from bdflow.config.sessions import Sessions, numbers_of
+from bdflow.config.values import (
+    Count,
+    EncoderName,
+    LocalPath,
+    Location,
+    Memory,
+    Options,
+    Positive,
+    Real,
+    Share,
+    Switch,
+    Whole,
+    path_or,
+)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The kinds of stores (the first part of their key) whose content a setting shapes; none: of no store."""
+
+    kinds: tuple[str, ...]
+
+
+NOT_CONTENT = Shapes(())
+
+
+def shapes(*kinds: str) -> Shapes:
+    """Annotation of a setting that shapes the content of these kinds of stores alone."""
+    return Shapes(kinds)
+
+
+Metric = Literal[
+    "PixCorr", "SSIM", "AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV", "CLIP (bundle)"
+]
+PUBLISHED_METRICS: tuple[Metric, ...] = (
+    "PixCorr", "SSIM", "AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV",
+)  # fmt: skip
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+FolderName = Annotated[str, Field(pattern=r"^\w[^/\\\s]*$")]
+Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
+Rows = Literal["averaged", "trials"]
+Choose = Literal["fixed", "per_space", "per_target"]
+Standardise = Literal["test_set", "held_out", "none"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+# --- the dataset ----------------------------------------------------------------------------------------------
+
+
+class DatasetSettings(Section):
+    """Where the data is, and what of it is used. `kind` names the reader: `nsd`, or a class of one's own,
+    `package.module:Class`, which is handed these settings and may read more of them in `options`.
+
+    sessions : how many, from the first; their numbers, `[1, 3]`; or either by subject, `{subj01: 3, subj04: [1, 3]}`.
+    mask : the file whose voxels with a label above 0 are used, whichever labels it has.
+    bad_voxels : of voxels that cannot be decoded from, constant ones and those without a valid beta for some stimulus.
+    outliers : of betas beyond what int16 of 1/300 percent holds, as floating-point files may have: `refuse`; `clip`, as
+        NSD did; `invalid`, to leave them out of means.
+    not_a_number : of betas that are NaN: `refuse`, or `invalid`.
+    """
+
+    kind: str = "nsd"
+    root: Annotated[Location, NOT_CONTENT]
+    captions: Annotated[Location | None, NOT_CONTENT] = None
+    sessions: Annotated[Sessions, shapes("stimuli", "betas")] = 37
+    preparation: Annotated[FolderName, NOT_CONTENT] = "betas_fithrf_GLMdenoise_RR"
+    space: Annotated[FolderName, NOT_CONTENT] = "func1pt8mm"
+    betas_format: Annotated[Literal["auto", "nii.gz", "hdf5"], NOT_CONTENT] = "auto"
+    mask: Annotated[FolderName, shapes("betas")] = "nsdgeneral"
+    split: Annotated[str, path_or("shared"), NOT_CONTENT] = "shared"
+    bad_voxels: Annotated[Literal["drop", "refuse"], shapes("responses")] = "drop"
+    outliers: Annotated[Literal["refuse", "clip", "invalid"], shapes("betas")] = "refuse"
+    not_a_number: Annotated[Literal["refuse", "invalid"], shapes("betas")] = "refuse"
+    options: Annotated[Options, shapes("stimuli", "betas")] = {}
+
+    def sessions_of(self, subject: str) -> tuple[int, ...]:
+        """Numbers of a subject's sessions, ascending."""
+        return numbers_of(self.sessions, subject)
+
+
+# --- networks -------------------------------------------------------------------------------------------------
+
+
+class SpeedSettings(Section):
+    """Switches that make painting faster and change no picture by more than rounding (docs/painting.md).
+
+    joint_guidance : the conditional and the unconditional half of guidance go through the UNet as one batch.
+    cached_conditions : keys and values of the conditions, which no step changes, are computed once a batch; those of
+        `nothing` once for all.
+    channels_last : memory order of the convolutions' images.
+    attention : `fused` (torch's scaled_dot_product_attention) or `plain`.
+    compile : how the UNet is called: `none` (as it is), `torch_compile`, or `cuda_graphs`, recorded once a batch shape.
+    """
+
+    joint_guidance: Switch = True
+    cached_conditions: Switch = True
+    channels_last: Switch = False
+    attention: Literal["fused", "plain"] = "fused"
+    compile: Literal["none", "torch_compile", "cuda_graphs"] = "none"
+
+
+class NetworkSettings(Section):
+    """Which frozen networks, where they run and in which precision, and how they are called. The bundle's content
+    counts, not where it lies.
+    """
+
+    bundle: Annotated[str, path_or("tiny"), NOT_CONTENT] = "tiny"
+    device: Annotated[str, NOT_CONTENT] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    speed: Annotated[SpeedSettings, NOT_CONTENT] = SpeedSettings()
+
+
+# --- target spaces, and ridge ---------------------------------------------------------------------------------
+
+
+class FeatureSettings(Section):
+    """How latents are stored, and how many stimuli go through an encoder at once."""
+
+    dtype: Literal["float16", "float32"] = "float16"
+    batch_size: Annotated[Count, NOT_CONTENT] = 32
+
+
+class ValidationSettings(Section):
+    """Cross-validation within the training set: which stimuli are predicted from the others, and how. All rows of a
+    stimulus are left out together. `columns` latents, drawn at random, choose a penalty of a whole space.
+    """
+
+    method: Literal["leave_one_out", "k_fold"] = "leave_one_out"
+    folds: Annotated[Whole, Field(ge=2)] = 5
+    stimuli: Count = 512
+    columns: Count = 1024
+
+
+class RidgeSettings(Section):
+    """Ridge, for every space that does not say otherwise.
+
+    rows : training rows: `averaged` (one a stimulus, the mean of its trials) or `trials` (one a trial, with the
+        stimulus's latent repeated). Test stimuli are averaged in both.
+    session_zscore : each voxel by its mean and SD over the trials of a session, before trials are averaged.
+    regions : which voxels, in the language of regions (docs/roi.md), such as `V1 | V2`; null: all of the mask.
+    intercept : predictions get the mean of the training targets; without it latents are predicted around 0.
+    alpha : penalty, in scikit-learn's convention (||y - Xw||^2 + alpha ||w||^2), where it is not chosen.
+    choose : `fixed`, or by cross-validation among `grid`: one penalty a space (`per_space`), or one a latent
+        (`per_target`).
+    standardise : how predictions are brought to the mean and SD of the training latents: by their statistics over the
+        `test_set` (as Brain-Diffuser), over `held_out` training stimuli, or not at all (`none`).
+    weights : keep the coefficients, and how much each voxel counts.
+    """
+
+    rows: Rows = "averaged"
+    session_zscore: Switch = False
+    regions: str | None = None
+    intercept: Switch = True
+    alpha: Positive = 60_000
+    choose: Choose = "fixed"
+    grid: Penalties = (1e3, 3e3, 1e4, 3e4, 6e4, 1e5, 3e5, 1e6)
+    standardise: Standardise = "test_set"
+    weights: Switch = False
+    validation: ValidationSettings = ValidationSettings()
+
+
+class SpaceRidgeSettings(Section):
+    """Where a space differs from `ridge`; what is not given is as there."""
+
+    rows: Rows | None = None
+    session_zscore: Switch | None = None
+    regions: str | None = None
+    intercept: Switch | None = None
+    alpha: Positive | None = None
+    choose: Choose | None = None
+    grid: Penalties | None = None
+    standardise: Standardise | None = None
+    weights: Switch | None = None
+
+
+class SpaceSettings(Section):
+    """A target space. `encoder` is a registered name (`vdvae`, `clip_vision`, `clip_text`), a class of one's own,
+    `package.module:Class`, or `array:PATH` for latents that exist already; `options` go to the encoder.
+    """
+
+    encoder: EncoderName
+    options: Options = {}
+    ridge: SpaceRidgeSettings = SpaceRidgeSettings()
+
+
+# --- painters -------------------------------------------------------------------------------------------------
+
+
+class PaintOptions(Section):
+    """How Versatile Diffusion paints; the defaults are the paper's (Methods: second stage).
+
+    steps : DDIM steps of the whole schedule; `int(strength * steps)` of them run (37).
+    strength : how far the guess is noised, in (0, 1].
+    guidance_scale : classifier-free guidance, eps_uncond + scale * (eps_cond - eps_uncond).
+    mixing : share of the text transformers, in [0, 1]; the vision transformers have the rest.
+    noise_index : `authors` adds the noise of index int(strength * steps) and denoises from the index below
+        (timesteps 741 and 721 for the defaults; at strength 1 both are the last index); `diffusers` uses the
+        lower index for both.
+    latent : the guess enters as a `sample` of the autoencoder's posterior, or as its `mean`.
+
+    Approximate modes, off by default (docs/painting.md):
+
+    solver : `ddim`, or `dpmpp_2m`, of second order, which needs fewer steps (`bdflow.models.diffusion.solvers`).
+    guidance_interval : (low, high) in fractions of the noise schedule, 0 clean, 1 noise alone. Outside it the
+        conditional half runs alone (Kynkäänniemi et al. 2024).
+    feature_cache : the UNet's deep features are computed anew every so many steps (Ma et al. 2023); 1 is every step.
+    """
+
+    steps: Count = 50
+    strength: Annotated[Real, Field(gt=0, le=1)] = 0.75
+    guidance_scale: Annotated[Real, Field(ge=0)] = 7.5
+    mixing: Share = 0.4
+    noise_index: Literal["authors", "diffusers"] = "authors"
+    latent: Literal["sample", "mean"] = "sample"
+    solver: Literal["ddim", "dpmpp_2m"] = "ddim"
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    feature_cache: Count = 1
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _low_below_high(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("expected [low, high] with low below high")
+        return value
+
+    @model_validator(mode="after")
+    def _a_step_runs(self) -> Self:
+        if int(self.strength * self.steps) < 1:
+            raise ValueError(f"strength {self.strength:g}: expected at least 1 / steps = {1 / self.steps:g}")
+        return self
+
+
+ROLES = ("guess", "vision", "text")
+"""What a painter may paint from: the spaces that are named under these keys."""
+
+
+class PainterSettings(PaintOptions):
+    """One painter: predicted latents into pictures. `kind` is a registered name (`versatile_diffusion`) or a class of
+    one's own, `package.module:Class`. `guess`, `vision` and `text` name the spaces it paints from; `variants` what is
+    painted: `full`, or ablations.
+    """
+
+    kind: str = "versatile_diffusion"
+    guess: str | None = "vdvae"
+    vision: str | None = "clip_vision"
+    text: str | None = "clip_text"
+    variants: Annotated[tuple[Name, ...], Field(min_length=1), NOT_CONTENT] = ("full",)
+    batch_size: Annotated[Count, NOT_CONTENT] = 8
+    encode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
+    decode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
+    options: Options = {}
+
+    @property
+    def paint_options(self) -> PaintOptions:
+        """How a picture is painted from latents."""
+        return PaintOptions(**{name: getattr(self, name) for name in PaintOptions.model_fields})
+
+
+class ReconstructSettings(Section):
+    """Whose pictures are painted beside those of each subject: from the mean of all subjects' predictions (`mean`),
+    and from the true latents (`true`), what perfect decoding would give.
+    """
+
+    upper_bound: Annotated[Switch, NOT_CONTENT] = False
+    subject_mean: Annotated[Switch, NOT_CONTENT] = False
+
+
+class EvaluateSettings(Section):
+    """Which metrics, by which protocol, and where the judging networks' weights lie besides the usual caches."""
+
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = PUBLISHED_METRICS
+    ssim: Literal["paper", "2d"] = "paper"
+    distractors: Literal["photos", "reconstructions"] = "photos"
+    weights: Annotated[LocalPath | None, NOT_CONTENT] = None
+
+
+MaskName = Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
+
+
+class RoiSettings(Section):
+    """Pictures that brain regions like to see (paper, section 3.4). `sets` are named lists of regions, one figure each,
+    in the language of `bdflow.regions.language`; `masks` are further names: a NIfTI mask or a .npy pattern by subject.
+    """
+
+    sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[tuple[str, ...], Field(min_length=1)]] = {}
+    masks: Annotated[dict[MaskName, dict[str, LocalPath]], NOT_CONTENT] = {}
+    rescale: Literal["training_norm", "deviation", "none"] = "training_norm"
+    strengths: Penalties = (1.0,)
+    seeds: Count = 1
+
+
+class EncodeSettings(Section):
+    """Encoding models, from latents to voxels: from which target spaces (null: all), and among which penalties each
+    voxel's is chosen, by how well `stimuli` training stimuli are predicted from all others.
+    """
+
+    spaces: Annotated[tuple[str, ...] | None, NOT_CONTENT] = None
+    grid: Penalties = (
+        0.1, 0.3, 1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4,
+    )  # fmt: skip
+    stimuli: Count = 512
+
+
+class ReportSettings(Section):
+    path: LocalPath
+    thumbnail: Annotated[Whole, Field(ge=32, le=512)] = 160
+
+
+class ChunkSettings(Section):
+    """How arrays are cut; they shape files and parallelism, never values."""
+
+    stimuli: Annotated[Count, shapes("stimuli", "targets")] = 64
+    voxels: Annotated[Count, shapes("responses", "weights", "importance", "encoding")] = 1024
+    columns: Annotated[Count, shapes("targets", "selection", "predictions", "weights")] = 4096
+    images: Annotated[Count, shapes("guesses", "reconstructions", "judges", "similarities", "metrics")] = 16
+
+
+class StageExecution(Section):
+    """Where one stage runs: which executor, how many workers, threads, GPUs and memory ("4 GiB") each."""
+
+    executor: Literal["serial", "dask", "ray"] = "serial"
+    workers: Count = 1
+    threads: Count = 1
+    gpus: Annotated[Real, Field(ge=0)] = 0.0
+    memory: Memory | None = None
+
+
+class ExecutionSettings(Section):
+    """Where work runs. Nothing here changes a result."""
+
+    ingest: StageExecution = StageExecution()
+    features: StageExecution = StageExecution()
+    regress: StageExecution = StageExecution()
+    reconstruct: StageExecution = StageExecution()
+    evaluate: StageExecution = StageExecution()
+    roi: StageExecution = StageExecution()
+    encode: StageExecution = StageExecution()
+
+
+class AddressSettings(Section):
+    """Clusters that run already: a Dask scheduler ("tcp://host:8786"), a Ray head ("host:6379", or "auto")."""
+
+    dask: str | None = None
+    ray: str | None = None
+
+
+class ClusterSettings(Section):
+    """On what the workers of Dask and Ray live; only the section of the chosen kind counts. `start_timeout` are the
+    seconds a first worker may take; by default a minute, and on SLURM, where jobs queue, a day.
+    """
+
+    kind: Literal["local", "slurm", "address", "cuda"] = "local"
+    start_timeout: Positive | None = None
+    dashboard: Switch = False
+    dashboard_host: str = "127.0.0.1"
+    address: AddressSettings = AddressSettings()
+    slurm: SlurmSettings = SlurmSettings()
+
+
+class Config(Section):
+    """One study. Paths are relative to the directory the command is given in; `~` and `$NAME` are put in
+    (`bdflow.user_paths`). The study and the data may lie in an object store (docs/places.md).
+    """
+
+    study: Annotated[Location, NOT_CONTENT]
+    seed: Whole = 0
+    subjects: Annotated[tuple[FolderName, ...], Field(min_length=1)] = ("subj01", "subj02", "subj05", "subj07")
+    dataset: DatasetSettings
+    networks: NetworkSettings = NetworkSettings()
+    features: FeatureSettings = FeatureSettings()
+    spaces: Annotated[dict[Name, SpaceSettings], Field(min_length=1)]
+    ridge: RidgeSettings = RidgeSettings()
+    painters: dict[Name, PainterSettings] = {}
+    reconstruct: ReconstructSettings = ReconstructSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    roi: RoiSettings = RoiSettings()
+    encode: EncodeSettings = EncodeSettings()
+    report: Annotated[ReportSettings, NOT_CONTENT]
+    chunks: ChunkSettings = ChunkSettings()
+    execution: Annotated[ExecutionSettings, NOT_CONTENT] = ExecutionSettings()
+    cluster: Annotated[ClusterSettings, NOT_CONTENT] = ClusterSettings()
+
+    def ridge_of(self, space: str) -> RidgeSettings:
+        """How a space is decoded: `ridge`, with what the space says otherwise."""
+        own = self.spaces[space].ridge.model_dump(exclude_none=True)
+        return self.ridge.model_copy(update=own)
+
+    @property
+    def encoded_spaces(self) -> tuple[str, ...]:
+        """The spaces that encoding models are fitted from."""
+        return tuple(self.spaces) if self.encode.spaces is None else self.encode.spaces
+
+    def science(self) -> dict[str, object]:
+        """Every setting that shapes content, as JSON values: the study's record."""
+        return content(self)
+
+
+def content(section: Section, kind: str | None = None) -> dict[str, object]:
+    """The settings of a section that shape content, as JSON values: of all stores, or of those of one kind."""
+    return {
+        name: _value(getattr(section, name), kind)
+        for name, field in type(section).model_fields.items()
+        if _counts(field.metadata, kind)
+    }
+
+
+def _counts(metadata: list[object], kind: str | None) -> bool:
+    for mark in metadata:
+        if isinstance(mark, Shapes):
+            return bool(mark.kinds) if kind is None else kind in mark.kinds
+    return True
+
+
+def _value(value: object, kind: str | None) -> object:
+    if isinstance(value, Section):
+        return content(value, kind)
+    if isinstance(value, Mapping):
+        return {str(key): _value(item, kind) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_value(item, kind) for item in value]
+    return str(value) if isinstance(value, Path) else value

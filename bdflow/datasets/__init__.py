@@ -1,0 +1,1 @@
+"""Readers of datasets: stimuli, trials and betas."""

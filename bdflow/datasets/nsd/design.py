@@ -1,0 +1,327 @@
+"""NSD's experimental design, and the split of its stimuli into test and train.
+
+Sources: the NSD data manual on ``nsd_expdesign.mat``; the paper's split, Ozcelik & VanRullen 2023.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bdflow import npy
+from bdflow.datasets.nsd.hdf5 import OpenFile
+from bdflow.errors import InputError
+from bdflow.stores.casts import misfits
+from bdflow.stores.errors import StoreError
+from bdflow.stores.paths import AnyPath, place, readable
+
+_KEYS = ("masterordering", "subjectim", "sharedix")
+
+
+def subject_index(subject: str) -> int:
+    """``subj01`` -> 1, NSD's number of a subject. Raises InputError for any other form of name."""
+    match = re.fullmatch(r"subj(\d\d)", subject) if isinstance(subject, str) else None
+    if match is None or int(match[1]) < 1:
+        raise InputError(
+            f"subject {subject!r}",
+            found="a name NSD does not use",
+            expected="subj01, subj02, ...",
+            action="write the subject as NSD names its folders.",
+        )
+    return int(match[1])
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which stimulus each subject saw on each trial.
+
+    Attributes
+    ----------
+    masterordering : (trials,) 1-based positions in a subject's list of stimuli, the same for all subjects;
+        positions up to ``n_shared`` are the shared stimuli.
+    subjectim : (subjects, positions) 1-based stimulus numbers (nsd_id + 1).
+    sharedix : (n_shared,) 1-based numbers of the stimuli shown to every subject.
+    path : the file they came from.
+    """
+
+    masterordering: np.ndarray
+    subjectim: np.ndarray
+    sharedix: np.ndarray
+    path: AnyPath
+
+    def __post_init__(self) -> None:
+        n_subjects, n_positions = self.subjectim.shape
+        self._check_range("masterordering", self.masterordering, n_positions)
+        self._check_range("subjectim", self.subjectim, None)
+        self._check_range("sharedix", self.sharedix, None)
+        for row in range(n_subjects):
+            if np.unique(self.subjectim[row]).size != n_positions:
+                raise InputError(
+                    f"{self.path}, subjectim row {row + 1}",
+                    found="a stimulus listed twice",
+                    expected="every stimulus of a subject once",
+                    action="use NSD's own nsd_expdesign.mat.",
+                )
+        shared = self.subjectim[:, : self.n_shared]
+        if shared.shape[1] < self.n_shared or (np.sort(shared, axis=1) != np.sort(self.sharedix)).any():
+            raise InputError(
+                f"{self.path}, sharedix",
+                found=f"{self.n_shared} shared stimuli that are not the first of every subject's list",
+                expected="the first positions of subjectim to hold the stimuli of sharedix for all subjects",
+                meaning="Test and training stimuli could not be told apart.",
+                action="use NSD's own nsd_expdesign.mat.",
+            )
+
+    @classmethod
+    def read(cls, path: str | AnyPath) -> "Design":
+        """Read ``nsd_expdesign.mat`` as MATLAB writes it, also as version 7.3 (HDF5).
+
+        Raises InputError for a missing file or key, impossible indices.
+        """
+        import scipy.io
+
+        path = place(path)
+        if not path.is_file():
+            raise InputError(
+                path,
+                found="no such file",
+                expected="NSD's experimental design",
+                action="fetch nsd_expdesign.mat into this folder, or check the NSD root.",
+            )
+        try:
+            content = _hdf5(path) if _is_hdf5(path) else scipy.io.loadmat(readable(path), variable_names=_KEYS)
+        except (StoreError, InputError):
+            raise
+        except Exception as error:
+            raise InputError(
+                path,
+                found=f"a file that is not readable as MATLAB's ({type(error).__name__}: {error})",
+                expected="NSD's nsd_expdesign.mat",
+                action="fetch the file again.",
+            ) from error
+        missing = [key for key in _KEYS if key not in content]
+        if missing:
+            raise InputError(
+                path,
+                found=f"no {', '.join(missing)}",
+                expected=f"the arrays {', '.join(_KEYS)}",
+                action="use NSD's own nsd_expdesign.mat.",
+            )
+        arrays = {key: _integers(path, key, content[key]) for key in _KEYS}
+        return cls(arrays["masterordering"].ravel(), arrays["subjectim"], arrays["sharedix"].ravel(), path)
+
+    @property
+    def n_trials(self) -> int:
+        """Trials of the whole design (NSD: 30,000)."""
+        return self.masterordering.size
+
+    @property
+    def n_shared(self) -> int:
+        """Stimuli shown to every subject (NSD: 1,000)."""
+        return self.sharedix.size
+
+    def nsd_ids(self, subject: str, trials: int | np.ndarray) -> np.ndarray:
+        """0-based stimulus of a subject's first `trials` trials, or of the trials listed (counted from 0), int64.
+        Raises InputError.
+        """
+        chosen = np.arange(trials) if isinstance(trials, (int, np.integer)) else trials
+        self._check_trials(int(chosen.max(initial=-1)) + 1)
+        index = subject_index(subject)
+        if index > len(self.subjectim):
+            raise InputError(
+                f"{self.path}, subject {subject}",
+                found=f"{len(self.subjectim)} subjects",
+                expected=f"a row for {subject}",
+                action=f"use subj01 to subj{len(self.subjectim):02d}.",
+            )
+        found: np.ndarray = self.subjectim[index - 1, self.masterordering[chosen] - 1] - 1
+        return found
+
+    def is_shared(self, n_trials: int) -> np.ndarray:
+        """Whether each of the first `n_trials` trials shows a shared stimulus, (n_trials,) bool."""
+        self._check_trials(n_trials)
+        return self.masterordering[:n_trials] <= self.n_shared
+
+    def check_stimuli(self, count: int) -> None:
+        """Raise InputError if a subject saw a stimulus outside the `count` stimuli there are."""
+        self._check_range("subjectim", self.subjectim, count, "stimuli in the stimulus file")
+
+    def _check_trials(self, n_trials: int) -> None:
+        if not 0 < n_trials <= self.n_trials:
+            raise InputError(
+                self.path,
+                found=f"a design of {self.n_trials} trials",
+                expected=f"a place for each of the {n_trials} trials of the sessions",
+                meaning="Betas and design do not belong together.",
+                action="use the design and the betas of one dataset.",
+            )
+
+    def _check_range(self, key: str, values: np.ndarray, upper: int | None, of: str = "positions") -> None:
+        low, high = int(values.min()), int(values.max())
+        if low < 1 or (upper is not None and high > upper):
+            limit = "1 or more" if upper is None else f"1 to {upper} ({of})"
+            raise InputError(
+                f"{self.path}, {key}",
+                found=f"numbers from {low} to {high}",
+                expected=f"{limit}; NSD counts from 1",
+                action="use design and stimuli of one dataset, the numbers as NSD ships them.",
+            )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Test and training stimuli of every subject: 0-based nsd_ids, ascending, int64."""
+
+    subjects: tuple[str, ...]
+    test: dict[str, np.ndarray]
+    train: dict[str, np.ndarray]
+
+
+def split_stimuli(
+    design: Design,
+    subjects: Sequence[str],
+    n_trials: Mapping[str, int | np.ndarray],
+    test: str | Path = "shared",
+    n_stimuli: int | None = None,
+) -> Split:
+    """Divide the stimuli that each subject saw within its first ``n_trials[subject]`` trials, or those listed there
+    (counted from 0), into test and train.
+
+    With ``test="shared"`` (the paper's split) the shared stimuli are the test set. Otherwise `test` is a
+    file of 0-based nsd_ids, one a line (``#`` starts a comment) or a one-dimensional ``.npy``; the listed ones a
+    subject saw are its test set, all others its training set. `n_stimuli` bounds the ids a file may list (default: the
+    design's largest). Raises InputError for a file with ids outside the stimuli, duplicates or anything
+    else than ids, and where a subject is left without test or training stimuli.
+    """
+    seen = {subject: np.unique(design.nsd_ids(subject, n_trials[subject])) for subject in subjects}
+    if test == "shared":
+        source, test_ids = "shared", np.sort(design.sharedix) - 1
+    else:
+        source = str(test)
+        test_ids = _read_ids(Path(test), int(n_stimuli or design.subjectim.max()))
+    split = Split(
+        tuple(subjects),
+        {subject: ids[np.isin(ids, test_ids)] for subject, ids in seen.items()},
+        {subject: ids[~np.isin(ids, test_ids)] for subject, ids in seen.items()},
+    )
+    for subject in subjects:
+        for part, ids in (("test", split.test[subject]), ("training", split.train[subject])):
+            if ids.size == 0:
+                raise InputError(
+                    f"split {source}, {subject}",
+                    found=f"no {part} stimulus among the {seen[subject].size} seen",
+                    expected=f"at least one {part} stimulus",
+                    action="use more sessions, or list other test stimuli.",
+                )
+    return split
+
+
+def stimulus_order(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The stimulus axis of a study: nsd_ids (n,) int64, split (n,) 'test' or 'train', owner (n,).
+
+    Test stimuli first (of any subject, ascending), then training stimuli that several subjects saw, then each
+    subject's own, ascending: so a subject's training rows are contiguous. `owner` is the one subject that
+    saw a stimulus, or ``shared``. A stimulus that is a test stimulus of one subject is one for all.
+    """
+    seen = {s: np.concatenate([split.test[s], split.train[s]]) for s in split.subjects}
+    ids, counts = np.unique(np.concatenate(list(seen.values())), return_counts=True)
+    owner = np.full(ids.size, "shared", dtype=f"<U{max(6, *(len(s) for s in split.subjects))}")
+    rank = np.zeros(ids.size, np.int64)
+    for number, subject in enumerate(split.subjects, start=1):
+        own = np.isin(ids, seen[subject]) & (counts == 1)
+        owner[own], rank[own] = subject, number
+    is_test = np.isin(ids, np.concatenate([split.test[s] for s in split.subjects]))
+    rank[is_test] = -1
+    order = np.lexsort((ids, rank))
+    return ids[order], np.where(is_test, "test", "train")[order], owner[order]
+
+
+def _is_hdf5(path: AnyPath) -> bool:
+    """Whether HDF5's signature is at the start, or after the 512 bytes of text that MATLAB 7.3 writes first."""
+    with path.open("rb") as file:
+        start = file.read(520)
+    return b"\x89HDF\r\n\x1a\n" in (start[:8], start[512:])
+
+
+def _hdf5(path: AnyPath) -> dict[str, np.ndarray]:
+    """The arrays of a file of version 7.3, which has MATLAB's axes reversed."""
+    with OpenFile(path, expected="NSD's nsd_expdesign.mat", action="fetch the file again.") as file:
+        found = {key: dataset for key in _KEYS if (dataset := file.dataset(key)) is not None}
+        return {key: np.asarray(dataset).T for key, dataset in found.items()}
+
+
+def _integers(path: AnyPath, key: str, values: np.ndarray) -> np.ndarray:
+    numbers = np.asarray(values)
+    kind, found = numbers.dtype.kind, f"{numbers.dtype} of shape {numbers.shape}"
+    whole = kind in "iuf" and numbers.ndim == 2 and numbers.size > 0
+    if whole and (bad := misfits(numbers, np.int32)).any():
+        whole, found = False, f"{numbers.dtype} values such as {numbers[bad][0]:.10g}"
+    if not whole:
+        raise InputError(
+            f"{path}, {key}",
+            found=found,
+            expected="a matrix of whole numbers",
+            action="use NSD's own nsd_expdesign.mat.",
+        )
+    if key != "subjectim" and 1 not in numbers.shape:
+        raise InputError(
+            f"{path}, {key}",
+            found=f"shape {numbers.shape}",
+            expected="one row",
+            action="use NSD's own nsd_expdesign.mat.",
+        )
+    return numbers.astype(np.int64)
+
+
+def _read_ids(path: Path, n_stimuli: int) -> np.ndarray:
+    """The ids of a split file, (n,) int64: lines of a text file, or a one-dimensional .npy array. Raises InputError."""
+    try:
+        ids = npy.load(path) if path.suffix == ".npy" else _ids_of_lines(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            path,
+            found=f"no readable list ({error})",
+            expected="'shared', or a file of 0-based nsd_ids, one a line",
+            action="correct the file's name or content.",
+        ) from error
+    whole = ids.dtype.kind in npy.REAL and ids.ndim == 1 and bool((ids % 1 == 0).all())
+    outside = ids[(ids < 0) | (ids >= n_stimuli)] if whole else ids
+    values, counts = np.unique(ids, return_counts=True)
+    if not whole or outside.size or (counts > 1).any() or ids.size == 0:
+        if ids.ndim != 1:
+            found = f"an array of shape {ids.shape}"
+        elif ids.size == 0:
+            found = "no ids"
+        elif not whole:
+            found = f"{ids.dtype} values that are not whole numbers"
+        elif outside.size:
+            found = f"ids outside the stimuli: {_few(outside)}"
+        else:
+            found = f"ids listed twice: {_few(values[counts > 1])}"
+        raise InputError(
+            path,
+            found=found,
+            expected=f"different nsd_ids from 0 to {n_stimuli - 1}, one a line or a one-dimensional array",
+            action="list each test stimulus once, counted from 0.",
+        )
+    return ids.astype(np.int64)
+
+
+def _ids_of_lines(path: Path) -> np.ndarray:
+    """One whole number a line; `#` starts a comment, empty lines count for nothing. Raises OSError, ValueError."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) > 1 or not re.fullmatch("[+-]?[0-9]{1,18}", words[0]):
+            raise ValueError(f"line {number} is {line.strip()[:80]!r}; expected one whole number")
+        found.append(int(words[0]))
+    return np.array(found, np.int64)
+
+
+def _few(values: np.ndarray) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[:5])
+    return shown if values.size <= 5 else f"{shown}, ... ({values.size} in all)"

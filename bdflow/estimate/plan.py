@@ -1,0 +1,360 @@
+"""Hours, GPU-hours, disk and memory of every stage, told before anything runs.
+
+Arithmetic of the method over the rates of the machine; what is assumed and what was measured is said of each rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bdflow.config import Config, StageExecution
+from bdflow.errors import InputError
+from bdflow.estimate.rates import Figures
+from bdflow.estimate.sizes import Networks, Sizes
+from bdflow.estimate.stores import PlannedCounts, bytes_by_stage, pictures
+from bdflow.regression import ridge
+from bdflow.regression.memory_budget import BASE, Extent
+from bdflow.regression.memory_budget import plan as ridge_plan
+from bdflow.study import catalog
+from bdflow.study.designs import candidates, designs, validates
+from bdflow.study.graph import Graph
+from bdflow.study.system import folds
+
+GIB = 2**30
+TORCH = 1.0 * GIB  # a worker with torch and its networks' code, beside their weights
+JUDGING = 3.3 * GIB + 0.75 * GIB  # docs/benchmarks.md: all five networks, and what they saw in 982 photos
+GPU_ITEM = 1.0 * GIB  # GPU memory of one picture in a batch, both halves of guidance, a guess
+PIXELS = 512 * 512
+JUDGES = ("AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is here: cores, GPUs, bytes of memory, bytes free where the study goes (None: nobody knows)."""
+
+    cores: int
+    gpus: int
+    memory: int
+    free: int | None
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One row. `memory` and `gpu_memory` are bytes of one worker; `disk` before compression."""
+
+    stage: str
+    work: str
+    rate: str
+    where: str
+    hours: float
+    gpu_hours: float
+    disk: int
+    memory: int
+    gpu_memory: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages, what they were reckoned with, and what is short."""
+
+    stages: tuple[StagePlan, ...]
+    sizes: Sizes
+    networks: Networks
+    figures: Figures
+    warnings: tuple[str, ...]
+
+    @property
+    def hours(self) -> float:
+        return sum(stage.hours for stage in self.stages)
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(stage.gpu_hours for stage in self.stages)
+
+    @property
+    def disk(self) -> int:
+        return sum(stage.disk for stage in self.stages)
+
+    def as_json(self) -> dict[str, object]:
+        """Everything as JSON values: hours, bytes, FLOP."""
+        return {
+            "stages": [asdict(stage) for stage in self.stages],
+            "total": {"hours": self.hours, "gpu_hours": self.gpu_hours, "disk": self.disk},
+            "sizes": asdict(self.sizes),
+            "networks": asdict(self.networks),
+            "rates": {name: asdict(rate) for name, rate in self.figures.rates.items()},
+            "image": asdict(self.figures.image) if self.figures.image else None,
+            "warnings": list(self.warnings),
+        }
+
+
+def plan(
+    graph: Graph, sizes: Sizes, networks: Networks, figures: Figures, machine: Machine, judges: tuple[str, ...]
+) -> Plan:
+    """Reckon every stage of a run.
+
+    Parameters
+    ----------
+    graph : every store of the configuration.
+    judges : metrics that a network judges and whose weights are here; others cost nothing.
+    """
+    reckoning = _Reckoning(graph, sizes, networks, figures, machine, judges)
+    stages = tuple(
+        make() for make in (
+            reckoning.ingest, reckoning.features, reckoning.regress, reckoning.reconstruct, reckoning.evaluate
+        )
+    )  # fmt: skip
+    return Plan(stages, sizes, networks, figures, tuple(reckoning.warnings(stages)))
+
+
+def ridge_flop(config: Config, counts: PlannedCounts) -> float:
+    """Operations of the stage `regress`: Gram matrices, factors, solves, predictions; validation and weights if asked.
+
+    n training rows and m test stimuli, p voxels, t latents: n^2 p + 2 m n p + a (n^3 / 3 + 2 m n^2) + 2 m n t, with a
+    penalties; for each penalty tried, a factor, s rows, and 2 s n operations a latent that votes; of weights 2 p n^2
+    and 2 p n a latent. Predictions, votes and weights take as many rows as there are training stimuli.
+    """
+    settings, total = config.ridge.validation, 0.0
+    lengths = {space: math.prod(counts.shape(space)) for space in config.spaces}
+    for subject in config.subjects:
+        m, k = counts.test_stimuli(subject), counts.train_stimuli(subject)
+        for design, spaces in designs(config).items():
+            n, p = counts.train_rows(subject, design.rows), counts.design_voxels(subject, design)
+            kept, latents = counts.decoder_alphas(subject, design), sum(lengths[space] for space in spaces)
+            if ridge.dual_is_cheaper(n, p, m):
+                total += n * n * p + 2 * m * n * p + kept * (n**3 / 3 + 2 * m * n * n)
+            else:
+                total += p * p * n + kept * (p**3 / 3 + 2 * m * p * p + 2 * m * n * p)
+            total += 2 * m * k * latents
+            if validates(config, spaces):
+                s = min(settings.stimuli, k)
+                folds = 1 if settings.method == "leave_one_out" else settings.folds
+                total += len(candidates(config, spaces)) * (folds * n**3 / 3 + 2 * s * n * n)
+            for space in spaces:
+                of = config.ridge_of(space)
+                if validates(config, (space,)):
+                    s, tried = min(settings.stimuli, k), len(candidates(config, (space,)))
+                    voting = min(settings.columns, lengths[space]) if of.choose == "per_space" else lengths[space]
+                    total += 2 * s * k * (tried * voting if of.choose != "fixed" else lengths[space])
+                if of.weights:
+                    total += 2 * p * n * n + 2 * p * k * lengths[space]
+    return total
+
+
+class _Reckoning:
+    def __init__(
+        self,
+        graph: Graph,
+        sizes: Sizes,
+        networks: Networks,
+        figures: Figures,
+        machine: Machine,
+        judges: tuple[str, ...],
+    ) -> None:
+        self.config, self.sizes, self.networks = graph.config, sizes, networks
+        self.figures, self.machine, self.judges = figures, machine, judges
+        self.counts = PlannedCounts(graph.config, sizes, networks)
+        self.latents = sum(math.prod(self.counts.shape(space)) for space in graph.config.spaces)
+        self.disk = bytes_by_stage(graph, self.counts)
+
+    def rate(self, name: str) -> float:
+        return self.figures.rates[name].value
+
+    def here(self, settings: StageExecution) -> bool:
+        """Whether a stage runs on this machine alone, not at an address."""
+        cluster = self.config.cluster
+        if settings.executor == "serial" or cluster.kind in ("local", "cuda"):
+            return True
+        return cluster.kind == "address" and getattr(cluster.address, settings.executor) is None
+
+    def cores(self, stage: str) -> int:
+        """Cores that work at once: on this machine no more than it has."""
+        settings = getattr(self.config.execution, stage)
+        asked = settings.threads * (1 if settings.executor == "serial" else settings.workers)
+        return min(asked, self.machine.cores) if self.here(settings) else asked
+
+    def parallel(self, stage: str) -> int:
+        """Workers that work at once."""
+        settings = getattr(self.config.execution, stage)
+        workers = 1 if settings.executor == "serial" else settings.workers
+        return workers if settings.gpus else min(workers, self.cores(stage))
+
+    def row(
+        self, stage: str, work: str, rate: str, seconds: float, memory: float, gpu_memory: float = 0.0
+    ) -> StagePlan:
+        settings = getattr(self.config.execution, stage)
+        if settings.executor != "serial":
+            seconds += self.rate("start")
+        gpus = settings.workers * settings.gpus
+        where = f"{settings.executor}, {settings.workers} x {settings.threads} threads"
+        if gpus:
+            where += f", {gpus:g} GPUs"
+        hours = seconds / 3600
+        return StagePlan(
+            stage, work, rate, where, hours, hours * gpus, self.disk.get(stage, 0), int(memory), int(gpu_memory)
+        )
+
+    def speed(self, stage: str, gpu: Callable[[], float], cpu: Callable[[], float]) -> tuple[float, str]:
+        """FLOP/s of a stage's devices together."""
+        settings = getattr(self.config.execution, stage)
+        if settings.gpus:
+            found = settings.workers * settings.gpus * gpu()
+            return found, f"{found / 1e12:,.0f} TFLOP/s"
+        found = self.cores(stage) * cpu()
+        return found, f"{found / 1e9:,.0f} GFLOP/s"
+
+    def ingest(self) -> StagePlan:
+        subjects, sizes = self.sizes.subjects.values(), self.sizes
+        betas = sum(2 * of.volume * of.trials * of.sessions for of in subjects)
+        photos = 3 * sizes.stimuli * sizes.photo**2
+        averaged = sum(3 * of.trials * of.sessions * of.voxels for of in subjects)
+        at_once = self.parallel("ingest")
+        seconds = (betas / self.rate("unpack") + photos / self.rate("photos")) / at_once
+        seconds += averaged / self.rate("read")
+        chunks = self.config.chunks
+        memory = max(
+            max(6 * of.trials * of.voxels + 4 * of.volume for of in subjects),
+            2 * 3 * chunks.stimuli * sizes.photo**2,
+            max(16 * of.trials * of.sessions * min(chunks.voxels, of.voxels) for of in subjects),
+        )
+        work = f"{betas / 1e9:,.1f} GB of betas unpacked, {sizes.stimuli:,} photos"
+        return self.row("ingest", work, f"{at_once * self.rate('unpack') / 1e9:.2f} GB/s", seconds, BASE + memory)
+
+    def features(self) -> StagePlan:
+        flop = self.sizes.stimuli * self.networks.features
+        speed, text = self.speed(
+            "features",
+            lambda: self.rate("gpu") * self.rate("features on gpu"),
+            lambda: self.rate("core") * self.rate("networks on cpu"),
+        )
+        seconds = max(flop / speed, self.disk["features"] / self.rate("write"))
+        gpu = self.config.execution.features.gpus
+        weights = self.weight_bytes(self.networks.extracting_parameters)
+        batch = self.config.features.batch_size * 12 * PIXELS
+        held = 3 * self.config.chunks.stimuli * self.sizes.photo**2
+        memory = TORCH + weights + held + self.config.chunks.stimuli * 4 * self.latents
+        work = f"{self.sizes.stimuli:,} photos, {flop / 1e12:,.1f} TFLOP"
+        return self.row("features", work, text, seconds, memory, weights + batch + TORCH if gpu else 0)
+
+    def regress(self) -> StagePlan:
+        flop = ridge_flop(self.config, self.counts)
+        speed, text = self.speed(
+            "regress", lambda: self.rate("gpu ridge"), lambda: self.rate("core") * self.rate("ridge")
+        )
+        reading = self.disk["features"] / self.rate("read")
+        written = self.disk["regress"] / self.rate("write")
+        work = f"{flop / 1e12:,.1f} TFLOP, {self.disk['features'] / 1e9:,.1f} GB of targets read"
+        bound = "arithmetic" if flop / speed > reading else "reading"
+        seconds = max(flop / speed, reading) + written
+        settings = self.config.execution.regress
+        needs = self.ridge_memory(settings.memory and int(settings.memory))
+        return self.row("regress", work, f"{text} ({bound})", seconds, needs, needs if settings.gpus else 0)
+
+    def ridge_memory(self, budget: int | None) -> int:
+        """What a worker needs, within its limit if there is one; without one if it cannot be kept."""
+        config, counts, extents = self.config, self.counts, {}
+        for subject in config.subjects:
+            m, k = counts.test_stimuli(subject), counts.train_stimuli(subject)
+            for design, spaces in designs(config).items():
+                n, p = counts.train_rows(subject, design.rows), counts.design_voxels(subject, design)
+                held = min(config.ridge.validation.stimuli, k) if validates(config, spaces) else 0
+                held *= math.ceil(n / k)
+                dual, tried = ridge.dual_is_cheaper(n, p, m), len(candidates(config, spaces))
+                extents[f"{subject}, {design.name}"] = Extent(n, m, p, held, tried, dual, k)
+        columns = 0
+        for space in config.spaces:
+            shape = counts.shape(space)
+            ((_, length),) = catalog.column_blocks(shape, config.chunks.columns).items()
+            columns = max(columns, math.prod(shape) * length // shape[0])
+        given = (extents, columns, config.chunks.voxels, catalog.KERNEL_ROWS)
+        try:
+            return max(ridge_plan(*given, budget, folds(config)).needs.values())
+        except InputError:
+            return max(ridge_plan(*given, None, folds(config)).needs.values())
+
+    def weight_bytes(self, parameters: float) -> float:
+        return parameters * (4 if self.config.networks.dtype == "float32" else 2)
+
+    def reconstruct(self) -> StagePlan:
+        networks, painters = self.networks, self.config.painters
+        tests = sum(pictures(self.config, self.sizes).values())
+        if not painters:
+            return self.row("reconstruct", "no painter", "", 0.0, BASE)
+        painted, flop = 0, 0.0
+        for settings in painters.values():
+            painted += len([variant for variant in settings.variants if variant != "only_vdvae"])
+            an_image = sum(networks.painting(v, settings.steps, settings.strength) for v in settings.variants)
+            flop += tests * (networks.guessing + an_image)
+        speed, text = self.speed(
+            "reconstruct",
+            lambda: self.rate("gpu") * self.rate("painting on gpu"),
+            lambda: self.rate("core") * self.rate("networks on cpu"),
+        )
+        if self.figures.image is not None:
+            devices = self.parallel("reconstruct") * (self.config.execution.reconstruct.gpus or 1)
+            speed = devices * self.figures.flop / self.figures.image.value
+            text = f"{self.figures.image.value:.3g} s an image a device"
+        gpu = self.config.execution.reconstruct.gpus
+        weights, largest = self.weight_bytes(networks.painting_parameters), max(p.batch_size for p in painters.values())
+        share = networks.image**2 / PIXELS
+        on_gpu = self.figures.peak_bytes or weights + largest * GPU_ITEM * share
+        batch = self.config.chunks.images * (3 * networks.image**2 + 4 * self.latents)
+        memory = TORCH + weights + 4 * batch + (0 if gpu else largest * GPU_ITEM * share)
+        work = f"{tests * painted:,} images, {flop / 1e12:,.1f} TFLOP"
+        return self.row("reconstruct", work, text, flop / speed, memory, on_gpu if gpu else 0)
+
+    def evaluate(self) -> StagePlan:
+        tests = sum(pictures(self.config, self.sizes).values())
+        made = tests * sum(len(painter.variants) for painter in self.config.painters.values())
+        looked = (made + self.sizes.test) * len(self.judges) / len(JUDGES)
+        settings, at_once = self.config.execution.evaluate, self.parallel("evaluate")
+        if settings.gpus:
+            judging = self.rate("judging on gpu") * settings.workers * settings.gpus
+        else:
+            judging = self.rate("judging") / 2 * self.cores("evaluate")
+        pixels = self.rate("pixels") * at_once * PIXELS / max(self.networks.image, self.sizes.photo) ** 2
+        seconds = looked / judging + made / pixels
+        memory = TORCH + (JUDGING if self.judges else 0)
+        work = f"{made:,} pictures, {len(self.judges)} metrics of {len(JUDGES)} judged"
+        return self.row("evaluate", work, f"{judging:,.2g} pictures/s judged", seconds, memory)
+
+    def warnings(self, stages: tuple[StagePlan, ...]) -> Iterator[str]:
+        execution, machine = self.config.execution, self.machine
+        for stage in stages:
+            settings = getattr(execution, stage.stage)
+            key = f"execution.{stage.stage}"
+            if settings.memory and stage.memory > settings.memory:
+                yield (
+                    f"{key}.memory is {settings.memory / GIB:.1f} GiB; a worker needs about "
+                    f"{stage.memory / GIB:.1f} GiB: raise it"
+                )
+            if not self.here(settings):
+                continue
+            if settings.workers * stage.memory > machine.memory:
+                yield (
+                    f"{key}: {settings.workers} workers need about {settings.workers * stage.memory / GIB:.1f} GiB; "
+                    f"this machine has {machine.memory / GIB:.1f} GiB: take fewer workers"
+                )
+            if settings.workers * settings.gpus > machine.gpus:
+                yield f"{key}: {settings.workers * settings.gpus:g} GPUs asked for; this machine has {machine.gpus}"
+        total = sum(stage.disk for stage in stages)
+        if machine.free is not None and total > machine.free:
+            yield (
+                f"disk: up to {total / 1e9:,.0f} GB are needed; {machine.free / 1e9:,.0f} GB are free where the study "
+                "goes"
+            )
+
+
+def free_bytes(study: Path | str) -> int | None:
+    """Bytes free on the file system that a path, existing or not, lies on; None for a URL."""
+    import shutil
+
+    if isinstance(study, str):
+        return None
+    path = study
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,64 @@
+"""A plan as a table and lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from bdflow.estimate.plan import GIB, Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def duration(hours: float) -> str:
+    """Hours, minutes or seconds, two digits."""
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
+
+
+def table(plan: Plan) -> Table:
+    """For rich: a row a stage, and the sum."""
+    from rich.table import Table
+
+    found = Table(box=None, pad_edge=False)
+    right = ("time", "GPU-hours", "disk, GB", "memory, GiB", "of a GPU, GiB")
+    for name in ("stage", "work", "at", "where", *right):
+        found.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for stage in plan.stages:
+        found.add_row(
+            stage.stage,
+            stage.work,
+            stage.rate,
+            stage.where,
+            duration(stage.hours),
+            f"{stage.gpu_hours:.2f}" if stage.gpu_hours else "",
+            f"{stage.disk / 1e9:,.2f}",
+            f"{stage.memory / GIB:.1f}",
+            f"{stage.gpu_memory / GIB:.1f}" if stage.gpu_memory else "",
+        )
+    found.add_row("all", "", "", "", duration(plan.hours), f"{plan.gpu_hours:.2f}", f"{plan.disk / 1e9:,.2f}", "", "")
+    return found
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """What the table was reckoned with, and what is short."""
+    sizes = plan.sizes
+    yield ""
+    yield f"sizes     {sizes.source}: {sizes.stimuli:,} photos, " + ", ".join(
+        f"{name} {of.train:,} + {of.test:,} stimuli and {of.voxels:,} voxels" for name, of in sizes.subjects.items()
+    )
+    yield f"networks  {plan.networks.source}"
+    yield "Memory is that of one worker; disk is before compression, and without the report and regions."
+    found = list(plan.figures.rates.values())
+    if plan.figures.image is not None:
+        found.insert(0, plan.figures.image)
+    for kind, chosen in (("measured", True), ("assumed", False)):
+        rates = [rate for rate in found if rate.measured is chosen]
+        if rates:
+            yield f"{kind}:"
+        for rate in rates:
+            yield f"  {rate.value:9.3g} {rate.unit} ({rate.source})"
+    for warning in plan.warnings:
+        yield f"short: {warning}"

@@ -1,0 +1,1 @@
+"""What the stores hold, in the formats of other programs."""

@@ -1,0 +1,1 @@
+"""Pure: the eight image metrics, statistics, and the published tables they are compared with."""

@@ -1,0 +1,150 @@
+"""Agreement between reconstructions and the photos that were shown (paper, Methods: evaluation). Pure functions.
+
+PixCorr and SSIM compare pixels: the reconstruction is resized to the photo's 425 px (PIL, bicubic) and both are
+divided by 255. The other six compare features that networks give (`bdflow.models.judges.networks`): by two-way
+identification, or by their distance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+from PIL import Image
+
+GREY = np.array([0.2125, 0.7154, 0.0721])
+SIGMA, RADIUS = 1.5, 5
+WINDOW = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / SIGMA) ** 2)
+WINDOW /= WINDOW.sum()
+Array = Any
+
+
+def at_size(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize one uint8 image (y, x, 3) by PIL's bicubic filter."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def pixcorr(truth: np.ndarray, reconstruction: np.ndarray) -> float:
+    """Pearson correlation over all pixels and channels of two uint8 images (y, x, 3) of one size.
+
+    Not a number if one of them is a single flat colour.
+    """
+    if any(image.min() == image.max() for image in (truth, reconstruction)):
+        return float("nan")
+    a, b = (image.astype(np.float64).ravel() for image in (truth, reconstruction))
+    n, sum_a, sum_b = a.size, a.sum(), b.sum()  # sums of whole numbers below 2^53: exact, and free of the 1/255
+    covariance = n * (a @ b) - sum_a * sum_b
+    return float(covariance / np.sqrt((n * (a @ a) - sum_a**2) * (n * (b @ b) - sum_b**2)))
+
+
+def ssim(truth: np.ndarray, reconstruction: np.ndarray, protocol: str = "paper") -> float:
+    """Structural similarity of the grey versions of two uint8 images (y, x, 3) of one size (Wang et al. 2004).
+
+    Gaussian window of sigma 1.5 (11 px), population covariance, data range 1.
+
+    Parameters
+    ----------
+    protocol : `paper`: the authors passed grey images as multichannel, so each column of pixels counted as a channel:
+        the mean of one-dimensional SSIMs down the columns. `2d`: the usual two-dimensional SSIM.
+
+    Raises
+    ------
+    ValueError : another protocol, or an image smaller than the window.
+    """
+    axes = {"paper": (0,), "2d": (0, 1)}.get(protocol)
+    if axes is None:
+        raise ValueError(f"SSIM protocol {protocol!r}: there are `paper` and `2d`")
+    if min(truth.shape[axis] for axis in axes) <= 2 * RADIUS:
+        raise ValueError(f"SSIM needs images above {2 * RADIUS} px, not {truth.shape[:2]}")
+    a, b = (image.astype(np.float64) @ (GREY / 255) for image in (truth, reconstruction))
+    mean_a, mean_b, square_a, square_b, product = (_smooth(image, axes) for image in (a, b, a * a, b * b, a * b))
+    mean_product, squares = mean_a * mean_b, mean_a**2 + mean_b**2
+    covariance = product - mean_product
+    c1, c2 = 0.01**2, 0.03**2
+    above = (2 * mean_product + c1) * (2 * covariance + c2)
+    below = (squares + c1) * (square_a + square_b - squares + c2)
+    return float((above / below).mean())
+
+
+def _smooth(image: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Gaussian-weighted means along `axes`, where the whole window lies inside the image."""
+    for axis in axes:
+        inside = image.shape[axis] - 2 * RADIUS
+        parts = [image[i : i + inside] if axis == 0 else image[:, i : i + inside] for i in range(2 * RADIUS + 1)]
+        image = WINDOW[RADIUS] * parts[RADIUS]
+        for i in range(RADIUS):
+            image += WINDOW[i] * (parts[i] + parts[-1 - i])
+    return image
+
+
+def unit(features: Array) -> Array:
+    """Features (n, ...) as rows (n, F) of mean 0 and length 1, so that products of rows are Pearson correlations.
+
+    NumPy or torch, in the dtype given. Rows that are constant have no correlation: they become not a number.
+    """
+    xp = array_namespace(features)
+    rows = xp.reshape(features, (features.shape[0], -1))
+    rows = rows - xp.mean(rows, axis=1, keepdims=True)
+    return rows / xp.sqrt(xp.sum(rows * rows, axis=1, keepdims=True))
+
+
+def identification(correlation: np.ndarray, distractors: str = "photos") -> np.ndarray:
+    """Two-way identification from all correlations (paper, Methods: evaluation; chance is 0.5).
+
+    Parameters
+    ----------
+    correlation : (n, n), of each reconstruction (row) with each photo (column); its own photo is on the diagonal.
+    distractors : `photos` (the paper): a reconstruction is compared with the n - 1 other photos. `reconstructions`
+        (as others do): a photo is compared with the n - 1 other reconstructions.
+
+    Returns
+    -------
+    shape (n,): the share of distractors whose correlation is strictly lower than that of the true pair; not a number
+    where that pair has none. The metric is the mean.
+
+    Raises
+    ------
+    ValueError : another rule, fewer than two images, or not a square.
+    """
+    axis = {"photos": 1, "reconstructions": 0}.get(distractors)
+    if axis is None:
+        raise ValueError(f"distractors {distractors!r}: there are `photos` and `reconstructions`")
+    n = len(correlation)
+    if correlation.shape != (n, n) or n < 2:
+        raise ValueError(f"two-way identification from correlations of shape {correlation.shape}")
+    own = np.diagonal(correlation)
+    lower = correlation < (own[:, None] if axis else own[None, :])
+    return np.where(np.isnan(own), np.nan, lower.sum(axis=axis) / (n - 1))
+
+
+def two_way(truth: np.ndarray, reconstruction: np.ndarray, distractors: str = "photos") -> np.ndarray:
+    """Two-way identification by features of the same n >= 2 images, shape (n, ...): see `identification`.
+
+    Raises
+    ------
+    ValueError : fewer than two images, or shapes that differ.
+    """
+    return identification(_correlations(truth, reconstruction), distractors)
+
+
+def correlation_distance(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    """1 - Pearson correlation of the features (n, ...) of each reconstruction and its photo, shape (n,).
+
+    Raises
+    ------
+    ValueError : shapes that differ.
+    """
+    if truth.shape != reconstruction.shape:
+        raise ValueError(f"distances of {reconstruction.shape} features from {truth.shape}")
+    a, b = (unit(np.asarray(values, dtype=np.float64)) for values in (truth, reconstruction))
+    return 1 - (a * b).sum(axis=1)
+
+
+def _correlations(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    if truth.shape != reconstruction.shape or len(truth) < 2:
+        raise ValueError(f"two-way identification of {reconstruction.shape} features among {truth.shape}")
+    a, b = (unit(np.asarray(values, dtype=np.float64)) for values in (truth, reconstruction))
+    return b @ a.T

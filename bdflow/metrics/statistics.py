@@ -1,0 +1,99 @@
+"""How sure a mean score is, and whether two differ: bootstrap and paired permutation tests, by SciPy. Pure functions.
+
+What is resampled are test stimuli: the confidence is that of this subject, these networks and this noise, for other
+stimuli of the same kind.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 1999
+LEVEL = 0.95
+BATCH_BYTES = 2**26
+INTERVAL = f"{LEVEL:.0%} bootstrap interval over stimuli (scipy.stats.bootstrap, percentile, {RESAMPLES} resamples)"
+TEST = (
+    "paired permutation test over stimuli, two-sided (scipy.stats.permutation_test on the differences, "
+    f"permutation_type='samples', {RESAMPLES} resamples, so p is at least {2 / (RESAMPLES + 1):.3f}); p values are not "
+    "corrected for their number"
+)
+
+
+class Estimate(NamedTuple):
+    """A mean over stimuli and its confidence interval; `n` stimuli had a score."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class Difference(NamedTuple):
+    """Mean of a - b over the `n` stimuli that have both, and the p value of no difference."""
+
+    mean: float
+    p: float
+    n: int
+
+
+def estimate(values: np.ndarray, seed: int = 0) -> Estimate:
+    """Mean of the scores (n,) that are defined, with its bootstrap interval.
+
+    Without two defined scores there is no interval, and of none there is no mean: these are not a number.
+    """
+    found = np.asarray(values, np.float64)
+    found = found[np.isfinite(found)]
+    n = len(found)
+    if n < 2 or found.min() == found.max():
+        mean = float(found.mean()) if n else float("nan")
+        edge = mean if n >= 2 else float("nan")
+        return Estimate(mean, edge, edge, n)
+    from scipy import stats  # takes a second to load
+
+    result = stats.bootstrap(
+        (found,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        batch=_batch(n),
+        rng=np.random.default_rng(seed),
+    )
+    low, high = result.confidence_interval
+    return Estimate(float(found.mean()), float(low), float(high), n)
+
+
+def difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Difference:
+    """Compare two scores (n,) of the same stimuli, paired.
+
+    Raises
+    ------
+    ValueError : different numbers of stimuli.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"paired scores of {a.shape} and {b.shape} stimuli")
+    both = np.isfinite(a) & np.isfinite(b)
+    a, b = a[both], b[both]
+    n = len(a)
+    if n < 2:
+        return Difference(float((a - b).mean()) if n else float("nan"), float("nan"), n)
+    from scipy import stats
+
+    result = stats.permutation_test(
+        (a - b,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=_batch(n),
+        rng=np.random.default_rng(seed),
+    )
+    return Difference(float(result.statistic), float(result.pvalue), n)
+
+
+def _batch(n: int) -> int:
+    """Resamples at a time, so that memory stays bounded."""
+    return max(1, BATCH_BYTES // (16 * n))

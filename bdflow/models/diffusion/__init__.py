@@ -1,0 +1,1 @@
+"""What latent diffusion models share: solvers, batches, switches of speed, noise."""

@@ -1,0 +1,91 @@
+"""Items through a network in batches that fit into memory: a size that proves too large is halved, and remembered."""
+
+import gc
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bdflow.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def pinned(values: Tensor, device: str) -> Tensor:
+    """Values on the CPU, for a CUDA device where it can fetch them beside its work."""
+    return values.pin_memory() if device.startswith("cuda") else values
+
+
+class Batches:
+    """How one network's items are cut into batches.
+
+    Parameters
+    ----------
+    what : what the network does, for messages ("denoising").
+    size : items a batch; None takes all at once.
+    fixed : fill up the last batch to `size` with copies of its last item, whose results are dropped. Then every call
+        has one shape, which compiled networks need, and an item's result does not depend on how many others there are.
+
+    Attributes
+    ----------
+    size : the size now: the one asked for, or the smaller one that fits; a warning is logged when it was halved.
+    """
+
+    def __init__(self, what: str, size: int | None = None, *, fixed: bool = False) -> None:
+        self.what, self.size, self.fixed = what, size, fixed and size is not None
+
+    def run(self, work: Callable[..., Tensor], *items: np.ndarray | Tensor | None) -> Tensor:
+        """`work` over all items, results (n, ...) in their order.
+
+        `items` : arrays or tensors (n, ...) cut alike, handed on as tensors, or None. n is at least 1.
+        Raises InputError when a single item is too much for the device's memory.
+        """
+        # One memory order: convolutions round otherwise in another, and joining small batches may change it.
+        given = [None if values is None else torch.as_tensor(values).contiguous() for values in items]
+        n = next(len(values) for values in given if values is not None)
+        done: list[Tensor] = []
+        start = 0
+        while start < n:
+            size = n if self.size is None else self.size
+            here = [None if values is None else values[start : start + size] for values in given]
+            count = min(size, n - start)
+            if self.fixed and count < size:
+                here = [None if values is None else _filled(values, size) for values in here]
+            ran = size if self.fixed else count
+            try:
+                done.append(work(*here)[:count])
+            except torch.OutOfMemoryError as error:
+                refused = str(error).splitlines()[0] if str(error) else "out of memory"
+            else:
+                start += count
+                continue
+            del here
+            self._halve(ran, refused)
+        return torch.cat(done)
+
+    def _halve(self, ran: int, refused: str) -> None:
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        if ran == 1:
+            raise InputError(
+                f"memory of the device, {self.what}",
+                found=f"too little for a single image ({refused})",
+                expected="space for the network and one image",
+                action="use a device with more memory, fewer workers on it (`execution`, `gpus`), or a smaller "
+                "`networks.dtype`.",
+            )
+        self.size = ran // 2
+        log.warning(
+            "%s: a batch of %d did not fit into the device's memory; from now on %d. "
+            "A smaller batch size in the configuration saves the attempt.",
+            self.what,
+            ran,
+            self.size,
+        )
+
+
+def _filled(values: Tensor, size: int) -> Tensor:
+    return torch.cat([values, values[-1:].expand(size - len(values), *values.shape[1:])])

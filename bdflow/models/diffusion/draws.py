@@ -1,0 +1,49 @@
+"""Draws of noise for several items, and the checks of what is handed in with them."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bdflow import random
+from bdflow.errors import InputError
+
+Draw = Callable[..., np.ndarray]
+Item = tuple[str | int, ...]
+
+
+def stack(
+    draw: Draw, shape: tuple[int, ...], seed: int, purpose: str, before: Item, nsd_ids: Sequence[int], *after: int
+) -> Tensor:
+    """(n, *shape) draws, each item from its own key (purpose, *before, nsd_id, *after)."""
+    rows = [draw(shape, seed, purpose, *before, int(nsd_id), *after) for nsd_id in nsd_ids]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros((0, *shape))
+
+
+def draws_of(
+    shapes: Sequence[tuple[int, ...]], seed: int, purpose: str, before: Item, nsd_ids: Sequence[int]
+) -> list[Tensor]:
+    """Standard-normal draws, one (n, c, h, w) tensor a block."""
+    return [stack(random.normal, shape, seed, purpose, before, nsd_ids, block) for block, shape in enumerate(shapes)]
+
+
+def uint8_images(what: str, images: np.ndarray, n: int) -> np.ndarray:
+    """The images (n, h, h, 3); InputError if they are not uint8 or not n."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != n:
+        raise InputError(
+            what,
+            found=f"{images.dtype} of shape {images.shape}",
+            expected=f"uint8 of shape ({n}, h, h, 3)",
+            action="hand in the pictures as uint8, one for each nsd_id.",
+        )
+    return images
+
+
+def one_row_each(what: str, array: np.ndarray, n: int) -> None:
+    """InputError unless there are n rows."""
+    if len(array) != n:
+        raise InputError(
+            what, found=f"{len(array)} rows", expected=f"{n}, one for each nsd_id", action="align them by nsd_id."
+        )

@@ -1,0 +1,431 @@
+"""Encoders: stimuli to the latents of one target space. Light to import; networks are loaded by `load`.
+
+An encoder of one's own is a subclass of `Encoder`, named `package.module:Class` in the configuration
+(docs/new_space.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from bdflow import npy
+from bdflow.config import ARRAY, Config, content
+from bdflow.errors import InputError, NotAtHand
+from bdflow.models.weights.bundle import Bundle, open_bundle
+from bdflow.registry import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bdflow.models.clip import ClipText, ClipVision
+    from bdflow.models.diffusion.batches import Batches
+    from bdflow.models.vdvae import VDVAE
+
+ENCODERS = {
+    "vdvae": "bdflow.models.encoders:VDVAEEncoder",
+    "clip_vision": "bdflow.models.encoders:CLIPVisionEncoder",
+    "clip_text": "bdflow.models.encoders:CLIPTextEncoder",
+}
+TEXT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Stimuli:
+    """A block of n stimuli.
+
+    Attributes
+    ----------
+    ids : (n,) ids.
+    images : (n, y, x, 3) uint8, as shown.
+    captions : the non-empty captions of each.
+    """
+
+    ids: np.ndarray
+    images: np.ndarray
+    captions: Sequence[Sequence[str]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every encoder is told.
+
+    Attributes
+    ----------
+    space : name of the target space, for messages.
+    bundle : `tiny`, or a directory of published weights.
+    device, dtype : where and in which precision networks run.
+    seed : of noise, if the encoder draws any.
+    batch_size : stimuli that go through a network at once; None: all that are handed in.
+    """
+
+    space: str
+    bundle: str | Path = "tiny"
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+    batch_size: int | None = None
+
+    def batches(self, size: int | None) -> Batches:
+        """A network's items in batches of this size."""
+        from bdflow.models.diffusion.batches import Batches
+
+        return Batches(f"encoding for {self.space}", size)
+
+
+class Encoder(ABC):
+    """Stimuli to latents.
+
+    An instance is made in the driver, to ask for `shape` and `inputs`, and in each worker, where `load` is called once,
+    `prepare` beside `work` in another thread, and `work` with what `prepare` returned.
+
+    Attributes
+    ----------
+    takes : what of the stimuli it needs, `image` or `captions`; those it does not need are not read.
+    draws_noise : whether its latents depend on the configuration's seed.
+    version : raise it when the class computes something else, so that old latents are stale.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("image",)
+    draws_noise: ClassVar[bool] = False
+    version: ClassVar[int] = 1
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a latent: (feature,) or (token, feature). Answered without loading the network."""
+
+    @property
+    def layers(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the network's layers whose values follow one another in a latent; none by default."""
+        return ()
+
+    def inputs(self) -> Mapping[str, str]:
+        """Digests of what latents depend on beside stimuli and options, such as weights, by what they are."""
+        return {}
+
+    def load(self) -> None:  # noqa: B027
+        """Load what is heavy, if anything is."""
+
+    def prepare(self, stimuli: Stimuli) -> Any:
+        """What `work` needs of a block of stimuli: images resized, captions as tokens."""
+        return stimuli
+
+    @abstractmethod
+    def work(self, prepared: Any) -> np.ndarray:
+        """Latents (n, *shape) float32. Raises InputError for stimuli that cannot be encoded."""
+
+
+class BundleEncoder(Encoder):
+    """An encoder whose network is of the bundle."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.bundle: Bundle = open_bundle(setup.bundle)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The network's items, as many at once as are asked for."""
+        return self.setup.batches(self.setup.batch_size)
+
+    def inputs(self) -> Mapping[str, str]:
+        return {"bundle": self.bundle.fingerprint}
+
+
+class VDVAEEncoder(BundleEncoder):
+    """Latents of the VDVAE's first layers (Child 2021; Brain-Diffuser: 31 layers, 91,168 values), of the picture as the
+    VDVAE takes it, by PIL bilinear.
+
+    Parameters
+    ----------
+    latent : `sample` draws z from its posterior (the authors), `mean` takes the posterior mean.
+    """
+
+    draws_noise = True
+
+    def __init__(self, setup: Setup, latent: str = "sample") -> None:
+        super().__init__(setup)
+        if latent not in ("sample", "mean"):
+            raise InputError(
+                "latent of the VDVAE", found=repr(latent), expected="sample or mean", action="choose one of them."
+            )
+        self.latent = latent
+
+    @property
+    def layers(self) -> tuple[tuple[int, ...], ...]:
+        return self.bundle.layers
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.bundle.spaces["vdvae"]
+
+    @cached_property
+    def network(self) -> VDVAE:
+        """The VDVAE."""
+        return self.bundle.vdvae(self.setup.device, self.setup.dtype)
+
+    def load(self) -> None:
+        self.network  # noqa: B018
+
+    def prepare(self, stimuli: Stimuli) -> tuple[Tensor, list[Tensor]]:
+        import torch
+        from PIL import Image
+
+        from bdflow.models.clip import resize
+        from bdflow.models.diffusion.batches import pinned
+        from bdflow.models.diffusion.draws import draws_of, uint8_images
+
+        images = uint8_images("stimuli", stimuli.images, len(stimuli.ids))
+        draws = []
+        if self.latent == "sample":
+            ids = stimuli.ids.tolist()
+            draws = draws_of(self.network.latent_shapes, self.setup.seed, "vdvae posterior", (), ids)
+        pictures = torch.from_numpy(resize(images, self.bundle.guess_size, Image.Resampling.BILINEAR))
+        device = self.setup.device
+        return pinned(pictures, device), [pinned(draw, device) for draw in draws]
+
+    def work(self, prepared: tuple[Tensor, list[Tensor]]) -> np.ndarray:
+        def encode(here: Tensor, *noise: Tensor) -> Tensor:
+            return self.network.encode(here, noise or None).cpu()
+
+        pictures, draws = prepared
+        return self.batches.run(encode, pictures, *draws).numpy()
+
+
+class CLIPVisionEncoder(BundleEncoder):
+    """All tokens of CLIP's image encoder, projected and normalised as Versatile Diffusion takes them; the picture goes
+    by PIL bilinear to the size of reconstructions, then through CLIP's processing.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.bundle.spaces["clip_vision"]
+
+    @cached_property
+    def network(self) -> ClipVision:
+        """CLIP's image encoder."""
+        return self.bundle.clip_vision(self.setup.device, self.setup.dtype)
+
+    def load(self) -> None:
+        self.network  # noqa: B018
+
+    def prepare(self, stimuli: Stimuli) -> Tensor:
+        from PIL import Image
+
+        from bdflow.models.clip import resize
+        from bdflow.models.diffusion.batches import pinned
+        from bdflow.models.diffusion.draws import uint8_images
+
+        images = uint8_images("stimuli", stimuli.images, len(stimuli.ids))
+        resized = resize(images, self.bundle.image_size, Image.Resampling.BILINEAR)
+        return pinned(self.network.processing(resized), self.setup.device)
+
+    def work(self, prepared: Tensor) -> np.ndarray:
+        return self.batches.run(lambda here: self.network.embed_pixels(here).cpu(), prepared).numpy()
+
+
+class CLIPTextEncoder(BundleEncoder):
+    """All tokens of CLIP's text encoder, projected and normalised as Versatile Diffusion takes them, averaged over a
+    stimulus's captions. Equal strings are embedded once.
+    """
+
+    takes = ("captions",)
+
+    @cached_property
+    def batches(self) -> Batches:
+        return self.setup.batches(TEXT_BATCH)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.bundle.spaces["clip_text"]
+
+    @cached_property
+    def network(self) -> ClipText:
+        """CLIP's text encoder."""
+        return self.bundle.clip_text(self.setup.device, self.setup.dtype)
+
+    def load(self) -> None:
+        self.network  # noqa: B018
+
+    def prepare(self, stimuli: Stimuli) -> tuple[Tensor, list[list[int]]]:
+        """Tokens of the distinct captions, and which of them each stimulus has."""
+        from bdflow.models.diffusion.batches import pinned
+
+        captions, ids = stimuli.captions, stimuli.ids
+        if len(captions) != len(ids):
+            raise InputError(
+                "captions",
+                found=f"{len(captions)} lists",
+                expected=f"one list for each of {len(ids)} stimuli",
+                action="hand in one list of captions a stimulus.",
+            )
+        kept = [[text for text in texts if text.strip()] for texts in captions]
+        for nsd_id, texts in zip(ids, kept, strict=True):
+            if not texts:
+                raise InputError(
+                    f"captions of nsd_id {nsd_id}",
+                    found="none",
+                    expected="at least one non-empty caption",
+                    action="complete the caption file, or leave this stimulus out.",
+                )
+        unique = list(dict.fromkeys(text for texts in kept for text in texts))
+        number = {text: index for index, text in enumerate(unique)}
+        tokens = pinned(self.network.tokens(unique), self.setup.device)
+        return tokens, [[number[text] for text in texts] for texts in kept]
+
+    def work(self, prepared: tuple[Tensor, list[list[int]]]) -> np.ndarray:
+        tokens, rows = prepared
+        of = self.batches.run(lambda here: self.network.embed_tokens(here).cpu(), tokens).numpy()
+        return np.stack([np.mean(of[row], axis=0) for row in rows])
+
+
+class ArrayEncoder(Encoder):
+    """Latents that exist already: an `.npz` file of `nsd_id` (stimulus,) and `latent` (stimulus, [token,] feature)."""
+
+    takes = ()
+
+    def __init__(self, setup: Setup, path: str) -> None:
+        super().__init__(setup)
+        self.path = Path(path)
+
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        key = f"spaces.{self.setup.space}.encoder"
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                ids, latent = (_member(archive, name) for name in ("nsd_id", "latent"))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            kind = NotAtHand if isinstance(error, OSError) else InputError
+            raise kind(
+                f"{key}, {self.path}",
+                found=f"a file that cannot be read ({error})",
+                expected="an .npz file with the arrays nsd_id (stimulus,) and latent (stimulus, [token,] feature)",
+                action="correct the path, or write the file with numpy.savez",
+            ) from error
+        npy.real(f"{key}, {self.path}, latent", latent, "real numbers")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or latent.ndim not in (2, 3) or len(latent) != len(ids):
+            raise InputError(
+                f"{key}, {self.path}",
+                found=f"nsd_id {ids.shape} {ids.dtype} and latent {latent.shape} {latent.dtype}",
+                expected="whole numbers (stimulus,), and a latent for each: (stimulus, [token,] feature)",
+                action="write both arrays with the same stimuli in the same order",
+            )
+        if len(np.unique(ids)) < len(ids):
+            raise InputError(
+                f"{key}, {self.path}", found="an nsd_id twice", expected="each once", action="drop the repeated one"
+            )
+        return ids, latent
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._arrays[1].shape[1:])
+
+    def inputs(self) -> Mapping[str, str]:
+        ids, latent = self._arrays
+        digest = hashlib.blake2b(digest_size=16)
+        for values in (ids, latent):
+            digest.update(f"{values.shape} {values.dtype.str}".encode())
+            digest.update(np.ascontiguousarray(values).data)
+        return {"latents": digest.hexdigest()}
+
+    def work(self, prepared: Stimuli) -> np.ndarray:
+        ids, latent = self._arrays
+        order = np.argsort(ids, kind="stable")
+        at = np.minimum(np.searchsorted(ids, prepared.ids, sorter=order), len(ids) - 1)
+        found = order[at]
+        absent = prepared.ids[ids[found] != prepared.ids]
+        if absent.size:
+            raise InputError(
+                f"spaces.{self.setup.space}.encoder, {self.path}",
+                found=f"no latent of nsd_id {absent[0]} ({absent.size} of {len(prepared)} in this block are absent)",
+                expected="a latent for every stimulus of the study",
+                action="add the missing stimuli",
+            )
+        return latent[found].astype(np.float32)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz file. Raises KeyError, ValueError."""
+    if archive.namelist().count(f"{name}.npy") > 1:
+        raise ValueError(f"two arrays {name}")
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as stream:
+        npy.check(stream, info.file_size)
+        values: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    return values
+
+
+def encoder_class(config: Config, space: str) -> tuple[type[Encoder], dict[str, Any]]:
+    """The class of a space's encoder, and the options it is made with. Nothing is opened.
+
+    Raises
+    ------
+    InputError : an unknown encoder or option.
+    """
+    settings, key = config.spaces[space], f"spaces.{space}"
+    made: type[Encoder] = ArrayEncoder
+    options = dict(settings.options)
+    if settings.encoder.startswith(ARRAY):
+        if "path" in options:
+            raise InputError(
+                f"{key}.options",
+                found="`path` beside array:PATH",
+                expected="the path once",
+                action="name the file in `encoder` alone",
+            )
+        options = {"path": settings.encoder.removeprefix(ARRAY), **options}
+    else:
+        made = resolve(settings.encoder, ENCODERS, f"{key}.encoder")
+    try:
+        inspect.signature(made).bind(None, **options)
+    except TypeError as error:
+        takes = [name for name in inspect.signature(made).parameters if name != "setup"]
+        raise InputError(
+            f"{key}.options",
+            found=f"{settings.options} ({error})",
+            expected="options of the encoder: " + (", ".join(takes) or "none"),
+            action="correct the options",
+        ) from error
+    return made, options
+
+
+def encoder_of(config: Config, space: str) -> Encoder:
+    """The encoder of a space, not loaded yet.
+
+    Raises
+    ------
+    InputError : an unknown encoder or option, a file or bundle that cannot be read.
+    """
+    networks, (made, options) = config.networks, encoder_class(config, space)
+    setup = Setup(space, networks.bundle, networks.device, networks.dtype, config.seed, config.features.batch_size)
+    return made(setup, **options)
+
+
+def encoder_settings(config: Config, space: str) -> dict[str, Any]:
+    """What of the configuration shapes the latents of a space: encoder, its options and version, seed if it draws."""
+    settings, (made, _) = config.spaces[space], encoder_class(config, space)
+    name = ARRAY.rstrip(":") if settings.encoder.startswith(ARRAY) else settings.encoder
+    signature = inspect.signature(made).parameters
+    defaults = {name: of.default for name, of in signature.items() if of.default is not inspect.Parameter.empty}
+    found: dict[str, Any] = {"encoder": name, "version": made.version, "options": {**defaults, **settings.options}}
+    if made.draws_noise:
+        found["seed"] = config.seed
+    if not issubclass(made, ArrayEncoder):
+        found["networks"] = content(config.networks)
+    return found

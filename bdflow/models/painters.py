@@ -1,0 +1,174 @@
+"""Kinds of painters: predicted latents into pictures. Light to import; networks are loaded by `load`.
+
+A painter of one's own is a subclass of `PainterKind`, named `package.module:Class` in the configuration.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from bdflow.config import ROLES, Config, NetworkSettings, PainterSettings, PaintOptions, content
+from bdflow.errors import InputError
+from bdflow.models.weights.bundle import open_bundle
+from bdflow.registry import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PAINTERS = {"versatile_diffusion": "bdflow.models.painters:VersatileDiffusionKind"}
+
+
+class Painting(Protocol):
+    """A loaded painter. What it needs is made ready beside its work, in another thread; the inputs of several blocks
+    are joined by `type(inputs).join([inputs, ...])`.
+    """
+
+    def guess_inputs(self, latents: np.ndarray, subject: str, nsd_ids: Sequence[int]) -> Any:
+        """What `decode_guesses` needs, of latents (n, ...) of the space of the role `guess`."""
+
+    def decode_guesses(self, inputs: Any) -> np.ndarray:
+        """Guesses (n, g, g, 3) uint8."""
+
+    def paint_inputs(
+        self,
+        guesses: np.ndarray | None,
+        vision: np.ndarray | None,
+        text: np.ndarray | None,
+        subject: str,
+        nsd_ids: Sequence[int],
+    ) -> Any:
+        """What `paint_prepared` needs; what a variant leaves out is None."""
+
+    def paint_prepared(self, inputs: Any) -> np.ndarray:
+        """Reconstructions (n, s, s, 3) uint8."""
+
+    def enlarged(self, guesses: np.ndarray, n: int) -> Tensor:
+        """Guesses at the size of reconstructions."""
+
+
+class PainterKind(ABC):
+    """A painter as the configuration asks for it.
+
+    Attributes
+    ----------
+    variants : what may be painted: by name, the roles (`guess`, `vision`, `text`) that are used. A variant of `guess`
+        alone is the guess at the size of reconstructions.
+    version : raise it when the class paints something else, so that old pictures are stale.
+    """
+
+    variants: ClassVar[Mapping[str, tuple[str, ...]]]
+    version: ClassVar[int] = 1
+
+    def __init__(self, settings: PainterSettings, networks: NetworkSettings, seed: int) -> None:
+        self.settings, self.networks, self.seed = settings, networks, seed
+
+    @property
+    @abstractmethod
+    def guess_size(self) -> int:
+        """Pixels a side of a guess."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Pixels a side of a reconstruction."""
+
+    @abstractmethod
+    def inputs(self) -> Mapping[str, str]:
+        """Digests of what pictures depend on beside latents and settings, such as weights, by what they are."""
+
+    def variant_settings(self, variant: str) -> dict[str, Any]:
+        """The settings that shape pictures of a variant."""
+        return {} if self.variants[variant] == ("guess",) else content(self.settings)
+
+    @abstractmethod
+    def load(self, *, batched: bool = True) -> Painting:
+        """Load the networks, or have them loaded when they are first needed.
+
+        `batched` : in batches of the settings' sizes, filled up, so that a picture does not depend on what is painted
+        beside it; else whatever is handed in goes through at once.
+        """
+
+
+class VersatileDiffusionKind(PainterKind):
+    """Brain-Diffuser's: a guess by the VDVAE, and from it a picture by Versatile Diffusion under both conditions."""
+
+    variants: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "full": ("guess", "vision", "text"),
+        "only_vdvae": ("guess",),
+        "no_vdvae": ("vision", "text"),
+        "no_clip_text": ("guess", "vision"),
+        "no_clip_vision": ("guess", "text"),
+    }
+
+    @property
+    def guess_size(self) -> int:
+        return open_bundle(self.networks.bundle).guess_size
+
+    @property
+    def image_size(self) -> int:
+        return open_bundle(self.networks.bundle).image_size
+
+    def inputs(self) -> Mapping[str, str]:
+        return {"bundle": open_bundle(self.networks.bundle).fingerprint}
+
+    def variant_settings(self, variant: str) -> dict[str, Any]:
+        if self.variants[variant] == ("guess",):
+            return {}
+        found = {name: value for name, value in content(self.settings).items() if name in PaintOptions.model_fields}
+        if len(set(self.variants[variant]) - {"guess"}) == 1:
+            del found["mixing"]
+        return found
+
+    def load(self, *, batched: bool = True) -> Painting:
+        from bdflow.models.config import BatchSizes
+        from bdflow.models.versatile.painter import Painter
+
+        wanted = self.settings
+        sizes = BatchSizes(
+            guess=wanted.batch_size,
+            encode=wanted.encode_batch_size or wanted.batch_size,
+            denoise=wanted.batch_size,
+            decode=wanted.decode_batch_size or wanted.batch_size,
+            fixed=True,
+        )
+        return Painter(
+            self.networks.bundle,
+            device=self.networks.device,
+            dtype=self.networks.dtype,
+            seed=self.seed,
+            options=wanted.paint_options,
+            speed=self.networks.speed,
+            sizes=sizes if batched else None,
+        )
+
+
+def painter_kind(config: Config, name: str) -> PainterKind:
+    """A painter of the configuration, not loaded yet.
+
+    Raises
+    ------
+    InputError : an unknown kind or variant; a variant that uses a role for which no space is named.
+    """
+    settings, key = config.painters[name], f"painters.{name}"
+    made: PainterKind = resolve(settings.kind, PAINTERS, f"{key}.kind")(settings, config.networks, config.seed)
+    for variant in settings.variants:
+        if variant not in made.variants:
+            raise InputError(
+                f"{key}.variants",
+                found=repr(variant),
+                expected="among " + ", ".join(made.variants),
+                action="correct the variant",
+            )
+        lacking = [role for role in made.variants[variant] if getattr(settings, role) is None]
+        if lacking:
+            raise InputError(
+                f"{key}.variants",
+                found=f"{variant!r}, which uses {', '.join(lacking)}",
+                expected=f"a space for each role it uses ({', '.join(ROLES)})",
+                action=f"name a space as {key}.{lacking[0]}, or leave the variant out",
+            )
+    return made

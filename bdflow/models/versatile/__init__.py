@@ -1,0 +1,1 @@
+"""Versatile Diffusion: the dual-guided UNet, and painting with it."""

@@ -1,0 +1,1 @@
+"""Published weights: bundles, checkpoint files, and the names of tensors in them."""

@@ -1,0 +1,1 @@
+"""Pure: ridge regression, its cross-validation, streaming over targets, and what it needs in memory."""

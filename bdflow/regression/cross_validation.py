@@ -1,0 +1,132 @@
+"""Predictions of training stimuli from models that were fitted without them: leave-one-out, exactly, and k-fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from bdflow.regression.ridge import Array, System, take
+
+
+def leave_one_out(system: System, rows: np.ndarray, alphas: Sequence[float], intercept: bool = True) -> Iterator[Array]:
+    """What ridge predicts for training stimuli when each alone is left out, as matrices V: V @ Y, intercept included.
+
+    With A = H + 1/n the smoother of the training set (A = H without an intercept), leaving stimulus i out changes
+    its residual to (y_i - A_i Y) / (1 - A_ii), exactly, since the intercept is not penalised. The voxels
+    keep the mean and SD of the whole training set.
+
+    Parameters
+    ----------
+    system : of the n training stimuli.
+    rows : those to predict, shape (s,).
+    alphas : ridge penalties, each > 0.
+    intercept : whether the model has one; without it A = H, and the rows of V do not sum to 1.
+
+    Yields
+    ------
+    V, shape (s, n), rows summing to 1 (with an intercept), V[i, rows[i]] = 0.
+
+    Raises
+    ------
+    ValueError : as `hat_matrices`; fewer than two training stimuli.
+    """
+    n = system.n
+    if n < 2:
+        raise ValueError(f"{n} training stimuli: nothing is left when one is left out")
+    right = system.of_training(rows)
+    own = np.arange(len(rows))
+    for hat in system.hat_matrices(right, alphas):
+        xp = array_namespace(hat)
+        mask = np.zeros(hat.shape, dtype=bool)
+        mask[own, rows] = True
+        mask = xp.asarray(mask)
+        smoother = hat + 1 / n if intercept and system.intercept else hat
+        zero = xp.zeros_like(smoother)
+        leverage = xp.sum(xp.where(mask, smoother, zero), axis=1, keepdims=True)
+        yield xp.where(mask, zero, smoother / (1 - leverage))
+
+
+def leave_group_out(
+    system: System, groups: Sequence[np.ndarray], alphas: Sequence[float], intercept: bool = True
+) -> Iterator[Array]:
+    """What ridge predicts for groups of training rows, such as the trials of a stimulus, when all rows of the group are
+    left out together: the mean over the group's rows, as matrices V: V @ Y.
+
+    With A the smoother of the training set and G the rows of a group, their predictions without the group are
+    (I - A_GG)^-1 A_G Y with the group's own columns set to 0: exactly, as in `leave_one_out`, whose result this is for
+    groups of one row.
+
+    Parameters
+    ----------
+    system : of the n training rows.
+    groups : the rows of each group to predict, shape (r,) each.
+    alphas, intercept : as for `leave_one_out`.
+
+    Yields
+    ------
+    V, shape (groups, n).
+
+    Raises
+    ------
+    ValueError : as `hat_matrices`; a group that holds all training rows.
+    """
+    n = system.n
+    if any(len(rows) >= n for rows in groups):
+        raise ValueError(f"a group holds all {n} training rows: nothing is left when it is left out")
+    everywhere = np.concatenate(list(groups))
+    right = system.of_training(everywhere)
+    for hat in system.hat_matrices(right, alphas):
+        xp = array_namespace(hat)
+        smoother = hat + 1 / n if intercept and system.intercept else hat
+        found, at = [], 0
+        for rows in groups:
+            own = smoother[at : at + len(rows), :]
+            at += len(rows)
+            inside = take(own, rows, 1)
+            without = np.ones(n, dtype=bool)
+            without[rows] = False
+            rest = xp.where(xp.asarray(without)[None, :], own, xp.zeros_like(own))
+            solved = xp.linalg.solve(xp.eye(len(rows), dtype=hat.dtype) - inside, rest)
+            found.append(xp.mean(solved, axis=0))
+        yield xp.stack(found)
+
+
+def k_fold(
+    system: System, rows: np.ndarray, alphas: Sequence[float], fold: np.ndarray, intercept: bool = True
+) -> Iterator[Array]:
+    """As `leave_one_out`, with all stimuli of one's own fold left out: V @ Y, intercept included.
+
+    Parameters
+    ----------
+    rows : those to predict, shape (s,).
+    fold : number of each training stimulus's fold, shape (n,).
+
+    Yields
+    ------
+    V, shape (s, n), rows summing to 1 (with an intercept) and 0 wherever the training stimulus shares the row's fold.
+
+    Raises
+    ------
+    ValueError : as `hat_matrices`; a fold that leaves no training stimulus.
+    """
+    order, solved = [], []
+    for number in np.unique(fold[rows]):
+        kept, at = np.flatnonzero(fold != number), np.flatnonzero(fold[rows] == number)
+        if not kept.size:
+            raise ValueError(f"fold {number} holds all {system.n} training stimuli")
+        inner, right = system.without(kept, rows[at])
+        order.append(at)
+        columns = np.argsort(np.concatenate([kept, np.flatnonzero(fold == number)]))
+        solved.append((columns, inner.hat_matrices(right, alphas)))
+    back = np.argsort(np.concatenate(order))
+    for _ in alphas:
+        parts = []
+        for columns, hats in solved:
+            hat = next(hats)
+            xp = array_namespace(hat)
+            left_out = xp.zeros((hat.shape[0], system.n - hat.shape[1]), dtype=hat.dtype)
+            smoother = hat + 1 / hat.shape[1] if intercept and system.intercept else hat
+            parts.append(take(xp.concat([smoother, left_out], axis=1), columns, 1))
+        yield take(xp.concat(parts), back, 0)

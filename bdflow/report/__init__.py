@@ -1,0 +1,1 @@
+"""What the stores hold, as one page; and as figures for papers."""

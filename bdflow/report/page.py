@@ -1,0 +1,132 @@
+"""What the report says, as typed data, and the page made of it. All HTML is in templates/, which escape every text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+
+from bdflow.report.plots import SERIES, Plot
+
+Cell = str | tuple[str, str]
+GALLERY = "gallery.js"
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table; `kind` is what it shows: `run`, `average`, `published` or `total`. A cell may have a second,
+    smaller line."""
+
+    cells: Sequence[Cell]
+    kind: str = "run"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in groups of rows; the first `texts` columns hold words, the others numbers."""
+
+    caption: str
+    columns: Sequence[str]
+    groups: Sequence[tuple[str, Sequence[Row]]]
+    note: str = ""
+    texts: int = 1
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures in a table: a title for each column; rows of a name and the pictures' files, beside the page."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    note: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the page says. `gallery` is data for its script; `files` lie beside the page, in `tables`."""
+
+    title: str
+    summary: str
+    notice: str
+    facts: Sequence[tuple[str, str]]
+    scores: Sequence[Table]
+    comparisons: Sequence[Table]
+    distributions: Sequence[Plot]
+    decoding: Sequence[Table]
+    decoding_plots: Sequence[Plot]
+    decoding_series: Sequence[str]
+    regions: Sequence[Sheet]
+    gallery: Mapping[str, Any]
+    weight: str
+    making: Sequence[Table]
+    configuration: str
+    versions: Sequence[tuple[str, str]]
+    fingerprints: Table
+    files: Sequence[str] = ()
+    footer: str = ""
+    sections: Sequence[tuple[str, str]] = field(
+        default=(
+            ("scores", "Scores"),
+            ("distributions", "Distributions"),
+            ("decoding", "Decoding"),
+            ("regions", "Regions"),
+            ("making", "How it was made"),
+            ("gallery", "Gallery"),
+        )
+    )
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A score as it is printed; what is not defined is a dash."""
+    return f"{value:.{digits}f}".replace("-", "\u2212") if math.isfinite(value) else "\u2013"
+
+
+def gallery_script(page: Page) -> str:
+    """The gallery's data as a script, which a page opened from a file may load (JSON it may not).
+
+    No text in it can end the script or be taken for markup.
+    """
+    return f"const GALLERY = {htmlsafe_json_dumps(page.gallery, separators=(',', ':'), allow_nan=False)};\n"
+
+
+def html(page: Page, gallery_bytes: int) -> Iterator[str]:
+    """The page in pieces, to be written one after another; `gallery_bytes` is the size of the gallery's data.
+
+    Raises jinja2.UndefinedError if a template uses what `page` does not have.
+    """
+    templates = _templates()
+    script = (FOLDER / "report.js").read_text(encoding="utf-8")
+    css = (FOLDER / "report.css").read_text(encoding="utf-8")
+    size = len(script.encode())
+    for piece in templates.get_template("page.html.j2").generate(page=page, css=Markup(css)):
+        size += len(piece.encode())
+        yield piece
+    yield templates.get_template("end.html.j2").render(
+        footer=page.footer,
+        page_kib=size / 2**10,
+        data_kib=gallery_bytes / 2**10,
+        gallery=GALLERY,
+        script=Markup(script),
+    )
+
+
+def _templates() -> Environment:
+    templates = Environment(
+        loader=FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.globals["SERIES"] = SERIES
+    return templates

@@ -1,0 +1,321 @@
+"""The tables and plots of the report, from the stores and the journal into text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bdflow.metrics import published
+from bdflow.metrics.statistics import INTERVAL, TEST, Difference, Estimate
+from bdflow.report import decoding
+from bdflow.report.page import Cell, Page, Row, Sheet, Table, number
+from bdflow.report.plots import Plot, histograms
+from bdflow.report.scores import AVERAGE, Scores, full_of
+from bdflow.stores import Store
+from bdflow.study.stage import MEAN, TRUE, Context
+
+TITLE = "Seen images, reconstructed from fMRI"
+SUMMARY = (
+    "Photos as Brain-Diffuser decodes them from the responses of visual cortex: ridge regression predicts latents of "
+    "frozen networks, the VDVAE turns them into a guess, and Versatile Diffusion paints the reconstruction from it."
+)
+DEMO = (
+    "This run used the tiny networks that ship with bdflow; the demo's brains and photos are simulated too. It shows "
+    "that every step works. Its pictures are crude, and its scores cannot be compared with the published ones."
+)
+VARIANTS = {
+    "full": "guess, CLIP vision and CLIP text",
+    "only_vdvae": "the guess alone, enlarged",
+    "no_vdvae": "painted from noise, without the guess",
+    "no_clip_text": "guess and CLIP vision",
+    "no_clip_vision": "guess and CLIP text",
+}
+Stores = Mapping[str, Store]
+
+
+def described(variant: str) -> str:
+    """What a variant is painted from."""
+    name = variant.rpartition("/")[2]
+    return VARIANTS.get(name, name.replace("_", " "))
+
+
+def page(
+    context: Context,
+    stores: Stores,
+    scores: Scores,
+    gallery: Mapping[str, Any],
+    regions: Sequence[Sheet],
+    weight: str,
+    journal: Sequence[Mapping[str, Any]],
+    configuration: str,
+) -> Page:
+    config = context.config
+    versions = _versions(stores)
+    bundle = config.networks.bundle
+    comparable = bundle != "tiny"
+    return Page(
+        title=TITLE,
+        summary=SUMMARY,
+        notice="" if comparable else DEMO,
+        facts=(
+            ("subjects", ", ".join(context.subjects)),
+            ("test stimuli", str(len(scores.nsd_id))),
+            ("variants", ", ".join(scores.variants)),
+            ("networks", f"{bundle}, {config.networks.dtype}"),
+            ("mask", config.dataset.mask),
+            ("seed", str(config.seed)),
+        ),
+        scores=[table_1(scores, comparable=comparable), table_2(scores, comparable=comparable)],
+        comparisons=[table for table in (other_subjects(scores), ablations(scores), contrasts(scores)) if table.groups],
+        distributions=distributions(scores, comparable=comparable),
+        decoding=decoding.tables(context, stores),
+        decoding_plots=decoding.plots(context, stores),
+        decoding_series=[decoding.name(subject) for subject in context.decoded],
+        regions=regions,
+        gallery=gallery,
+        weight=weight,
+        making=[time_table(journal)] if journal else [],
+        configuration=configuration,
+        versions=versions,
+        fingerprints=_fingerprints(context),
+        files=tuple(scores.files()),
+        footer=f"bdflow {dict(versions).get('bdflow', '')}. Method and published scores: {published.SOURCE}.",
+    )
+
+
+def label(subject: str) -> str:
+    """What a row's pictures are made from, as the page says it."""
+    return {TRUE: "true latents", MEAN: "mean of predictions", AVERAGE: "average of subjects"}.get(subject, subject)
+
+
+# --- scores ---------------------------------------------------------------------------------------------------
+
+
+def _columns(scores: Scores) -> list[str]:
+    return [f"{metric} {'↓' if scores.lower_is_better(metric) else '↑'}" for metric in scores.metrics]
+
+
+def _estimate(found: Estimate | None) -> Cell:
+    if found is None:
+        return "missing"
+    interval = f"{number(found.low)} to {number(found.high)}" if np.isfinite(found.low) else ""
+    return (number(found.mean), interval)
+
+
+def _row(scores: Scores, row: str, variant: str, text: str, kind: str = "run") -> Row:
+    found = [scores.estimates.get((row, variant, metric)) for metric in scores.metrics]
+    n = max((estimate.n for estimate in found if estimate), default=0)
+    return Row([text, *map(_estimate, found), str(n)], kind)
+
+
+def _published(scores: Scores, text: str, known: published.Scores) -> Row | None:
+    beside = [published.score(known, metric) for metric in scores.metrics]
+    if all(score is None for score in beside):
+        return None
+    cells = [number(float("nan") if score is None else score) for score in beside]
+    return Row([text, *cells, str(published.TEST_STIMULI)], "published")
+
+
+def table_1(scores: Scores, *, comparable: bool) -> Table:
+    """All subjects in the first variant, beside Table 1."""
+    variant = scores.variants[0]
+    kinds = {AVERAGE: "average"}
+    rows = [_row(scores, row, variant, label(row), kinds.get(row, "run")) for row in scores.rows]
+    if variant == "full":
+        found = [_published(scores, name, known) for name, known in published.TABLE_1.items()]
+        rows += [row for row in found if row is not None]
+    return Table(
+        f"Table 1. Agreement of the reconstructions with the photos, {variant}",
+        ["", *_columns(scores), "n"],
+        [("", rows)],
+        " ".join([f"Mean over the test stimuli; below it its {INTERVAL}.", *_notes(scores, comparable)]),
+    )
+
+
+def _ablated(scores: Scores) -> list[str]:
+    """Whose variants are shown first: the average, and the subject of Table 2."""
+    found = [row for row in (AVERAGE, published.TABLE_2_SUBJECT) if row in scores.rows]
+    return found or list(scores.rows[:1])
+
+
+def table_2(scores: Scores, *, comparable: bool) -> Table:
+    """Every variant of the average and of the subject of Table 2, beside Table 2."""
+    note = "" if comparable else "Published scores are of the real networks on NSD: not comparable with this run."
+    groups = _variants(scores, _ablated(scores))
+    return Table("Table 2. What each part of the method adds", ["", *_columns(scores), "n"], groups, note)
+
+
+def other_subjects(scores: Scores) -> Table:
+    """Every variant of every other subject."""
+    groups = _variants(scores, [row for row in scores.rows if row not in _ablated(scores)])
+    return Table("Table 2 of the other subjects", ["", *_columns(scores), "n"], groups)
+
+
+def _variants(scores: Scores, order: Sequence[str]) -> list[tuple[str, list[Row]]]:
+    groups = []
+    for row in order:
+        rows = []
+        for variant in scores.variants:
+            rows.append(_row(scores, row, variant, f"{variant}: {described(variant)}"))
+            known = published.TABLE_2.get(variant) if row == published.TABLE_2_SUBJECT else None
+            beside = _published(scores, "published (Table 2)", known) if known else None
+            rows += [beside] if beside else []
+        groups.append((label(row), rows))
+    return groups
+
+
+def _notes(scores: Scores, comparable: bool) -> list[str]:
+    notes = [f"Published rows: {published.SOURCE}. A dash: no published score."]
+    if not comparable:
+        notes.append("They are of the real networks on NSD: not comparable with this run.")
+    if MEAN in scores.subjects:
+        notes.append("Mean of predictions: painted from the latents averaged over subjects.")
+    if TRUE in scores.subjects:
+        notes.append("True latents: painted from the latents of the photo itself, the best that decoding could give.")
+    if "CLIP (bundle)" in scores.metrics:
+        notes.append("CLIP (bundle): two-way identification by the CLIP of the bundle, which is not the paper's judge.")
+    notes += [f"{metric} is missing: {why}." for metric, why in zip(scores.metrics, scores.missing, strict=True) if why]
+    known = np.array([not why for why in scores.missing])
+    undefined = sum(int(np.isnan(scores.of(subject)[:, known]).sum()) for subject in scores.subjects)
+    if undefined:
+        notes.append(f"{undefined} scores are undefined (a flat picture) and left out of the means.")
+    return notes
+
+
+def _difference(found: Difference | None) -> Cell:
+    if found is None:
+        return "missing"
+    sign = "+" if found.mean > 0 else ""
+    return (sign + number(found.mean), f"p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}")
+
+
+def ablations(scores: Scores) -> Table:
+    """Variants against full."""
+    others = [variant for variant in scores.variants if variant != full_of(variant)]
+    groups = [
+        (
+            label(row),
+            [
+                Row([variant, *(_difference(scores.ablations.get((row, variant, m))) for m in scores.metrics)])
+                for variant in others
+            ],
+        )
+        for row in scores.rows
+    ]
+    return Table(
+        "Variants against full",
+        ["variant minus full", *_columns(scores)],
+        groups if scores.ablations else [],
+        f"Mean difference, and p of a {TEST}.",
+    )
+
+
+def contrasts(scores: Scores) -> Table:
+    """Subjects against each other."""
+    pairs = dict.fromkeys((a, b) for a, b, _ in scores.contrasts)
+    rows = [
+        Row([f"{label(a)} minus {label(b)}", *(_difference(scores.contrasts.get((a, b, m))) for m in scores.metrics)])
+        for a, b in pairs
+    ]
+    return Table(
+        f"Subjects against each other, {scores.variants[0]}",
+        ["", *_columns(scores)],
+        [("", rows)] if rows else [],
+        f"Mean difference over the stimuli both have, and p of a {TEST}.",
+    )
+
+
+def distributions(scores: Scores, *, comparable: bool) -> list[Plot]:
+    """Every metric's scores by subject (first variant), then by variant (average of subjects)."""
+    plots = []
+    reference = scores.rows.index(AVERAGE) if AVERAGE in scores.rows else 0
+    for m, metric in enumerate(scores.metrics):
+        if scores.missing[m]:
+            continue
+        rows = [(label(row), scores.of(row)[0, m], colour) for colour, row in enumerate(scores.rows)]
+        rows += [
+            (name, scores.of(scores.rows[reference])[v, m], reference) for v, name in enumerate(scores.variants) if v
+        ]
+        known = published.score(published.TABLE_1["Brain-Diffuser"], metric) if comparable else None
+        plots.append(histograms(metric, rows, [("published", known)] if known is not None else []))
+    return plots
+
+
+# --- how it was made ------------------------------------------------------------------------------------------
+
+
+def time_table(journal: Sequence[Mapping[str, Any]]) -> Table:
+    """Work of all runs, summed by stage and kind, in the order it first happened."""
+    works: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for entry in journal:
+        works.setdefault((str(entry.get("stage", "")), str(entry["work"])), []).append(entry)
+    rows = []
+    for (stage, work), parts in works.items():
+        tasks = sum(len(part["seconds"]) for part in parts)
+        wall = sum(float(part["wall_seconds"]) for part in parts)
+        busy = sum(float(part["seconds"].sum()) for part in parts)
+        again = sum(int((part["attempts"] - 1).sum()) for part in parts)
+        where = sorted({_where(part) for part in parts})
+        rate = f"{tasks / wall:.3g} /s" if wall > 0 else "\u2013"
+        unit = str(parts[0]["unit"])
+        rows.append(
+            Row([stage, work, ", ".join(where), f"{tasks} {unit}", duration(wall), duration(busy), rate, str(again)])
+        )
+    total = [duration(sum(float(e["wall_seconds"]) for e in journal))]
+    total.append(duration(sum(float(e["seconds"].sum()) for e in journal)))
+    rows.append(Row(["total", "", "", "", *total, "", ""], "total"))
+    runs = len({entry["run"] for entry in journal})
+    return Table(
+        f"Time, over {runs} run{'s' * (runs > 1)}",
+        ["stage", "work", "where", "done", "time", "worker time", "throughput", "retried"],
+        [("", rows)],
+        "Time is that of the clock; worker time sums over workers. What later runs computed again counts again.",
+        texts=3,
+    )
+
+
+def _where(entry: Mapping[str, Any]) -> str:
+    gpus = float(entry.get("gpus", 0))
+    workers, threads = int(entry.get("workers", 1)), int(entry.get("threads", 1))
+    parts = [f"{workers} worker{'s' * (workers > 1)}", f"{threads} thread{'s' * (threads > 1)}"]
+    parts += [f"{gpus:g} GPU"] if gpus else []
+    return f"{entry.get('executor', '')}: " + " × ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 0.8 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _versions(stores: Stores) -> list[tuple[str, str]]:
+    """Versions recorded in the stores; several where stores were made with several."""
+    found: dict[str, dict[str, None]] = {}
+    for store in stores.values():
+        for package, version in store.provenance.get("versions", {}).items():
+            found.setdefault(package, {})[version] = None
+    return [(package, " and ".join(sorted(versions))) for package, versions in found.items()]
+
+
+def _fingerprints(context: Context) -> Table:
+    others = set(context.config.subjects) - set(context.subjects)
+    rows = [
+        Row([path, provenance.stage, provenance.fingerprint])
+        for path, provenance in context.expected.items()
+        if not others.intersection(path.split("/"))
+    ]
+    return Table(
+        "What each store was made from",
+        ["store", "stage", "fingerprint"],
+        [("", rows)],
+        "Equal fingerprints: made from the same settings, files and stores.",
+        texts=3,
+    )

@@ -1,0 +1,234 @@
+"""Stage 6: what the stores hold as one page: scores, every test stimulus with its reconstructions, how it was made.
+
+Pictures stream block by block into a directory beside the old report, which the new one replaces when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from bdflow.errors import InputError
+from bdflow.report import decoding, page, regions, tables
+from bdflow.report.scores import Scores
+from bdflow.stores import Store
+from bdflow.stores.journal import entries
+from bdflow.stores.store import disk_full_as_error
+from bdflow.study import keys
+from bdflow.study.painting import picture_label, pictures_of, spaces_of
+from bdflow.study.stage import Context
+
+MARKER = "bdflow-report.json"
+BLOCK = 16
+QUALITY = 85
+
+
+def write(context: Context) -> Path:
+    """Write the report of `context.subjects` to `report.path` of the configuration; return the path of its page.
+
+    Raises
+    ------
+    NotReady : a store it reads is not sealed, or was made from something else.
+    InputError : there is something at `report.path` that is not a report, or the study lies in it.
+    StoreError : the disk is full; a report that was there stays.
+    """
+    if not context.config.painters:
+        raise InputError(
+            "painters",
+            found="none",
+            expected="a painter",
+            meaning="A report shows pictures and their scores.",
+            action="add a painter to the configuration",
+        )
+    target = context.config.report.path.resolve()
+    stores = read_stores(context)
+    _check_place(context, target)
+    with disk_full_as_error(target), _replacing(target) as folder, ThreadPoolExecutor() as pool:
+        (folder / MARKER).write_text(json.dumps({"generator": "bdflow report", "format": 2}) + "\n", encoding="utf-8")
+        scores = Scores.read(stores, context.config, context.painted)
+        pictures = _Pictures(context, stores, folder, pool)
+        pictures.write()
+        content = tables.page(
+            context,
+            stores,
+            scores,
+            _gallery(context, stores, scores),
+            regions.sheets(context, folder, thumbnail),
+            pictures.weight(),
+            entries(context.study.path),
+            _configuration(context),
+        )
+        (folder / "tables").mkdir()
+        for name, text in scores.files().items():
+            (folder / "tables" / name).write_text(text, encoding="utf-8")
+        script = page.gallery_script(content).encode()
+        (folder / page.GALLERY).write_bytes(script)
+        with (folder / "index.html").open("w", encoding="utf-8") as file:
+            file.writelines(page.html(content, len(script)))
+    return context.config.report.path / "index.html"
+
+
+def read_stores(context: Context) -> dict[str, Store]:
+    """Every store that the report and the figures read, sealed, by path."""
+    config = context.config
+    paths = [keys.STIMULI, *decoding.paths(context)]
+    for subject in context.painted:
+        for painter in config.painters:
+            paths.append(keys.metrics(painter, subject))
+            if "guess" in spaces_of(config, painter):
+                paths.append(keys.guesses(painter, subject))
+        paths += [keys.reconstructions(painter, subject, variant) for painter, variant in pictures_of(config)]
+    return {path: context.ready(path) for path in paths}
+
+
+def _configuration(context: Context) -> str:
+    return yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, Any]:
+    """What the gallery's script knows: names, captions, and the scores of every picture."""
+    stimuli, first = stores[keys.STIMULI], next(iter(context.config.painters))
+    rows = stimuli.rows("nsd_id", scores.nsd_id)
+    order = np.argsort(rows)
+    texts = stimuli.read("caption", {"stimulus": rows[order]})[np.argsort(order)]
+    return {
+        "subjects": [{"name": s, "label": tables.label(s), "person": s in scores.people} for s in scores.subjects],
+        "variants": [{"name": v, "label": tables.described(v)} for v in scores.variants],
+        "metrics": [
+            {"name": name, "lower": scores.lower_is_better(name)}
+            for name, missing in zip(scores.metrics, scores.missing, strict=True)
+            if not missing
+        ],
+        "thumbnail": context.config.report.thumbnail,
+        "stimuli": [
+            [nsd_id, [str(text) for text in captions if text]]
+            for nsd_id, captions in zip(scores.nsd_id.tolist(), texts, strict=True)
+        ],
+        "scores": [
+            [
+                [[float(f"{x:.4g}") if np.isfinite(x) else None for x in values] for values in by_metric[kept]]
+                for by_metric in by_variant
+            ]
+            for kept in [[not why for why in scores.missing]]
+            for by_variant in scores.value
+        ],
+        "shown": [
+            np.isin(scores.nsd_id, stores[keys.metrics(first, s)].read("nsd_id")).tolist() for s in scores.subjects
+        ],
+    }
+
+
+# --- pictures -------------------------------------------------------------------------------------------------
+
+
+class _Pictures:
+    """Writes the thumbnails below `folder`/images: `shown`, and by subject the guess and each variant."""
+
+    def __init__(self, context: Context, stores: dict[str, Store], folder: Path, pool: Executor) -> None:
+        self.config, self.subjects = context.config, context.painted
+        self.stores, self.folder, self.pixels = stores, folder, context.config.report.thumbnail
+        self.pool, self.files, self.nbytes = pool, 0, 0
+
+    def write(self) -> None:
+        painters = list(self.config.painters)
+        shown = [self.stores[keys.metrics(painters[0], subject)].read("nsd_id") for subject in self.subjects]
+        ids = np.unique(np.concatenate(shown))
+        self._thumbnails(keys.STIMULI, "shown", "", np.sort(self.stores[keys.STIMULI].rows("nsd_id", ids)))
+        for subject in self.subjects:
+            if "guess" in spaces_of(self.config, painters[0]):
+                self._thumbnails(keys.guesses(painters[0], subject), subject, "-guess")
+            for painter, variant in pictures_of(self.config):
+                suffix = picture_label(self.config, painter, variant).replace("/", "-")
+                self._thumbnails(keys.reconstructions(painter, subject, variant), subject, f"-{suffix}")
+
+    def weight(self) -> str:
+        return (
+            f"{self.files:,} pictures, {self.nbytes / 2**20:.1f} MiB in all, are loaded as you scroll; "
+            f"each is at most {self.pixels} px: the stores hold them in full size."
+        )
+
+    def _thumbnails(self, path: str, folder: str, suffix: str, rows: np.ndarray | None = None) -> None:
+        store = self.stores[path]
+        ids = store.read("nsd_id")
+        rows = np.arange(len(ids)) if rows is None else rows
+        place = self.folder / "images" / folder
+        place.mkdir(parents=True, exist_ok=True)
+        for start, stop in pairwise([*range(0, len(rows), BLOCK), len(rows)]):
+            block = rows[start:stop]
+            images = store.read("image", {"stimulus": block})
+            thumbnails = self.pool.map(thumbnail, images, [self.pixels] * len(images))
+            for nsd_id, data in zip(ids[block].tolist(), thumbnails, strict=True):
+                (place / f"nsd{nsd_id:05d}{suffix}.webp").write_bytes(data)
+                self.files, self.nbytes = self.files + 1, self.nbytes + len(data)
+
+
+def thumbnail(image: np.ndarray, pixels: int) -> bytes:
+    """An image (y, x, 3) uint8 as WebP of at most `pixels` a side; smaller ones keep their size."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((pixels, pixels), Image.Resampling.LANCZOS, reducing_gap=None)
+    out = BytesIO()
+    picture.save(out, "WEBP", quality=QUALITY, method=4)
+    return out.getvalue()
+
+
+# --- the place ------------------------------------------------------------------------------------------------
+
+
+def _sibling(target: Path, suffix: str) -> Path:
+    return target.parent / f"{target.name}.{suffix}"
+
+
+def _check_place(context: Context, target: Path) -> None:
+    for place in (target, _sibling(target, "partial"), _sibling(target, "replaced")):
+        if place.exists() and not (place / MARKER).is_file() and not _empty(place):
+            raise InputError(
+                place,
+                found="files that are not a report of bdflow",
+                expected="an earlier report, an empty directory, or nothing",
+                meaning="The report replaces what is there; nothing was changed.",
+                action="choose another `report.path` in the configuration, or move what is there away",
+            )
+    for key, path in (("study", context.study.path), ("dataset.root", context.config.dataset.root)):
+        if isinstance(path, Path) and path.resolve().is_relative_to(target):
+            raise InputError(
+                target,
+                found=f"`{key}` ({path}) inside `report.path`",
+                expected="a directory of its own for the report, which is replaced as a whole",
+                action="choose another `report.path` in the configuration",
+            )
+
+
+def _empty(place: Path) -> bool:
+    return place.is_dir() and not any(place.iterdir())
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A new directory that takes the place of `target` at the end; until then, and on errors, the old one stays."""
+    partial, replaced = _sibling(target, "partial"), _sibling(target, "replaced")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+    for leftover in (partial, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if target.exists():
+        target.rename(replaced)
+    partial.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,177 @@
+"""Carries the work of stages to executors, seals their stores, and mends what is found damaged on the way."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from bdflow.cluster import ClusterError, Completed, Executor, Resources, open_executor
+from bdflow.cluster.progress import Progress
+from bdflow.cluster.scratch import Scratch
+from bdflow.config import ClusterSettings, StageExecution
+from bdflow.errors import InputError, NotAtHand
+from bdflow.stores import CorruptChunk
+from bdflow.stores.disk_space import space_warning
+from bdflow.stores.journal import Journal
+from bdflow.stores.paths import AnyPath, RemotePath, scratch_folder
+from bdflow.study.stage import Context, Stage, Step, Work
+
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Carries works to executors, seals their stores, and mends what is found damaged on the way.
+
+    It is made under the study's lock: what killed runs of the study left on this machine is swept.
+    """
+
+    def __init__(self, stages: Mapping[str, Stage], context: Context, journal: Journal, stack: ExitStack) -> None:
+        self.stages = stages
+        self.context, self.journal, self.stack = context, journal, stack
+        self.scratch = scratch_of(context.study.path)
+        self.scratch.sweep()
+        self.executors: dict[str, Executor] = {}
+        self.mended: set[tuple[str, str, tuple[int, ...]]] = set()
+
+    def fill(self, name: str) -> None:
+        """Do all steps of one stage. A damaged chunk it reads is computed again, once."""
+        while True:
+            try:
+                for step in self.stages[name].steps(self.context):
+                    self._do(name, step)
+                return
+            except CorruptChunk as damage:
+                key = (damage.store, damage.array, damage.chunk)
+                if key in self.mended or damage.store not in self.context.expected:
+                    raise
+                self.repair([damage])
+
+    def repair(self, damages: Sequence[CorruptChunk], lost: Sequence[str] = ()) -> None:
+        """Forget damaged partitions and fill them again, and stores that are lost, in the order of the stages."""
+        owners = {self.context.expected[path].stage for path in lost if path in self.context.expected}
+        for damage in damages:
+            self.mended.add((damage.store, damage.array, damage.chunk))
+            log.warning("%s Computing it again.", str(damage).splitlines()[0])
+            store = self.context.study.store(damage.store)
+            if damage.partition is not None:
+                store.forget(damage.partition)
+            owners.add(self.context.expected[damage.store].stage)
+        for name in self.stages:
+            if name in owners:
+                self.fill(name)
+
+    def _do(self, stage: str, step: Step) -> None:
+        self.context.look_again()
+        for key in step.needs:
+            self.context.ready(key)
+        try:
+            work = step.start()
+        except NotAtHand:
+            if not step.fills or not all(self.context.is_sealed(key) for key in step.fills):
+                raise
+            work = Work()
+        stores = [self.context.study.store(key) for key in step.fills]
+        if work.tasks:
+            settings = getattr(self.context.config.execution, stage)
+            resources = resources_of(settings)
+            warning = space_warning(stores, self.context.study.path)
+            if warning:
+                log.warning("%s", warning)
+            done: list[Completed] = []
+            start = time.perf_counter()
+            try:
+                with Progress(step.label, len(work.tasks), unit=step.unit) as progress:
+
+                    def on_done(completed: Completed) -> None:
+                        done.append(completed)
+                        progress.advance(completed)
+
+                    self._alone(settings.executor).run(
+                        work.make_worker, work.tasks, resources=resources, on_done=on_done
+                    )
+            finally:
+                attrs = {"stage": stage, "unit": step.unit, "wall_seconds": time.perf_counter() - start}
+                self._write_down(step, work, {**attrs, **settings.model_dump()}, done)
+        for store in stores:
+            if not store.sealed:
+                store.seal()
+
+    def _write_down(self, step: Step, work: Work, attrs: dict[str, object], done: Sequence[Completed]) -> None:
+        """Journal what was finished, also of work that was stopped."""
+        if done:
+            costs: dict[str, Sequence[object]] = {
+                "read": [d.used.read for d in done],
+                "written": [d.used.written for d in done],
+                "peak": [d.used.peak for d in done],
+                "what": [str(work.tasks[d.index])[:120] for d in done],
+            }
+            columns = [d.seconds for d in done], [d.attempts for d in done], [d.worker for d in done]
+            self.journal.record(step.label, attrs, *columns, costs)
+
+    def check(self, stages: Sequence[str]) -> None:
+        """Refuse what the cluster cannot give to any stage that is not done yet, before the first one starts."""
+        for name in stages:
+            if name in self.stages and not self._done(name):
+                settings = getattr(self.context.config.execution, name)
+                try:
+                    self._executor(settings.executor).check(resources_of(settings))
+                except ClusterError as error:
+                    raise ClusterError(f"execution.{name} ({settings.executor}): {error}") from error
+
+    def _done(self, stage: str) -> bool:
+        study, expected = self.context.study, self.context.expected
+        mine = [path for path, provenance in expected.items() if provenance.stage == stage]
+        return all(study.declared(path) and study.state(path, expected[path]).kind == "sealed" for path in mine)
+
+    def _alone(self, kind: str) -> Executor:
+        """The executor of a kind; under SLURM the others first give back what they hold: idle, it costs as much."""
+        if self.context.config.cluster.kind == "slurm":
+            for other, executor in self.executors.items():
+                if other != kind:
+                    executor.close()
+        return self._executor(kind)
+
+    def _executor(self, kind: str) -> Executor:
+        if kind not in self.executors:
+            options = executor_options(self.context.config.cluster, kind)
+            options |= {"scratch": self.scratch} if kind != "serial" else {}
+            self.executors[kind] = self.stack.enter_context(open_executor(kind, **options))  # type: ignore[arg-type]
+        return self.executors[kind]
+
+
+def scratch_of(study: AnyPath) -> Scratch:
+    """What workers on this machine keep while a study is run: in its scratch folder, if it is on this machine."""
+    if isinstance(study, RemotePath):
+        return Scratch.of(str(study))
+    where = study.resolve()
+    return Scratch.of(str(where), scratch_folder(where) / "workers")  # type: ignore[arg-type]
+
+
+def resources_of(settings: StageExecution) -> Resources:
+    """What one stage asks for."""
+    return Resources(settings.workers, settings.threads, settings.gpus, settings.memory)
+
+
+def executor_options(cluster: ClusterSettings, kind: str) -> dict[str, Any]:
+    """The arguments of `open_executor` for one kind of executor; raises InputError where its address lacks."""
+    if kind == "serial":
+        return {}
+    chosen: dict[str, Any] = {"dashboard": cluster.dashboard_host if cluster.dashboard else None}
+    chosen["start_timeout"] = cluster.start_timeout or (86_400.0 if cluster.kind == "slurm" else 60.0)
+    if cluster.kind == "slurm":
+        chosen["slurm"] = cluster.slurm
+    if cluster.kind == "cuda" and kind == "dask":
+        chosen["cuda"] = True
+    if cluster.kind == "address":
+        chosen["address"] = getattr(cluster.address, kind)
+        if chosen["address"] is None:
+            raise InputError(
+                f"cluster.address.{kind}",
+                found="nothing",
+                expected=f"an address, since a stage runs on {kind} and cluster.kind is `address`",
+                action="give it, or run that stage on another executor",
+            )
+    return chosen

@@ -1,0 +1,1 @@
+"""Scenes, brains and small datasets in NSD's own files, with a planted truth."""

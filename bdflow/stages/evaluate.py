@@ -1,0 +1,371 @@
+"""How well each reconstruction agrees with the photo that was shown, kept image by image.
+
+Three passes. Judging networks look at the test photos, once for all subjects (`judges`); then at every
+reconstruction, which is correlated with all photos (`similarities`); from these correlations, and from the
+pixels themselves, come the metrics (`metrics`). Where a network's weights are not here its metrics are
+recorded as missing, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bdflow.config import Config, content
+from bdflow.datasets.nsd import identity
+from bdflow.errors import NotAtHand
+from bdflow.metrics import image_metrics
+from bdflow.models.judges.weights import BUNDLE_CLIP, DISTANCES, JUDGE_OF, JUDGES, Weights, find_weights
+from bdflow.models.weights.bundle import open_bundle
+from bdflow.stores import Store, Study, text
+from bdflow.study import catalog, keys, scoring
+from bdflow.study.graph import Counts, StoreDecl
+from bdflow.study.scoring import PIXELS
+from bdflow.study.stage import TRUE, Context, Stage, Step, Work, missing_in_any, painted, pairs
+
+if TYPE_CHECKING:
+    from bdflow.models.judges.networks import Panel
+
+ALONE = {*PIXELS, *DISTANCES}  # metrics that need no other photo
+
+
+def full_name(metric: str, config: Config) -> str:
+    """A metric with its protocol, see `bdflow.study.scoring.full_name`."""
+    return scoring.full_name(metric, config.evaluate.ssim, config.evaluate.distractors)
+
+
+# --- which judges there are -----------------------------------------------------------------------------------
+
+
+def weights_of(config: Config) -> dict[str, Weights]:
+    """The judges that the configured metrics need, by name, with their weights or why there are none.
+
+    A judge whose photos the study holds counts, without files, though its weights are not here any more.
+    """
+    needed = {JUDGE_OF[metric]: metric for metric in config.evaluate.metrics if metric in JUDGE_OF}
+    found = {name: find_weights(name, config.evaluate.weights) for name in JUDGES if name in needed}
+    study = Study(config.study)
+    for name, weights in found.items():
+        if weights.missing and study.declared(keys.judge(needed[name])):
+            found[name] = Weights()
+    return found
+
+
+def judged(config: Config, weights: Mapping[str, Weights]) -> list[str]:
+    """Those of the configured metrics that a network judges whose weights are here."""
+    return [
+        metric
+        for metric in config.evaluate.metrics
+        if metric == BUNDLE_CLIP or (metric in JUDGE_OF and not weights[JUDGE_OF[metric]].missing)
+    ]
+
+
+def missing(config: Config, weights: Mapping[str, Weights]) -> dict[str, str]:
+    """Why metrics are missing, by metric."""
+    return {
+        metric: weights[JUDGE_OF[metric]].missing
+        for metric in config.evaluate.metrics
+        if metric in JUDGE_OF and weights[JUDGE_OF[metric]].missing
+    }
+
+
+class Evaluate(Stage):
+    """Judged photos, similarities, metrics."""
+
+    name = "evaluate"
+
+    def stores(self, config: Config) -> Iterator[StoreDecl]:
+        if not config.painters:
+            return
+        weights = weights_of(config)
+        seen = judged(config, weights)
+        settings: dict[str, Any]
+        for metric in seen:
+            about, chunks = {"metric": metric}, content(config.chunks, "judges")
+            inputs = partial(_judge_inputs, config, metric, weights)
+            layout = partial(_judge, config, metric)
+            yield StoreDecl(keys.judge(metric), layout, about, inputs, (keys.STIMULI,), chunks)
+        for painter, of in config.painters.items():
+            for subject in painted(config, config.subjects):
+                pictures = tuple(keys.reconstructions(painter, subject, variant) for variant in of.variants)
+                similarities = keys.similarities(painter, subject)
+                if seen:
+                    settings = {
+                        "variants": list(of.variants),
+                        "metrics": seen,
+                    }
+                    upstream = (*pictures, *(keys.judge(metric) for metric in seen))
+                    layout = partial(_similarities, config, painter, subject, len(seen))
+                    chunks = content(config.chunks, "similarities")
+                    yield StoreDecl(similarities, layout, settings, upstream=upstream, chunks=chunks)
+                settings = {
+                    "variants": list(of.variants),
+                    "evaluate": content(config.evaluate, "metrics"),
+                    "missing": missing(config, weights),
+                }
+                upstream = (keys.STIMULI, *pictures, *((similarities,) if seen else ()))
+                layout = partial(_metrics, config, painter, subject)
+                chunks = content(config.chunks, "metrics")
+                yield StoreDecl(keys.metrics(painter, subject), layout, settings, upstream=upstream, chunks=chunks)
+
+    def steps(self, context: Context) -> Iterable[Step]:
+        config = context.config
+        if not config.painters:
+            return
+        seen = judged(config, weights_of(config))
+        judges = tuple(keys.judge(metric) for metric in seen)
+        if seen:
+            yield Step("photos judged", "blocks of photos", (keys.STIMULI,), judges, partial(_start_judges, context))
+        for painter, of in config.painters.items():
+            named = f" ({painter})" if len(config.painters) > 1 else ""
+            pictures = tuple(
+                keys.reconstructions(painter, s, variant) for s in context.painted for variant in of.variants
+            )
+            similarities = tuple(keys.similarities(painter, s) for s in context.painted) if seen else ()
+            if seen:
+                yield Step(
+                    f"similarities{named}",
+                    "blocks of images",
+                    (*pictures, *judges),
+                    similarities,
+                    partial(_start_similarities, context, painter),
+                )
+            yield Step(
+                f"metrics{named}",
+                "blocks of images",
+                (keys.STIMULI, *pictures, *similarities),
+                tuple(keys.metrics(painter, s) for s in context.painted),
+                partial(_start_metrics, context, painter),
+            )
+
+
+def _judge_inputs(config: Config, metric: str, weights: Mapping[str, Weights]) -> dict[str, str]:
+    if metric == BUNDLE_CLIP:
+        return {"bundle": open_bundle(config.networks.bundle).fingerprint}
+    files = weights[JUDGE_OF[metric]].files
+    if not files:
+        raise _not_at_hand(metric, config)
+    return {file.name: identity(file) for file in files}
+
+
+def _not_at_hand(metric: str, config: Config) -> NotAtHand:
+    return NotAtHand(
+        f"evaluate.metrics, {metric}",
+        found=find_weights(JUDGE_OF[metric], config.evaluate.weights).missing,
+        expected="the weights that the photos of this study were judged with",
+        action="put them where `evaluate.weights` says; to look at what is made already they are not needed.",
+    )
+
+
+# --- what the stores look like --------------------------------------------------------------------------------
+
+
+def _judge(config: Config, metric: str, counts: Counts) -> catalog.Laid:
+    sizes = {"stimulus": counts.test_stimuli(TRUE), "feature": counts.judge_width(metric)}
+    return catalog.judges(metric, config.chunks.images), sizes
+
+
+def _similarities(config: Config, painter: str, subject: str, seen: int, counts: Counts) -> catalog.Laid:
+    own = counts.test_stimuli(subject)
+    sizes = {"variant": len(config.painters[painter].variants), "metric": seen, "stimulus": own, "photo": own}
+    return catalog.similarities(config.chunks.images), sizes
+
+
+def _metrics(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
+    variants, metrics = config.painters[painter].variants, config.evaluate.metrics
+    sizes = {"variant": len(variants), "metric": len(metrics), "stimulus": counts.test_stimuli(subject)}
+    return catalog.metrics(config.chunks.images), sizes
+
+
+# --- steps ----------------------------------------------------------------------------------------------------
+
+
+def _load(config: Config) -> Callable[[], Panel]:
+    weights = weights_of(config)
+    wanted = {JUDGE_OF[m]: weights[JUDGE_OF[m]] for m in judged(config, weights) if m in JUDGE_OF}
+    return partial(_load_panel, config, wanted)
+
+
+def _start_judges(context: Context) -> Work:
+    stimuli = context.ready(keys.STIMULI)
+    ids = stimuli.read("nsd_id")[stimuli.read("split") == "test"]
+    seen = judged(context.config, weights_of(context.config))
+    stores = {metric: context.declare(keys.judge(metric), {"nsd_id": ids}) for metric in seen}
+    return Work(missing_in_any(stores.values()), partial(PhotoJudge, _load(context.config), stimuli, stores))
+
+
+def _images_of(context: Context, painter: str) -> dict[tuple[str, str], Store]:
+    return {
+        (subject, variant): context.ready(keys.reconstructions(painter, subject, variant))
+        for subject in context.painted
+        for variant in context.config.painters[painter].variants
+    }
+
+
+def _start_similarities(context: Context, painter: str) -> Work:
+    config, images = context.config, _images_of(context, painter)
+    variants = config.painters[painter].variants
+    judges = {metric: context.ready(keys.judge(metric)) for metric in judged(config, weights_of(config))}
+    stores = {}
+    for subject in context.painted:
+        own = images[subject, variants[0]].read("nsd_id")
+        given = {"variant": text(variants), "metric": text(judges), "nsd_id": own, "photo_nsd_id": own}
+        stores[subject] = context.declare(keys.similarities(painter, subject), given)
+    return Work(pairs(stores), partial(Comparer, _load(config), variants, judges, images, stores))
+
+
+def _start_metrics(context: Context, painter: str) -> Work:
+    config, images = context.config, _images_of(context, painter)
+    variants, names = config.painters[painter].variants, config.evaluate.metrics
+    weights = weights_of(config)
+    similarities = {}
+    if judged(config, weights):
+        similarities = {subject: context.ready(keys.similarities(painter, subject)) for subject in context.painted}
+    stores = {}
+    for subject in context.painted:
+        own = images[subject, variants[0]].read("nsd_id")
+        lonely = {m: "two-way identification needs at least two photos" for m in names if m not in ALONE}
+        gaps = (lonely if len(own) < 2 else {}) | missing(config, weights)
+        given = {
+            "variant": text(variants),
+            "metric": text(full_name(metric, config) for metric in names),
+            "missing": text(gaps.get(metric, "") for metric in names),
+            "nsd_id": own,
+        }
+        stores[subject] = context.declare(keys.metrics(painter, subject), given)
+    stimuli = context.ready(keys.STIMULI)
+    return Work(pairs(stores), partial(Scorer, config, painter, stimuli, images, similarities, stores))
+
+
+def _load_panel(config: Config, weights: Mapping[str, Weights]) -> Panel:
+    from bdflow.models.judges.networks import load_panel
+
+    for name, found in weights.items():
+        if not found.files:
+            raise _not_at_hand(next(metric for metric, judge in JUDGE_OF.items() if judge == name), config)
+    bundle = config.networks.bundle if BUNDLE_CLIP in config.evaluate.metrics else None
+    return load_panel(weights, bundle, config.networks.device)
+
+
+class PhotoJudge:
+    """Loads the judging networks; a task is one block of test photos."""
+
+    def __init__(self, load: Callable[[], Panel], stimuli: Store, stores: Mapping[str, Store]) -> None:
+        self.panel, self.stimuli, self.stores = load(), stimuli, stores
+
+    def __call__(self, partition: int) -> None:
+        first = next(iter(self.stores.values()))
+        ids = first.read("nsd_id", first.spec.region(first.sizes, partition))
+        seen = self.panel(self.stimuli.read("image", {"stimulus": self.stimuli.rows("nsd_id", ids)}))
+        for metric, store in self.stores.items():
+            store.write(partition, {"feature": seen[metric].cpu().numpy()})
+
+
+class Comparer:
+    """Loads the judging networks and what they saw in the photos; a task is one block of one subject and variant.
+
+    Memory: the networks, and 4 bytes for each feature of each test photo.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Panel],
+        variants: Sequence[str],
+        judges: Mapping[str, Store],
+        images: Mapping[tuple[str, str], Store],
+        stores: Mapping[str, Store],
+    ) -> None:
+        self.panel, self.variants, self.images, self.stores = load(), variants, images, stores
+        self.judges = judges
+        self.photos = {metric: self._unit_features(store) for metric, store in judges.items()}
+        self.subject, self.rows = "", np.zeros(0, int)
+
+    def _unit_features(self, store: Store) -> Any:
+        import torch
+
+        shape = (store.sizes["stimulus"], store.sizes["feature"])
+        rows = torch.empty(shape, device=self.panel.device)
+        for partition in range(store.n_partitions):
+            block = store.spec.region(store.sizes, partition)
+            feature = torch.from_numpy(store.read("feature", block)).to(self.panel.device)
+            rows[block["stimulus"]] = image_metrics.unit(feature)
+        return rows
+
+    def __call__(self, task: tuple[str, int]) -> None:
+        subject, partition = task
+        store = self.stores[subject]
+        if subject != self.subject:
+            judge = next(iter(self.judges.values()))
+            self.subject, self.rows = subject, judge.rows("nsd_id", store.read("photo_nsd_id"))
+        region = store.spec.region(store.sizes, partition)
+        variant = self.variants[region["variant"].start]
+        seen = self.panel(self.images[subject, variant].read("image", {"stimulus": region["stimulus"]}))
+        correlation = [
+            (image_metrics.unit(seen[metric]) @ self.photos[metric].T).cpu().numpy()[:, self.rows]
+            for metric in self.judges
+        ]
+        store.write(partition, {"correlation": np.array([correlation], dtype=np.float32)})
+
+
+class Scorer:
+    """Scores one block of reconstructions of one subject and variant a task."""
+
+    def __init__(
+        self,
+        config: Config,
+        painter: str,
+        stimuli: Store,
+        images: Mapping[tuple[str, str], Store],
+        similarities: Mapping[str, Store],
+        stores: Mapping[str, Store],
+    ) -> None:
+        self.config, self.stimuli, self.images = config, stimuli, images
+        self.similarities, self.stores = similarities, stores
+        self.variants = config.painters[painter].variants
+
+    def __call__(self, task: tuple[str, int]) -> None:
+        subject, partition = task
+        store = self.stores[subject]
+        region = store.spec.region(store.sizes, partition)
+        pixels = self._pixel_scores(subject, region)
+        gaps = store.read("missing").tolist()
+        rows = []
+        for metric, gap in zip(self.config.evaluate.metrics, gaps, strict=True):
+            if gap:
+                rows.append(np.full(len(pixels["PixCorr"]), np.nan))
+            elif metric in PIXELS:
+                rows.append(pixels[metric])
+            else:
+                rows.append(self._network_score(subject, metric, region))
+        store.write(partition, {"value": np.array([rows], dtype=np.float32)})
+
+    def _pixel_scores(self, subject: str, region: Mapping[str, slice]) -> dict[str, np.ndarray]:
+        rows = {"stimulus": region["stimulus"]}
+        ids = self.stores[subject].read("nsd_id", rows)
+        scores: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+            "PixCorr": image_metrics.pixcorr,
+            "SSIM": partial(image_metrics.ssim, protocol=self.config.evaluate.ssim),
+        }
+        wanted = {name: score for name, score in scores.items() if name in self.config.evaluate.metrics}
+        found = {name: np.full(len(ids), np.nan) for name in scores}
+        if wanted:
+            truths = self.stimuli.read("image", {"stimulus": self.stimuli.rows("nsd_id", ids)})
+            pictures = self.images[subject, self.variants[region["variant"].start]].read("image", rows)
+            for i, (truth, picture) in enumerate(zip(truths, pictures, strict=True)):
+                resized = image_metrics.at_size(picture, *truth.shape[:2])
+                for name, score in wanted.items():
+                    found[name][i] = score(truth, resized)
+        return found
+
+    def _network_score(self, subject: str, metric: str, region: Mapping[str, slice]) -> np.ndarray:
+        store = self.similarities[subject]
+        at = store.read("metric").tolist().index(metric)
+        which = {"variant": region["variant"], "metric": slice(at, at + 1)}
+        rows = region["stimulus"]
+        if metric in DISTANCES:
+            return 1 - np.diagonal(store.read("correlation", {**which, "stimulus": rows, "photo": rows})[0, 0])
+        correlation = store.read("correlation", which)[0, 0]
+        return image_metrics.identification(correlation, self.config.evaluate.distractors)[rows]

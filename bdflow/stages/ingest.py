@@ -1,0 +1,317 @@
+"""A dataset's files into stores. Betas session by session, stimuli by blocks, rows for ridge by blocks of voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+
+from bdflow.config import Config, content
+from bdflow.datasets.nsd import BETA_SCALE, clipped
+from bdflow.datasets.reader import open_dataset
+from bdflow.errors import InputError
+from bdflow.stores import Store, text
+from bdflow.study import catalog, keys, trials
+from bdflow.study.designs import Design, response_kinds
+from bdflow.study.graph import Counts, StoreDecl
+from bdflow.study.stage import Context, Stage, Step, Work, pairs
+
+log = getLogger(__name__)
+
+Kind = tuple[str, str]  # (subject, kind of rows)
+
+
+class Ingest(Stage):
+    """Betas, stimuli, and the rows that ridge is fitted on."""
+
+    name = "ingest"
+    method = 2
+
+    def stores(self, config: Config) -> Iterator[StoreDecl]:
+        data, chunks = open_dataset(config), config.chunks
+        stimuli = {
+            "dataset": content(config.dataset, "stimuli"),
+            "subjects": sorted(config.subjects),
+        }
+        layout, cut = partial(_stimuli, config), content(chunks, "stimuli")
+        yield StoreDecl(keys.STIMULI, layout, stimuli, data.stimulus_inputs, chunks=cut)
+        for subject in config.subjects:
+            betas = keys.betas(subject)
+            inputs = partial(data.beta_inputs, subject)
+            own = content(config.dataset, "betas") | {"sessions": _sessions(config, subject)}
+            yield StoreDecl(betas, partial(_betas, subject), own, inputs)
+            for kind, design in response_kinds(config).items():
+                settings: dict[str, Any] = {"dataset": content(config.dataset, "responses")}
+                settings |= {"rows": design.rows, "session_zscore": design.session_zscore}
+                rows, cut = partial(_responses, config, subject, design), content(chunks, "responses")
+                upstream = (betas, keys.STIMULI)
+                yield StoreDecl(keys.responses(subject, kind), rows, settings, upstream=upstream, chunks=cut)
+
+    def steps(self, context: Context) -> Iterable[Step]:
+        subjects, kinds = context.subjects, response_kinds(context.config)
+        betas = tuple(keys.betas(subject) for subject in subjects)
+        responses = tuple(keys.responses(subject, kind) for subject in subjects for kind in kinds)
+        return (
+            Step("betas", "sessions", (), betas, partial(_start_betas, context)),
+            Step("stimuli", "partitions", (), (keys.STIMULI,), partial(_start_stimuli, context)),
+            Step(
+                "responses",
+                "blocks of voxels",
+                (keys.STIMULI, *betas),
+                responses,
+                partial(_start_responses, context, kinds),
+            ),
+            Step("voxels", "subjects", (*betas, *responses), (), partial(_check_voxels, context, tuple(kinds))),
+        )
+
+
+# --- what the stores look like ----------------------------------------------------------------------------------------
+
+
+def _sessions(config: Config, subject: str) -> object:
+    """A subject's sessions as a setting: how many from the first, or a list."""
+    numbers = config.dataset.sessions_of(subject)
+    return len(numbers) if numbers == tuple(range(1, len(numbers) + 1)) else list(numbers)
+
+
+def _stimuli(config: Config, counts: Counts) -> catalog.Laid:
+    height, width = counts.photo()
+    sizes = {"stimulus": counts.stimuli(), "y": height, "x": width, "rgb": 3, "caption_number": counts.captions()}
+    return catalog.stimuli(config.chunks.stimuli), sizes
+
+
+def _betas(subject: str, counts: Counts) -> catalog.Laid:
+    sizes = {"trial": counts.trials(subject), "voxel": counts.voxels(subject), "roi": counts.region_files(subject)}
+    sizes |= {"axis": 3, "world": 4, "index": 4, "code": 1}
+    return catalog.betas(counts.session_trials(subject)), sizes
+
+
+def _responses(config: Config, subject: str, design: Design, counts: Counts) -> catalog.Laid:
+    rows = counts.train_rows(subject, design.rows) + counts.test_stimuli(subject)
+    spec = catalog.responses(config.chunks.voxels, design.rows, design.session_zscore)
+    return spec, {catalog.row_dim(design.rows): rows, "voxel": counts.voxels(subject)}
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def _start_betas(context: Context) -> Work:
+    data = open_dataset(context.config)
+    stores = {}
+    for subject in context.subjects:
+        mask = data.mask(subject)
+        i, j, k = np.nonzero(mask)
+        given = {
+            "grid": np.array(mask.shape),
+            "affine": data.affine(subject),
+            "affine_form": np.array([data.affine_form(subject)]),
+            "nsd_id": data.shown(subject),
+            "session": np.repeat(np.array(data.sessions(subject)), data.session_trials(subject)),
+            "i": i,
+            "j": j,
+            "k": k,
+            "roi": text(data.region_files(subject)),
+            "roi_label": data.region_labels(subject),
+            "ncsnr": data.ncsnr(subject),
+        }
+        stores[subject] = context.declare(keys.betas(subject), given)
+    return Work(pairs(stores), partial(SessionReader, context.config, stores))
+
+
+def _start_stimuli(context: Context) -> Work:
+    ids, split, owner = open_dataset(context.config).stimuli()
+    store = context.declare(keys.STIMULI, {"nsd_id": ids, "split": text(split), "owner": text(owner)})
+    return Work(store.missing(), partial(StimulusReader, context.config, store))
+
+
+def _start_responses(context: Context, kinds: dict[str, Design]) -> Work:
+    stimuli = context.ready(keys.STIMULI)
+    ids, split = stimuli.read("nsd_id"), stimuli.read("split")
+    betas = {subject: context.ready(keys.betas(subject)) for subject in context.subjects}
+    stores: dict[Kind, Store] = {}
+    for subject, of in betas.items():
+        shown = trials.shown(of)
+        for kind, design in kinds.items():
+            row_ids, row_split, repeats = training_rows(ids, split, shown, design.rows)
+            given = {"nsd_id": row_ids, "split": text(row_split), "repeats": repeats}
+            stores[subject, kind] = context.declare(keys.responses(subject, kind), given)
+    return Work(pairs(stores), partial(RowMaker, betas, stores, kinds, context.config.dataset.bad_voxels))
+
+
+def training_rows(
+    ids: np.ndarray, split: np.ndarray, shown: np.ndarray, rows: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stimulus, part and number of trials of each row of a subject's responses, in the order of `ids`.
+
+    Parameters
+    ----------
+    ids, split : every stimulus of the study, and whether it is for `test` or `train`.
+    shown : stimulus of each of the subject's trials that are usable.
+    rows : `averaged`: a row a stimulus; `trials`: a row a training trial (those of a stimulus beside each other, in the
+        order of the scan), and one a test stimulus.
+    """
+    known, counts = np.unique(shown, return_counts=True)
+    mine = np.isin(ids, known)
+    ids, split = ids[mine], split[mine]
+    repeats = counts[np.searchsorted(known, ids)]
+    if rows == "averaged":
+        return ids, split, repeats
+    times = np.where(split == "train", repeats, 1)
+    return np.repeat(ids, times), np.repeat(split, times), np.repeat(np.where(split == "train", 1, repeats), times)
+
+
+def _check_voxels(context: Context, kinds: tuple[str, ...]) -> Work:
+    """Say what of the betas is missing or cut off, and which voxels are dropped. InputError if none is left."""
+    for subject in context.subjects:
+        betas = context.ready(keys.betas(subject))
+        for kind in kinds:
+            key = keys.responses(subject, kind)
+            account = trials.Account.read(betas, context.ready(key))
+            if kind == kinds[0]:
+                for line in account.lines():
+                    log.warning("%s: %s.", betas.path, line)
+            for line in account.dropped():
+                log.warning("%s: not decoded from: %s.", key, line)
+            if account.incomplete + account.constant == account.voxels:
+                raise InputError(
+                    key,
+                    found="no voxel that can be decoded from: " + "; ".join(account.dropped()),
+                    expected="voxels that vary over the training stimuli, with a measurement of every stimulus",
+                    action="check the betas and the mask of this subject; leave sessions out by `dataset.sessions`, or "
+                    "average trials (`ridge.rows: averaged`), where single trials are missing",
+                )
+    return Work()
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+class SessionReader:
+    """Streams one session a task: unpack, mask, store."""
+
+    def __init__(self, config: Config, stores: dict[str, Store]) -> None:
+        self.data, self.stores = open_dataset(config), stores
+
+    def __call__(self, task: tuple[str, int]) -> None:
+        subject, partition = task
+        betas = self.data.betas(subject, partition, self.data.mask(subject))
+        valid = betas.valid.astype(np.uint8)
+        counted = np.count_nonzero(valid, axis=1).astype(np.int32)
+        self.stores[subject].write(partition, {"beta": betas.values, "valid": valid, "valid_voxels": counted})
+
+
+class StimulusReader:
+    """Copies one block of photos and captions a task."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self.data, self.store = open_dataset(config), store
+
+    def __call__(self, partition: int) -> None:
+        store = self.store
+        ids = store.read("nsd_id", store.spec.region(store.sizes, partition))
+        texts = np.full((len(ids), store.sizes["caption_number"]), "", dtype=np.dtypes.StringDType())
+        for row, found in zip(texts, self.data.read_captions(ids), strict=True):
+            row[: len(found)] = found
+        store.write(partition, {"image": self.data.read_photos(ids), "caption": texts})
+
+
+class RowMaker:
+    """Makes the rows of one block of voxels of one subject a task, with training mean and SD."""
+
+    def __init__(
+        self, betas: dict[str, Store], stores: dict[Kind, Store], kinds: dict[str, Design], bad_voxels: str
+    ) -> None:
+        self.betas, self.stores, self.kinds, self.bad_voxels = betas, stores, kinds, bad_voxels
+        self.orders: dict[Kind, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def _order(self, kind: Kind) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Trials sorted by row; where each row starts; which rows are for training."""
+        if kind not in self.orders:
+            responses, betas = self.stores[kind], self.betas[kind[0]]
+            usable, shown = np.flatnonzero(trials.usable(betas)), trials.shown(betas)
+            ids, repeats = responses.read("nsd_id"), responses.read("repeats")
+            first = np.concatenate([[True], ids[1:] != ids[:-1]])  # of the rows of a stimulus
+            order = np.argsort(ids[first], kind="stable")
+            stimulus = order[np.searchsorted(ids[first], shown, sorter=order)]
+            in_rows = usable[np.argsort(stimulus, kind="stable")]
+            starts = np.concatenate([[0], np.cumsum(repeats)[:-1]])
+            self.orders[kind] = (in_rows, starts, responses.read("split") == "train")
+        return self.orders[kind]
+
+    def __call__(self, task: tuple[str, str, int]) -> None:
+        subject, kind, partition = task
+        betas, responses, design = self.betas[subject], self.stores[subject, kind], self.kinds[kind]
+        region = responses.spec.region(responses.sizes, partition)
+        raw, valid = betas.read("beta", region), betas.read("valid", region) == 1
+        missing, cut_off = (~valid).sum(axis=0), (clipped(raw) & valid).sum(axis=0)
+        in_rows, starts, train = self._order((subject, kind))
+        if design.session_zscore:
+            values, valid = session_z_scored(raw, betas.read("session"), valid)
+        else:
+            values = np.where(valid, raw, 0).astype(np.int32)
+        counts = np.add.reduceat(valid[in_rows], starts, axis=0, dtype=np.int32)
+        lost = (counts == 0).any(axis=0)
+        scaled = 1.0 if design.session_zscore else float(BETA_SCALE)
+        sums = np.add.reduceat(values[in_rows], starts, axis=0)
+        response = (sums / (np.maximum(counts, 1) * scaled)).astype(np.float32)
+        mean = response[train].mean(axis=0, dtype=np.float64)
+        scale = response[train].std(axis=0, ddof=1, dtype=np.float64) if train.sum() > 1 else np.zeros_like(mean)
+        constant = (response[train] == response[train][:1]).all(axis=0)
+        bad = lost | constant
+        if self.bad_voxels == "refuse" and bad.any():
+            first = int(region["voxel"].start + np.flatnonzero(bad)[0])
+            i, j, k = (int(betas.read(axis)[first]) for axis in "ijk")
+            raise InputError(
+                betas.path,
+                found=f"{int(bad.sum())} voxels in this block that cannot be decoded from: {int(lost.sum())} without "
+                f"a measurement of some stimulus, {int((constant & ~lost).sum())} constant; the first at {(i, j, k)}",
+                expected="none, as `dataset.bad_voxels: refuse` asks",
+                action="set `dataset.bad_voxels: drop` to leave them out, or choose another mask",
+            )
+        response[:, lost] = np.nan
+        responses.write(
+            partition,
+            {
+                "response": response,
+                "voxel_mean": np.where(lost, np.nan, mean).astype(np.float32),
+                "voxel_scale": np.where(bad, 0, scale).astype(np.float32),
+                "valid": (~bad).astype(np.uint8),
+                "missing_trials": missing.astype(np.int32),
+                "clipped_trials": cut_off.astype(np.int32),
+            },
+        )
+
+
+def session_z_scored(betas: np.ndarray, session: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Betas by mean and SD (ddof 0) of each voxel over the valid trials of its session.
+
+    Parameters
+    ----------
+    betas : (trials, voxels).
+    session : (trials,) the session of each.
+    valid : (trials, voxels) bool: which are measurements.
+
+    Returns
+    -------
+    values : (trials, voxels) float64, 0 where not valid.
+    valid : as given, without the trials of sessions in which a voxel is constant: these have no z-score.
+    """
+    values, valid = np.where(valid, betas, 0).astype(np.float64), valid.copy()
+    for number in np.unique(session):
+        rows = session == number
+        part, known = values[rows], valid[rows]
+        whole = known.all(axis=0)
+        part -= part.mean(axis=0)
+        scale = part.std(axis=0)
+        if not whole.all():
+            some, of = np.where(known, values[rows], 0)[:, ~whole], known[:, ~whole]
+            counted = np.maximum(of.sum(axis=0), 1)
+            some = np.where(of, some - some.sum(axis=0) / counted, 0)
+            part[:, ~whole] = some
+            scale[~whole] = np.sqrt(np.square(some).sum(axis=0) / counted)
+        values[rows] = np.divide(part, scale, out=np.zeros_like(part), where=scale > 0)
+        valid[rows] = known & (scale > 0)
+    return values, valid

@@ -1,0 +1,1 @@
+"""Ridge from responses to latents: the stage, and its workers."""

@@ -1,0 +1,410 @@
+"""Ridge from responses to latents, all subjects in one pass over each target space.
+
+First each subject's systems (one a design: which rows, which voxels), and from them the hat matrix of each penalty;
+penalties are those of the configuration, or chosen by cross-validation. Then blocks of columns: each task reads one
+block of a target space once, and predicts it for every subject. On request the weights themselves, and how much each
+voxel counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bdflow import random
+from bdflow.config import Config, content
+from bdflow.regression import ridge
+from bdflow.regression.grouping import Grouping
+from bdflow.regression.memory_budget import Plan
+from bdflow.stages.regress.workers import (
+    Decoders,
+    Factoriser,
+    Predictor,
+    Reading,
+    Selector,
+    Summariser,
+    SystemMaker,
+    Validator,
+    Weigher,
+)
+from bdflow.stores import Store, text
+from bdflow.study import catalog, keys, region_patterns
+from bdflow.study.designs import (
+    Design,
+    candidates,
+    chosen_spaces,
+    design_of,
+    designs,
+    held_out_spaces,
+    response_kinds,
+    validates,
+)
+from bdflow.study.graph import Counts, Inputs, StoreDecl, no_inputs
+from bdflow.study.penalties import decoder_penalties
+from bdflow.study.stage import Context, Stage, Step, Work, missing_in_any, pairs
+from bdflow.study.system import Solver, clear, extent_of, plan_of, scratch_of
+
+Pair = tuple[str, str]  # (subject, design) or (subject, space)
+
+
+class Regress(Stage):
+    """Systems, penalties, hat matrices, predictions."""
+
+    name = "regress"
+
+    def stores(self, config: Config) -> Iterator[StoreDecl]:
+        for subject in config.subjects:
+            for design, spaces in designs(config).items():
+                yield from self._of_design(config, subject, design, spaces)
+            for space in config.spaces:
+                yield from self._of_space(config, subject, space)
+
+    def _of_design(self, config: Config, subject: str, design: Design, spaces: tuple[str, ...]) -> Iterator[StoreDecl]:
+        system, validation = keys.system(subject, design.name), keys.validation(subject, design.name)
+        upstream: tuple[str, ...] = (keys.responses(subject, design.responses),)
+        inputs: Inputs = no_inputs
+        if design.regions is not None:
+            upstream = (*upstream, keys.betas(subject))
+            inputs = partial(region_patterns.mask_inputs, config, [design.regions], subject)
+        about: dict[str, Any] = {"regions": design.regions}
+        yield StoreDecl(system, partial(_system, subject, design), about, inputs, upstream)
+        if validates(config, spaces):
+            how = {**_validation_settings(config), "alphas": candidates(config, spaces), "intercept": design.intercept}
+            yield StoreDecl(validation, partial(_validation, config, subject, spaces), how, upstream=(system,))
+        chosen = chosen_spaces(config, spaces)
+        for space in chosen:
+            about = {
+                "grid": candidates(config, (space,)),
+                "columns": config.ridge.validation.columns if config.ridge_of(space).choose == "per_space" else None,
+                "seed": config.seed,
+                "validation": {**_validation_settings(config), "intercept": design.intercept},
+            }
+            upstream = (system, keys.targets(space))
+            layout, chunks = partial(_selection, config, space), content(config.chunks, "selection")
+            yield StoreDecl(keys.selection(subject, space), layout, about, upstream=upstream, chunks=chunks)
+        penalties = {space: config.ridge_of(space) for space in spaces}
+        about = {
+            "alpha": {space: of.alpha for space, of in penalties.items() if of.choose == "fixed"},
+            "choose": {space: of.choose for space, of in penalties.items() if of.choose != "fixed"},
+        }
+        upstream = (system, *(keys.selection(subject, space) for space in chosen))
+        layout = partial(_decoder, subject, design, spaces)
+        yield StoreDecl(keys.decoder(subject, design.name), layout, about, upstream=upstream)
+
+    def _of_space(self, config: Config, subject: str, space: str) -> Iterator[StoreDecl]:
+        ridge_settings, design = config.ridge_of(space), design_of(config, space)
+        held_out, predictions = ridge_settings.standardise == "held_out", keys.predictions(subject, space)
+        # Decoder and validation hold matrices of every penalty of a design's spaces. A space reads those of its own,
+        # and these follow from the system: it does not depend on the penalties of other spaces.
+        upstream: tuple[str, ...] = (keys.system(subject, design.name), keys.targets(space))
+        about: dict[str, Any] = {"intercept": design.intercept, "choose": ridge_settings.choose}
+        if ridge_settings.choose == "fixed":
+            about["alpha"] = ridge_settings.alpha
+        else:
+            upstream = (*upstream, keys.selection(subject, space))
+        if held_out:
+            about["held_out"] = _validation_settings(config)
+        layout, chunks = partial(_predictions, config, subject, space, held_out), content(config.chunks, "predictions")
+        yield StoreDecl(predictions, layout, about, upstream=upstream, chunks=chunks)
+        if ridge_settings.weights:
+            weights, responses = keys.weights(subject, space), keys.responses(subject, design.responses)
+            layout, chunks = partial(_weights, config, subject, space), content(config.chunks, "weights")
+            yield StoreDecl(weights, layout, upstream=(predictions, responses), chunks=chunks)
+            layout, chunks = partial(_importance, config, subject), content(config.chunks, "importance")
+            yield StoreDecl(keys.importance(subject, space), layout, upstream=(weights,), chunks=chunks)
+
+    def steps(self, context: Context) -> Iterable[Step]:
+        config, subjects = context.config, context.subjects
+        all_designs = {design.name: design for design in designs(config)}
+        responses = tuple(keys.responses(s, kind) for s in subjects for kind in response_kinds(config))
+        systems = tuple(keys.system(s, name) for s in subjects for name in all_designs)
+        labels = tuple(keys.betas(s) for s in subjects) if any(d.regions for d in all_designs.values()) else ()
+        targets = tuple(keys.targets(space) for space in config.spaces)
+        validated = {d.name: d for d, spaces in designs(config).items() if validates(config, spaces)}
+        validation = tuple(keys.validation(s, name) for s in subjects for name in validated)
+        chosen = [space for space in config.spaces if config.ridge_of(space).choose != "fixed"]
+        selection = tuple(keys.selection(s, space) for s in subjects for space in chosen)
+        decoders = tuple(keys.decoder(s, name) for s in subjects for name in all_designs)
+        predictions = tuple(keys.predictions(s, space) for s in subjects for space in config.spaces)
+        yield Step("systems", "parts", (*responses, *labels, *targets), systems, partial(_start_systems, context))
+        if validation:
+            needs = (*responses, *systems)
+            yield Step(
+                "cross-validation", "subjects", needs, validation, partial(_start_validation, context, validated)
+            )
+        if selection:
+            needs = (*systems, *validation, *targets)
+            yield Step("penalties", "blocks of latents", needs, selection, partial(_start_selection, context, chosen))
+        needs = (*responses, *systems, *selection)
+        yield Step("hat matrices", "subjects", needs, decoders, partial(_start_decoders, context))
+        needs = (*systems, *decoders, *validation, *selection, *targets)
+        yield Step("predictions", "blocks of latents", needs, predictions, partial(_start_predictions, context))
+        kept = [space for space in config.spaces if config.ridge_of(space).weights]
+        if kept:
+            weights = tuple(keys.weights(s, space) for s in subjects for space in kept)
+            importance = tuple(keys.importance(s, space) for s in subjects for space in kept)
+            needs = (*responses, *systems, *decoders, *predictions, *targets)
+            yield Step("weights", "blocks of voxels", needs, weights, partial(_start_weights, context, kept))
+            needs = (*weights, *predictions)
+            yield Step("importance", "blocks of voxels", needs, importance, partial(_start_importance, context, kept))
+        yield Step("factors", "studies", predictions, (), partial(_clear, config))
+
+
+def _validation_settings(config: Config) -> dict[str, Any]:
+    found = {**content(config.ridge.validation), "seed": config.seed}
+    del found["columns"]
+    if config.ridge.validation.method == "leave_one_out":
+        del found["folds"]
+    return found
+
+
+# --- what the stores look like ----------------------------------------------------------------------------------------
+
+
+def _system(subject: str, design: Design, counts: Counts) -> catalog.Laid:
+    train, test = counts.train_rows(subject, design.rows), counts.test_stimuli(subject)
+    voxels, dim = counts.design_voxels(subject, design), catalog.row_dim(design.rows)
+    dual = ridge.dual_is_cheaper(train, voxels, test)
+    sizes = {dim: train + test, f"train_{dim}": train} if dual else {"voxel": voxels, "other_voxel": voxels}
+    return catalog.systems(dual, design.rows), {**sizes, "any_voxel": counts.voxels(subject)}
+
+
+def _validation(config: Config, subject: str, spaces: tuple[str, ...], counts: Counts) -> catalog.Laid:
+    train = counts.train_stimuli(subject)
+    held_out = min(config.ridge.validation.stimuli, train)
+    sizes = {"alpha": len(candidates(config, spaces)), "held_out_stimulus": held_out, "train_stimulus": train}
+    return catalog.validation(), sizes
+
+
+def _selection(config: Config, space: str, counts: Counts) -> catalog.Laid:
+    shape = counts.shape(space)
+    sizes = {"alpha": len(candidates(config, (space,))), **catalog.space_sizes(shape)}
+    return catalog.selection(shape, config.chunks.columns), sizes
+
+
+def _decoder(subject: str, design: Design, spaces: tuple[str, ...], counts: Counts) -> catalog.Laid:
+    return catalog.decoders(), {
+        "space": len(spaces),
+        "alpha": counts.decoder_alphas(subject, design),
+        "stimulus": counts.test_stimuli(subject),
+        "train_stimulus": counts.train_stimuli(subject),
+    }
+
+
+def _predictions(config: Config, subject: str, space: str, held_out: bool, counts: Counts) -> catalog.Laid:
+    shape = counts.shape(space)
+    spec = catalog.predictions(shape, config.chunks.columns, held_out=held_out)
+    return spec, {"stimulus": counts.test_stimuli(subject), **catalog.space_sizes(shape)}
+
+
+def _weights(config: Config, subject: str, space: str, counts: Counts) -> catalog.Laid:
+    shape, chunks = counts.shape(space), config.chunks
+    spec = catalog.weights(shape, chunks.columns, chunks.voxels)
+    return spec, {"voxel": counts.voxels(subject), **catalog.space_sizes(shape)}
+
+
+def _importance(config: Config, subject: str, counts: Counts) -> catalog.Laid:
+    return catalog.importance(config.chunks.voxels), {"voxel": counts.voxels(subject)}
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def _responses(context: Context, subject: str, design: Design) -> Store:
+    return context.ready(keys.responses(subject, design.responses))
+
+
+def _plan(context: Context) -> Plan:
+    """How all systems of this run, and predictions, fit into a worker's memory. Raises InputError if they cannot."""
+    config, extents = context.config, {}
+    assert context.counts is not None
+    for subject in context.subjects:
+        for design, spaces in designs(config).items():
+            voxels = context.counts.design_voxels(subject, design)
+            responses = _responses(context, subject, design)
+            extents[f"{subject}, {design.name}"] = extent_of(config, spaces, responses, voxels)
+    return plan_of(config, extents, [context.counts.shape(space) for space in config.spaces])
+
+
+def _device(config: Config) -> str:
+    return "cuda" if config.execution.regress.gpus else "cpu"
+
+
+def _solvers(context: Context, plan: Plan) -> dict[Pair, Solver]:
+    config = context.config
+    scratch, device = scratch_of(config.study), _device(config)
+    return {
+        (subject, design.name): Solver(
+            _responses(context, subject, design),
+            context.ready(keys.system(subject, design.name)),
+            plan,
+            scratch,
+            device,
+        )
+        for subject in context.subjects
+        for design in designs(config)
+    }
+
+
+def _reading(context: Context, plan: Plan) -> Reading:
+    targets = {space: context.ready(keys.targets(space)) for space in context.config.spaces}
+    return Reading(targets, plan.piece_rows)
+
+
+def _start_systems(context: Context) -> Work:
+    plan = _plan(context)
+    responses: dict[Pair, Store] = {}
+    systems: dict[Pair, Store] = {}
+    tasks: list[Any] = []
+    for subject in context.subjects:
+        for design in designs(context.config):
+            pair = (subject, design.name)
+            responses[pair] = _responses(context, subject, design)
+            systems[pair] = system = _declare_system(context, subject, design, responses[pair])
+            missing = system.missing()
+            group = len(missing) if plan.whole else max(1, plan.kernel_rows // catalog.KERNEL_ROWS)
+            tasks += [(*pair, missing[i : i + group]) for i in range(0, len(missing), max(group, 1))]
+    return Work(tasks, partial(SystemMaker, responses, systems, plan.whole))
+
+
+def _declare_system(context: Context, subject: str, design: Design, responses: Store) -> Store:
+    key = keys.system(subject, design.name)
+    used = region_patterns.used_voxels(context, subject, design)
+    given: dict[str, np.ndarray] = {"used": used, "voxel": np.flatnonzero(used)}
+    ids, split = responses.read("nsd_id"), responses.read("split")
+    given |= {"nsd_id": ids, "split": split, "train_nsd_id": ids[split != "test"]}
+    return context.declare(key, given)
+
+
+def _train_stimuli(responses: Store) -> np.ndarray:
+    """nsd_id of each training stimulus, once."""
+    return Grouping(responses.read("nsd_id")[responses.read("split") != "test"]).ids
+
+
+def _start_validation(context: Context, validated: dict[str, Design]) -> Work:
+    config, solvers = context.config, _solvers(context, _plan(context))
+    spaces = {design.name: of for design, of in designs(config).items()}
+    stores = {}
+    for subject in context.subjects:
+        for name, design in validated.items():
+            train = _train_stimuli(_responses(context, subject, design))
+            rng = random.generator(config.seed, "validation", subject)
+            wanted = min(config.ridge.validation.stimuli, len(train))
+            held_out = np.sort(rng.choice(len(train), wanted, replace=False))
+            alphas = np.array(candidates(config, spaces[name]))
+            given = {"alpha": alphas, "held_out_nsd_id": train[held_out], "train_nsd_id": train}
+            stores[subject, name] = context.declare(keys.validation(subject, name), given)
+    tasks = [pair for pair, store in stores.items() if store.missing()]
+    return Work(tasks, partial(Validator, solvers, stores, config, validated))
+
+
+def _start_selection(context: Context, chosen: list[str]) -> Work:
+    config, reading = context.config, _reading(context, _plan(context))
+    intercepts = {space: design_of(config, space).intercept for space in chosen}
+    stores, validation = {}, {}
+    for subject in context.subjects:
+        for space in chosen:
+            key = keys.validation(subject, design_of(config, space).name)
+            validation[subject, space] = context.ready(key)
+            given = {"alpha": np.array(candidates(config, (space,)))}
+            stores[subject, space] = context.declare(keys.selection(subject, space), given)
+    drawn = {space: _drawn(config, space, reading.targets[space]) for space in chosen}
+    worker = partial(Selector, validation, stores, reading, drawn, intercepts, _device(config))
+    return Work(pairs(stores), worker)
+
+
+def _drawn(config: Config, space: str, targets: Store) -> np.ndarray | None:
+    """Flat positions of the latents by which a penalty is chosen, ascending; None for all."""
+    if config.ridge_of(space).choose == "per_target":
+        return None
+    size = int(np.prod(targets.arrays["latent"].shape[1:]))
+    rng = random.generator(config.seed, "validation columns", space)
+    return np.sort(rng.choice(size, min(config.ridge.validation.columns, size), replace=False))
+
+
+def _start_decoders(context: Context) -> Work:
+    config, solvers = context.config, _solvers(context, _plan(context))
+    stores = {}
+    for subject in context.subjects:
+        for design, spaces in designs(config).items():
+            selection = {s: context.ready(keys.selection(subject, s)) for s in chosen_spaces(config, spaces)}
+            by_space, alphas = decoder_penalties(config, spaces, selection)
+            responses = _responses(context, subject, design)
+            given = {
+                "alpha": np.array(alphas),
+                "space_alpha": np.array(by_space),
+                "space": text(spaces),
+                "nsd_id": responses.read("nsd_id")[responses.read("split") == "test"],
+                "train_nsd_id": _train_stimuli(responses),
+            }
+            stores[subject, design.name] = context.declare(keys.decoder(subject, design.name), given)
+    return Work([pair for pair, store in stores.items() if store.missing()], partial(Factoriser, solvers, stores))
+
+
+def _start_predictions(context: Context) -> Work:
+    config, reading = context.config, _reading(context, _plan(context))
+    decoders: dict[Pair, Store] = {}
+    validation: dict[Pair, Store] = {}
+    selection: dict[Pair, Store] = {}
+    stores: dict[str, dict[str, Store]] = {space: {} for space in config.spaces}
+    for subject in context.subjects:
+        for space in config.spaces:
+            of, design = config.ridge_of(space), design_of(config, space)
+            decoder = context.ready(keys.decoder(subject, design.name))
+            decoders[subject, space] = decoder
+            if held_out_spaces(config, (space,)):
+                validation[subject, space] = context.ready(keys.validation(subject, design.name))
+            if of.choose == "per_target":
+                selection[subject, space] = context.ready(keys.selection(subject, space))
+            given = {"nsd_id": decoder.read("nsd_id")}
+            stores[space][subject] = context.declare(keys.predictions(subject, space), given)
+    responses = {
+        (subject, space): _responses(context, subject, design_of(config, space))
+        for subject in context.subjects
+        for space in config.spaces
+    }
+    weights = {
+        pair: Grouping(store.read("nsd_id")[store.read("split") != "test"]).weights for pair, store in responses.items()
+    }
+    intercepts = {space: design_of(config, space).intercept for space in config.spaces}
+    tasks = [(space, p) for space, by_subject in stores.items() for p in missing_in_any(by_subject.values())]
+    worker = partial(
+        Predictor, Decoders(decoders, validation, selection, _device(config)), reading, stores, weights, intercepts
+    )
+    return Work(tasks, worker)
+
+
+def _start_weights(context: Context, kept: list[str]) -> Work:
+    plan = _plan(context)
+    by_design, reading = _solvers(context, plan), _reading(context, plan)
+    solvers: dict[Pair, Solver] = {}
+    decoders: dict[Pair, Store] = {}
+    predictions: dict[Pair, Store] = {}
+    weights: dict[Pair, Store] = {}
+    tasks = []
+    for subject in context.subjects:
+        for space in kept:
+            pair, design = (subject, space), design_of(context.config, space)
+            solvers[pair] = by_design[subject, design.name]
+            decoders[pair] = context.ready(keys.decoder(subject, design.name))
+            predictions[pair] = context.ready(keys.predictions(subject, space))
+            weights[pair] = store = context.declare(keys.weights(subject, space), {})
+            across = len(store.missing()) and store.spec.grid(store.sizes)[1]
+            tasks += [(*pair, group) for group in sorted({i // across for i in store.missing()})]
+    return Work(tasks, partial(Weigher, solvers, decoders, reading, weights, predictions))
+
+
+def _start_importance(context: Context, kept: list[str]) -> Work:
+    all_pairs = [(subject, space) for subject in context.subjects for space in kept]
+    weights = {pair: context.ready(keys.weights(*pair)) for pair in all_pairs}
+    predictions = {pair: context.ready(keys.predictions(*pair)) for pair in all_pairs}
+    importance = {pair: context.declare(keys.importance(*pair), {}) for pair in all_pairs}
+    return Work(pairs(importance), partial(Summariser, weights, predictions, importance))
+
+
+def _clear(config: Config) -> Work:
+    clear(scratch_of(config.study))
+    return Work()

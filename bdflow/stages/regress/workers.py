@@ -1,0 +1,416 @@
+"""What the works of the stage `regress` do in a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, pairwise
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from bdflow import random
+from bdflow.config import Config
+from bdflow.regression import cross_validation, ridge, streaming
+from bdflow.regression.device import to_device, to_host
+from bdflow.stores import Store
+from bdflow.study.designs import Design
+from bdflow.study.system import Solver, as_slice, z_scored_blocks
+from bdflow.study.target_reader import Columns, ahead
+
+Pair = tuple[str, str]  # (subject, design) or (subject, space)
+RowsOf = Callable[[slice], np.ndarray]
+
+
+class SystemMaker:
+    """Computes rows of one system a task: all of them at once if the system is held whole."""
+
+    def __init__(self, responses: dict[Pair, Store], systems: dict[Pair, Store], whole: bool) -> None:
+        self.responses, self.systems, self.whole = responses, systems, whole
+
+    def __call__(self, task: tuple[str, str, list[int]]) -> None:
+        subject, design, partitions = task
+        responses, system = self.responses[subject, design], self.systems[subject, design]
+        train, used = responses.read("split") != "test", system.read("used") == 1
+        regions = [next(iter(system.spec.region(system.sizes, i).values())) for i in partitions]
+        if "other_voxel" in system.sizes:
+            rows_of = self._covariance(responses, train, used, regions)
+        elif self.whole:
+            rows_of = self._kernel(responses, train, used)
+        else:
+            rows_of = self._kernel_part(responses, train, used, slice(regions[0].start, regions[-1].stop))
+        for partition, rows in zip(partitions, regions, strict=True):
+            system.write(partition, {"gram": rows_of(rows)})
+
+    def _kernel(self, responses: Store, train: np.ndarray, used: np.ndarray) -> RowsOf:
+        n = int(train.sum())
+        rows, others = as_slice(np.flatnonzero(train)), as_slice(np.flatnonzero(~train))
+        blocks = ((values[rows], values[others]) for _, values in z_scored_blocks(responses, used))
+        kernel, cross = ridge.kernel_matrix(blocks, n, len(train) - n)
+        position = np.where(train, np.cumsum(train), np.cumsum(~train)) - 1
+
+        def rows_of(rows: slice) -> np.ndarray:
+            found = np.empty((rows.stop - rows.start, n), dtype=np.float32)
+            found[train[rows]] = kernel[position[rows][train[rows]]]
+            found[~train[rows]] = cross[position[rows][~train[rows]]]
+            return found
+
+        return rows_of
+
+    def _kernel_part(self, responses: Store, train: np.ndarray, used: np.ndarray, part: slice) -> RowsOf:
+        product = np.zeros((part.stop - part.start, int(train.sum())), dtype=np.float32)
+        rows = as_slice(np.flatnonzero(train))
+        for _, values in z_scored_blocks(responses, used):
+            product += values[part] @ values[rows].T
+        return lambda rows: product[rows.start - part.start : rows.stop - part.start]
+
+    def _covariance(self, responses: Store, train: np.ndarray, used: np.ndarray, regions: list[slice]) -> RowsOf:
+        rows = as_slice(np.flatnonzero(train))
+
+        def blocks() -> Iterator[np.ndarray]:
+            return (values[rows][:, used[voxels]] for voxels, values in z_scored_blocks(responses, used))
+
+        if self.whole:
+            gram = ridge.Primal(np.concatenate([block.copy() for block in blocks()], axis=1)).gram
+            return lambda rows: gram[rows]
+        part = slice(regions[0].start, regions[-1].stop)
+        own, at = [], 0
+        for block in blocks():
+            first, last = max(part.start - at, 0), min(part.stop - at, block.shape[1])
+            if first < last:
+                own.append(block[:, first:last].copy())
+            at += block.shape[1]
+        mine = np.concatenate(own, axis=1)
+        product = np.concatenate([mine.T @ block for block in blocks()], axis=1)
+        return lambda rows: product[rows.start - part.start : rows.stop - part.start]
+
+
+class Validator:
+    """Computes the matrices of cross-validation of one subject and design a task."""
+
+    def __init__(
+        self, solvers: dict[Pair, Solver], stores: dict[Pair, Store], config: Config, designs: dict[str, Design]
+    ) -> None:
+        self.solvers, self.stores, self.config, self.designs = solvers, stores, config, designs
+
+    def __call__(self, pair: Pair) -> None:
+        solver, store = self.solvers[pair], self.stores[pair]
+        missing, settings = store.missing(), self.config.ridge.validation
+        alphas = store.read("alpha")[missing].tolist()
+        intercept, grouping = self.designs[pair[1]].intercept, solver.grouping
+        stimuli = held_out_rows(store)
+        groups = list(grouping.groups(stimuli))
+        system: Any = solver.ridge_system()
+        matrices: Iterator[Any]
+        if settings.method == "leave_one_out":
+            if grouping.trivial:
+                matrices = cross_validation.leave_one_out(system, stimuli, alphas, intercept)
+            else:
+                matrices = cross_validation.leave_group_out(system, groups, alphas, intercept)
+        else:
+            rng, count = random.generator(self.config.seed, "folds", pair[0]), len(grouping.counts)
+            fold = np.repeat(rng.permutation(count) % min(settings.folds, count), grouping.counts)
+            rows = np.concatenate(groups)
+            matrices = cross_validation.k_fold(system, rows, alphas, fold, intercept)
+            if not grouping.trivial:
+                matrices = (_means(matrix, [len(group) for group in groups]) for matrix in matrices)
+        for partition, matrix in zip(missing, matrices, strict=True):
+            host = to_host(grouping.sum_columns(matrix))
+            store.write(partition, {"matrix": host[None].astype(np.float32)})
+
+
+def _means(matrix: Any, lengths: list[int]) -> Any:
+    """Means of runs of rows."""
+    xp, ends = array_namespace(matrix), np.cumsum([0, *lengths])
+    return xp.stack([xp.mean(matrix[start:stop, :], axis=0) for start, stop in pairwise(ends.tolist())])
+
+
+def held_out_rows(validation: Store) -> np.ndarray:
+    """Positions of the stimuli that cross-validation predicts among the training stimuli, ascending."""
+    return np.sort(validation.rows("train_nsd_id", validation.read("held_out_nsd_id")))
+
+
+class Factoriser:
+    """Computes the hat matrices of one subject and design a task."""
+
+    def __init__(self, solvers: dict[Pair, Solver], decoders: dict[Pair, Store]) -> None:
+        self.solvers, self.decoders = solvers, decoders
+
+    def __call__(self, pair: Pair) -> None:
+        solver, decoder = self.solvers[pair], self.decoders[pair]
+        missing, grouping = decoder.missing(), solver.grouping
+        hats = solver.ridge_system().hat_matrices(solver.of_test(), decoder.read("alpha")[missing].tolist())
+        for partition, hat in zip(missing, hats, strict=True):
+            host = to_host(grouping.sum_columns(hat))
+            decoder.write(partition, {"hat_matrix": host[None].astype(np.float32)})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The target stores, and how many rows of them are read at a time."""
+
+    targets: dict[str, Store]
+    piece_rows: int
+
+    def columns(self, space: str, ids: np.ndarray) -> Columns:
+        """The latents of these stimuli."""
+        targets = self.targets[space]
+        return Columns(targets, targets.rows("nsd_id", ids), self.piece_rows)
+
+
+class Selector:
+    """Scores every penalty on one block of latents of one subject a task."""
+
+    def __init__(
+        self,
+        validation: dict[Pair, Store],
+        stores: dict[Pair, Store],
+        reading: Reading,
+        drawn: dict[str, np.ndarray | None],
+        intercepts: dict[str, bool],
+        device: str,
+    ) -> None:
+        self.validation, self.stores, self.reading, self.drawn = validation, stores, reading, drawn
+        self.intercepts, self.device, self.scratch = intercepts, device, streaming.Scratch()
+        self.loaded: tuple[str, tuple[float, ...]] | None = None
+
+    def _load(self, pair: Pair) -> None:
+        """Hold the matrices of a space's penalties; spaces of one design often share them."""
+        store, wanted = self.validation[pair], self.stores[pair].read("alpha")
+        if self.loaded == (store.path, tuple(wanted)):
+            return
+        self.loaded = (store.path, tuple(wanted))
+        self.train, self.rows, self.alphas = store.read("train_nsd_id"), held_out_rows(store), wanted
+        at = np.searchsorted(store.read("alpha"), wanted)
+        self.matrices = [to_device(store.read("matrix", {"alpha": slice(i, i + 1)})[0], self.device) for i in at]
+
+    def __call__(self, task: tuple[str, str, int]) -> None:
+        subject, space, partition = task
+        self._load((subject, space))
+        store = self.stores[subject, space]
+        region = store.spec.region(store.sizes, partition)
+        shape = tuple(
+            region[d].stop - region[d].start if d in region else store.sizes[d] for d in store.dims("best_alpha")
+        )
+        columns = self._columns(store, region, space)
+        scores = np.full((len(self.alphas), int(np.prod(shape))), np.nan, dtype=np.float32)
+        if columns.size:
+            pieces = ahead(self.reading.columns(space, self.train).requests(region, self.scratch), self.device)
+            whole = columns.size == scores.shape[1]
+            drawn = pieces if whole else (piece[:, columns] for piece in pieces)
+            found = streaming.validate_block(self.matrices, self.rows, drawn, self.scratch, self.intercepts[space])
+            scores[:, columns] = to_host(found)
+        best = np.full(scores.shape[1], np.nan, dtype=np.float32)
+        known = np.isfinite(scores).all(axis=0)
+        best[known] = self.alphas[scores[:, known].argmax(axis=0)]
+        store.write(partition, {"score": scores.reshape(-1, *shape), "best_alpha": best.reshape(shape)})
+
+    def _columns(self, store: Store, region: dict[str, slice], space: str) -> np.ndarray:
+        """Which columns of the block are scored."""
+        first, last = flat_range(store, region)
+        drawn = self.drawn[space]
+        return np.arange(last - first) if drawn is None else drawn[(drawn >= first) & (drawn < last)] - first
+
+
+def flat_range(store: Store, region: dict[str, slice]) -> tuple[int, int]:
+    """First and last (exclusive) latent of a block in the flattened space."""
+    dims = [dim for dim in ("token", "feature") if dim in store.sizes]
+    width = store.sizes["feature"] if "token" in dims else 1
+    block = region[dims[0]]
+    return block.start * width, block.stop * width
+
+
+@dataclass
+class Decoders:
+    """The hat matrices of every subject, those of one space held at a time, with what goes with them."""
+
+    stores: dict[Pair, Store]
+    validation: dict[Pair, Store]
+    selection: dict[Pair, Store]
+    device: str
+    space: str = ""
+
+    def __post_init__(self) -> None:
+        self.hats: dict[str, list[Any]] = {}
+        self.alphas: dict[str, np.ndarray] = {}
+        self._held: dict[str, tuple[Any, ...]] = {}
+
+    def load(self, space: str) -> None:
+        """Hold the matrices of a space: hat matrices, and below them the rows of cross-validation."""
+        if space == self.space:
+            return
+        self.space = space
+        for (subject, of), decoder in self.stores.items():
+            if of != space:
+                continue
+            known = decoder.read("alpha")
+            own = decoder.read("space_alpha")[decoder.read("space").tolist().index(space)]
+            wanted = self.selection[subject, space].read("alpha") if np.isnan(own) else np.array([own])
+            validation = self.validation.get((subject, space))
+            held = (decoder.path, validation and validation.path, tuple(wanted))
+            if self._held.get(subject) == held:
+                continue
+            self._held[subject], self.alphas[subject], self.hats[subject] = held, wanted, []
+            for alpha in wanted:
+                i = int(np.searchsorted(known, alpha))
+                parts = [decoder.read("hat_matrix", {"alpha": slice(i, i + 1)})[0]]
+                if validation is not None:
+                    j = int(np.searchsorted(validation.read("alpha"), alpha))
+                    parts.append(validation.read("matrix", {"alpha": slice(j, j + 1)})[0])
+                self.hats[subject].append(to_device(np.concatenate(parts) if parts[1:] else parts[0], self.device))
+
+    def held_out(self, subject: str) -> int:
+        """Rows of cross-validation below the hat matrix."""
+        store = self.validation.get((subject, self.space))
+        return 0 if store is None else store.sizes["held_out_stimulus"]
+
+    def of_subject(self, subject: str) -> Store:
+        """The decoder of the space that is loaded."""
+        return self.stores[subject, self.space]
+
+    def which(self, subject: str, region: dict[str, slice], t: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """The matrix of each column of a block (None: there is one), and its penalty. A latent without a score takes
+        the penalty that most others of its block have.
+        """
+        if (subject, self.space) not in self.selection:
+            return None, np.full(t, self.alphas[subject][0], dtype=np.float32)
+        best = self.selection[subject, self.space].read("best_alpha", region).ravel()
+        known = best[np.isfinite(best)]
+        number = np.abs(self.alphas[subject] - np.nan_to_num(best)[:, None]).argmin(axis=1)
+        common = np.bincount(number[np.isfinite(best)]).argmax() if known.size else len(self.alphas[subject]) - 1
+        number[~np.isfinite(best)] = common
+        return number, self.alphas[subject][number].astype(np.float32)
+
+
+class Predictor:
+    """Predicts one block of latents for every subject a task."""
+
+    def __init__(
+        self,
+        decoders: Decoders,
+        reading: Reading,
+        stores: dict[str, dict[str, Store]],
+        weights: dict[Pair, np.ndarray | None],
+        intercepts: dict[str, bool],
+    ) -> None:
+        self.decoders, self.reading, self.stores = decoders, reading, stores
+        self.weights, self.intercepts = weights, intercepts
+        self.scratch = streaming.Scratch()
+        self.space = ""
+
+    def _load(self, space: str) -> None:
+        self.decoders.load(space)
+        self.space = space
+        stores = {subject: self.decoders.of_subject(subject) for subject in self.stores[space]}
+        self.train = {s: self.reading.columns(space, store.read("train_nsd_id")) for s, store in stores.items()}
+        self.test = {s: self.reading.columns(space, store.read("nsd_id")) for s, store in stores.items()}
+
+    def __call__(self, task: tuple[str, int]) -> None:
+        space, partition = task
+        if space != self.space:
+            self._load(space)
+        subjects = {s: store for s, store in self.stores[space].items() if not store.markers()[partition]}
+        first = next(iter(self.stores[space].values()))
+        region = first.spec.region(first.sizes, partition)
+        asked = [
+            (self.test[s].requests(region, Read()), self.train[s].requests(region, self.scratch, None if i else LEAD))
+            for i, s in enumerate(subjects)
+        ]
+        answers = ahead(list(chain.from_iterable(test + train for test, train in asked)), self.decoders.device)
+        for (subject, store), (test, train) in zip(subjects.items(), asked, strict=True):
+            true = list(islice(answers, len(test)))
+            t = true[0].shape[1]
+            which, alphas = self.decoders.which(subject, region, t)
+            block = streaming.predict_block(
+                self.decoders.hats[subject],
+                islice(answers, len(train)),
+                true,
+                which=which,
+                held_out=self.decoders.held_out(subject),
+                scratch=self.scratch,
+                weights=self.weights[subject, space],
+                intercept=self.intercepts[space],
+            )
+            shape = tuple(
+                region[d].stop - region[d].start if d in region else store.sizes[d] for d in store.dims("alpha")
+            )
+            values = {name: to_host(value) for name, value in block._asdict().items() if value is not None}
+            values["alpha"] = alphas
+            store.write(
+                partition,
+                {n: v.reshape(-1, *shape) if n == "latent" else v.reshape(shape) for n, v in values.items()},
+            )
+
+
+LEAD = 1024  # rows
+
+
+class Read(streaming.Scratch):
+    """Fresh memory each time: for what is kept."""
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.empty(shape, dtype)
+
+
+class Weigher:
+    """Computes the weights of one block of voxels of one subject and space a task, block of latents after block."""
+
+    def __init__(
+        self,
+        solvers: dict[Pair, Solver],
+        decoders: dict[Pair, Store],
+        reading: Reading,
+        stores: dict[Pair, Store],
+        predictions: dict[Pair, Store],
+    ) -> None:
+        self.solvers, self.decoders, self.reading = solvers, decoders, reading
+        self.stores, self.predictions, self.scratch = stores, predictions, streaming.Scratch()
+
+    def __call__(self, task: tuple[str, str, int]) -> None:
+        subject, space, group = task
+        solver, store = self.solvers[subject, space], self.stores[subject, space]
+        _, across = store.spec.grid(store.sizes)
+        missing = [group * across + i for i in range(across) if not store.markers()[group * across + i]]
+        voxels = store.spec.region(store.sizes, missing[0])["voxel"]
+        decoder, grouping = self.decoders[subject, space], solver.grouping
+        alphas, own = decoder.read("alpha"), decoder.read("space_alpha")
+        own = own[decoder.read("space").tolist().index(space)]
+        used: Sequence[float] = alphas.tolist() if np.isnan(own) else [float(own)]
+        hats = solver.ridge_system().hat_matrices(solver.of_voxels(voxels), used)
+        matrices = [grouping.sum_columns(hat) for hat in hats]
+        columns = self.reading.columns(space, decoder.read("train_nsd_id"))
+        for partition in missing:
+            region = store.spec.region(store.sizes, partition)
+            block = {dim: part for dim, part in region.items() if dim != "voxel"}
+            alpha = self.predictions[subject, space].read("alpha", block)
+            which = np.abs(np.asarray(used)[None] - alpha.reshape(-1, 1)).argmin(axis=1) if len(used) > 1 else None
+            pieces = ahead(columns.requests(block, self.scratch), solver.device)
+            product = to_host(streaming.walk(matrices, pieces, which, self.scratch).product)
+            store.write(partition, {"weight": product.reshape(len(product), *alpha.shape)})
+
+
+class Summariser:
+    """Importance of one block of voxels of one subject and space a task, from its weights."""
+
+    def __init__(
+        self,
+        weights: dict[tuple[str, str], Store],
+        predictions: dict[tuple[str, str], Store],
+        stores: dict[tuple[str, str], Store],
+    ) -> None:
+        self.weights, self.predictions, self.stores = weights, predictions, stores
+
+    def __call__(self, task: tuple[str, str, int]) -> None:
+        subject, space, partition = task
+        store, weights = self.stores[subject, space], self.weights[subject, space]
+        rows = store.spec.region(store.sizes, partition)["voxel"]
+        spread = self.predictions[subject, space].read("train_std")
+        _, across = weights.spec.grid(weights.sizes)
+        total, count = np.zeros(rows.stop - rows.start), int((spread > 0).sum())
+        for i in range(across):
+            region = weights.spec.region(weights.sizes, partition * across + i)
+            block = spread[tuple(region.get(d, slice(None)) for d in weights.dims("weight")[1:])].ravel()
+            values = weights.read("weight", region).reshape(len(total), -1)[:, block > 0] / block[block > 0]
+            total += np.einsum("ij,ij->i", values, values, dtype=np.float64)
+        store.write(partition, {"importance": np.sqrt(total / max(count, 1)).astype(np.float32)})

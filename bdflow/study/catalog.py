@@ -1,0 +1,413 @@
+"""Every store of a study on one screen: what `xarray.open_datatree(study)` shows, and where the words come from.
+
+Dimensions: `stimulus` (test stimuli first, then each subject's own; join by the `nsd_id` coordinate, never by
+position), `trial` (presentations in the order of the scan), `voxel` (of the subject's mask), `token` and `feature` (of
+a target space), `y`, `x`, `rgb` (of a picture).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from bdflow.stores.spec import ArraySpec, StoreSpec
+
+Laid = tuple[StoreSpec, dict[str, int]]
+"""What a store looks like, and the length of its dimensions."""
+
+NSD_ID = ArraySpec("nsd_id", ("stimulus",), "i4", "0-based index of the stimulus in NSD's 73,000", role="coordinate")
+SPLIT = ArraySpec("split", ("stimulus",), "str", "test or train", role="coordinate")
+IMAGE_DIMS = ("stimulus", "y", "x", "rgb")
+
+
+def stimuli(per_partition: int) -> StoreSpec:
+    chunks = {"stimulus": per_partition}
+    image_chunks = {"stimulus": min(per_partition, 8)}
+    return StoreSpec(
+        "Stimuli: the photos that were shown, and their captions",
+        (
+            ArraySpec("image", IMAGE_DIMS, "u1", "photo as shown", "sRGB", image_chunks, "zstd"),
+            ArraySpec(
+                "caption", ("stimulus", "caption_number"), "str", "COCO captions, unused ones empty", chunks=chunks
+            ),
+            NSD_ID,
+            SPLIT,
+            ArraySpec("owner", ("stimulus",), "str", "subject that saw it, or shared", role="coordinate"),
+        ),
+        {"stimulus": per_partition},
+    )
+
+
+def betas(trials_per_session: int) -> StoreSpec:
+    by_trial = {"trial": trials_per_session}
+    chunks = {**by_trial, "voxel": 4096}
+    axis = [
+        ArraySpec(name, ("voxel",), "i4", f"voxel index along {axis} in the subject's volumes", role="coordinate")
+        for name, axis in zip("ijk", "xyz", strict=True)
+    ]
+    return StoreSpec(
+        "Betas: the response of every voxel to every trial (NSD's GLMsingle estimates)",
+        (
+            ArraySpec(
+                "beta",
+                ("trial", "voxel"),
+                "i2",
+                "GLM response amplitude of a trial",
+                "percent signal change",
+                chunks,
+                "zstd",
+                attrs={"scale_factor": 1 / 300},
+            ),
+            ArraySpec(
+                "valid",
+                ("trial", "voxel"),
+                "u1",
+                "1 = a measurement; 0 = none (not a number, an outlier left out, a voxel its session did not measure)",
+                chunks=chunks,
+                codec="zstd",
+            ),
+            ArraySpec("valid_voxels", ("trial",), "i4", "voxels with a measurement", chunks=by_trial),
+            ArraySpec("nsd_id", ("trial",), "i4", "0-based index of the stimulus shown", role="coordinate"),
+            ArraySpec("session", ("trial",), "i2", "scan session, from 1", role="coordinate"),
+            *axis,
+            ArraySpec("grid", ("axis",), "i4", "voxels of the subject's volumes along x, y and z", role="given"),
+            ArraySpec(
+                "affine",
+                ("world", "index"),
+                "f8",
+                "from voxel indices (i, j, k, 1) to (x, y, z, 1)",
+                "mm",
+                role="given",
+            ),
+            ArraySpec("affine_form", ("code",), "i2", "NIfTI's code of the affine's space; 0 not known", role="given"),
+            ArraySpec("roi", ("roi",), "str", "NSD's region-of-interest file", role="coordinate"),
+            ArraySpec("roi_label", ("roi", "voxel"), "i2", "label in that file; 0 none, -1 not cortex", role="given"),
+            ArraySpec(
+                "ncsnr", ("voxel",), "f4", "noise-ceiling signal-to-noise ratio (signal SD / noise SD)", role="given"
+            ),
+        ),
+        by_trial,
+    )
+
+
+def row_dim(rows: str) -> str:
+    """Dimension of the rows that ridge is fitted on: `stimulus`, or `row` where there is one a trial."""
+    return "stimulus" if rows == "averaged" else "row"
+
+
+def responses(voxels_per_partition: int, rows: str = "averaged", z_scored: bool = False) -> StoreSpec:
+    chunks, dim = {"voxel": voxels_per_partition}, row_dim(rows)
+    units = "1" if z_scored else "percent signal change"
+    doc = "mean beta over repeats" if rows == "averaged" else "beta of a training trial, or mean over a test stimulus's"
+    return StoreSpec(
+        "Responses: betas averaged over the repeats of a stimulus"
+        if rows == "averaged"
+        else "Responses: single training trials, and averaged test stimuli",
+        (
+            ArraySpec("response", (dim, "voxel"), "f4", doc, units, chunks),
+            ArraySpec("voxel_mean", ("voxel",), "f4", "mean over training rows", units, chunks),
+            ArraySpec("voxel_scale", ("voxel",), "f4", "SD over training rows (ddof 1)", units, chunks),
+            ArraySpec(
+                "valid",
+                ("voxel",),
+                "u1",
+                "1 = decoded from; 0 = left out: constant, or without a measurement of some stimulus (not a number)",
+                chunks=chunks,
+            ),
+            ArraySpec("missing_trials", ("voxel",), "i4", "trials without a measurement, in no mean", chunks=chunks),
+            ArraySpec("clipped_trials", ("voxel",), "i4", "trials whose beta int16 cut off", chunks=chunks),
+            ArraySpec("repeats", (dim,), "i2", "number of trials averaged, where the voxel has them all", role="given"),
+            replace(NSD_ID, dims=(dim,)),
+            replace(SPLIT, dims=(dim,)),
+        ),
+        {"voxel": voxels_per_partition},
+    )
+
+
+def space_dims(shape: Sequence[int]) -> tuple[str, ...]:
+    """Dimensions of a target space: (feature,) or (token, feature)."""
+    return ("token", "feature")[-len(shape) :]
+
+
+def space_sizes(shape: Sequence[int]) -> dict[str, int]:
+    """Lengths of the dimensions of a target space."""
+    return dict(zip(space_dims(shape), shape, strict=True))
+
+
+LAYERS = "layer_shapes"  # attribute of latents made of layers, in their order
+
+
+def targets(
+    shape: Sequence[int], dtype: str, per_partition: int, columns: int, layers: Sequence[Sequence[int]] = ()
+) -> StoreSpec:
+    dims = space_dims(shape)
+    attrs = {LAYERS: [list(layer) for layer in layers]} if layers else {}
+    chunks = {"stimulus": per_partition, **column_blocks(shape, columns)}
+    return StoreSpec(
+        "Targets: latents of the stimuli, what ridge predicts",
+        (
+            ArraySpec("latent", ("stimulus", *dims), dtype, "latent of the stimulus", chunks=chunks, attrs=attrs),
+            NSD_ID,
+            SPLIT,
+        ),
+        {"stimulus": per_partition},
+    )
+
+
+def column_blocks(shape: Sequence[int], columns: int) -> dict[str, int]:
+    """How a target space is cut into blocks of about `columns` latents: along `token` if it has tokens."""
+    if len(shape) == 1:
+        return {"feature": min(columns, shape[0])}
+    return {"token": max(1, min(columns // shape[1], shape[0]))}
+
+
+ALPHA = ArraySpec("alpha", ("alpha",), "f8", "ridge penalty (scikit-learn's convention)", role="coordinate")
+TRAIN_NSD_ID = ArraySpec(
+    "train_nsd_id", ("train_stimulus",), "i4", "nsd_id of the training stimulus", role="coordinate"
+)
+KERNEL_ROWS = 1024
+
+
+def systems(dual: bool, rows: str = "averaged") -> StoreSpec:
+    """The kernel of rows (dual), or the covariance of voxels (primal): what ridge solves."""
+    dim = row_dim(rows)
+    first, second = (dim, f"train_{dim}") if dual else ("voxel", "other_voxel")
+    doc = f"inner product of the z-scored responses to two {'stimuli' if rows == 'averaged' else 'rows'}"
+    used = ArraySpec(
+        "used", ("any_voxel",), "u1", "1 = the voxel of the responses is decoded from, 0 = left out", role="given"
+    )
+    given: tuple[ArraySpec, ...] = (
+        replace(NSD_ID, dims=(dim,)),
+        replace(SPLIT, dims=(dim,)),
+        replace(TRAIN_NSD_ID, dims=(f"train_{dim}",)),
+    )
+    if not dual:
+        doc = "inner product over training rows of the z-scored responses of two voxels that are decoded from"
+        given = (ArraySpec("voxel", ("voxel",), "i4", "position of the voxel in the responses", role="coordinate"),)
+    return StoreSpec(
+        "System: what ridge solves for every penalty and every target",
+        (ArraySpec("gram", (first, second), "f4", doc, chunks={first: KERNEL_ROWS, second: 4096}), *given, used),
+        {first: KERNEL_ROWS},
+    )
+
+
+def panels(width: int) -> StoreSpec:
+    """A Cholesky factor that is larger than memory, column by column."""
+    chunks = {"column": width, "row": 4096}
+    return StoreSpec(
+        "Factor: columns of the Cholesky factor of the kernel plus the penalty",
+        (ArraySpec("factor", ("column", "row"), "f4", "element of the lower triangle", chunks=chunks),),
+        {"column": width},
+    )
+
+
+def validation() -> StoreSpec:
+    return StoreSpec(
+        "Validation: cross-validated predictions of training stimuli = matrix @ latents, intercept included",
+        (
+            ArraySpec(
+                "matrix",
+                ("alpha", "held_out_stimulus", "train_stimulus"),
+                "f4",
+                "weight of each training stimulus in the prediction of one it was fitted without",
+                chunks={"alpha": 1, "held_out_stimulus": 512, "train_stimulus": 4096},
+            ),
+            ALPHA,
+            ArraySpec("held_out_nsd_id", ("held_out_stimulus",), "i4", "nsd_id that is predicted", role="coordinate"),
+            TRAIN_NSD_ID,
+        ),
+        {"alpha": 1},
+    )
+
+
+def selection(shape: Sequence[int], columns: int) -> StoreSpec:
+    dims, cut = space_dims(shape), column_blocks(shape, columns)
+    return StoreSpec(
+        "Selection: how well each penalty predicts training stimuli that were left out",
+        (
+            ArraySpec(
+                "score",
+                ("alpha", *dims),
+                "f4",
+                "cross-validated R^2; not a number where the latent was not drawn",
+                chunks=cut,
+            ),
+            ArraySpec("best_alpha", dims, "f4", "penalty with the highest score", chunks=cut),
+            ALPHA,
+        ),
+        cut,
+    )
+
+
+def weights(shape: Sequence[int], columns: int, voxels: int) -> StoreSpec:
+    dims = space_dims(shape)
+    cut = {"voxel": voxels, **column_blocks(shape, columns)}
+    return StoreSpec(
+        "Weights: ridge coefficients for z-scored responses",
+        (ArraySpec("weight", ("voxel", *dims), "f4", "change of the latent per SD of the voxel", chunks=cut),),
+        cut,
+    )
+
+
+def importance(voxels: int) -> StoreSpec:
+    return StoreSpec(
+        "Importance: how strongly a target space depends on each voxel",
+        (
+            ArraySpec(
+                "importance",
+                ("voxel",),
+                "f4",
+                "root mean square over latents of the weight, in SD of the latent per SD of the voxel",
+                chunks={"voxel": voxels},
+            ),
+        ),
+        {"voxel": voxels},
+    )
+
+
+def encoding(voxels: int) -> StoreSpec:
+    docs = {
+        "r2": "coefficient of determination on the test set",
+        "pearson_r": "Pearson correlation with the responses to the test set",
+        "held_out_r2": "leave-one-out R^2 of training stimuli with the chosen penalty",
+        "alpha": "ridge penalty, of the mean product of z-scored latents",
+    }
+    cut = {"voxel": voxels}
+    return StoreSpec(
+        "Encoding models: how well the latents of a target space predict each voxel's response",
+        tuple(ArraySpec(name, ("voxel",), "f4", doc, chunks=cut) for name, doc in docs.items()),
+        cut,
+    )
+
+
+def decoders() -> StoreSpec:
+    return StoreSpec(
+        "Decoder: ridge of a subject, one hat matrix a penalty; predictions = hat_matrix @ latents + their mean",
+        (
+            ArraySpec(
+                "hat_matrix",
+                ("alpha", "stimulus", "train_stimulus"),
+                "f4",
+                "weight of each training stimulus in each test prediction",
+                chunks={"alpha": 1, "stimulus": 512, "train_stimulus": 4096},
+            ),
+            ALPHA,
+            ArraySpec(
+                "space_alpha",
+                ("space",),
+                "f8",
+                "penalty of the target space; not a number where each latent has its own",
+                role="given",
+            ),
+            ArraySpec("space", ("space",), "str", "target space", role="coordinate"),
+            NSD_ID,
+            TRAIN_NSD_ID,
+        ),
+        {"alpha": 1},
+    )
+
+
+STATISTICS: Mapping[str, str] = {
+    "train_mean": "mean of the training targets",
+    "train_std": "SD of the training targets (ddof 0)",
+    "prediction_mean": "mean of the predictions over the test set",
+    "prediction_std": "SD of the predictions over the test set (ddof 0)",
+    "r2": "coefficient of determination on the test set",
+    "pearson_r": "Pearson correlation with the true latents on the test set",
+    "alpha": "ridge penalty",
+}
+HELD_OUT: Mapping[str, str] = {
+    "held_out_mean": "mean of cross-validated predictions of training stimuli",
+    "held_out_std": "SD of cross-validated predictions of training stimuli (ddof 0)",
+}
+
+
+def predictions(shape: Sequence[int], columns: int, *, held_out: bool = False) -> StoreSpec:
+    dims = space_dims(shape)
+    cut = column_blocks(shape, columns)
+    statistics = {**STATISTICS, **HELD_OUT} if held_out else STATISTICS
+    return StoreSpec(
+        "Predictions: latents of the test stimuli as ridge predicts them, raw; the statistics re-standardise them",
+        (
+            ArraySpec("latent", ("stimulus", *dims), "f4", "predicted latent", chunks={"stimulus": 64, **cut}),
+            *(ArraySpec(name, dims, "f4", doc, chunks=cut) for name, doc in statistics.items()),
+            NSD_ID,
+        ),
+        cut,
+    )
+
+
+def images(title: str, per_partition: int, per_chunk: int) -> StoreSpec:
+    return StoreSpec(
+        title,
+        (
+            ArraySpec("image", IMAGE_DIMS, "u1", "picture", "sRGB", {"stimulus": per_chunk}, "zstd"),
+            NSD_ID,
+        ),
+        {"stimulus": per_partition},
+    )
+
+
+def guesses(per_partition: int) -> StoreSpec:
+    return images("Guesses: stage-1 images of the VDVAE", per_partition, per_partition)
+
+
+def reconstructions(per_partition: int) -> StoreSpec:
+    return images("Reconstructions: stage-2 images of Versatile Diffusion", per_partition, 1)
+
+
+def judges(metric: str, per_partition: int) -> StoreSpec:
+    return StoreSpec(
+        f"Judge of {metric}: what the layer of a network that this metric compares gives for the test photos",
+        (
+            ArraySpec("feature", ("stimulus", "feature"), "f4", "activation", chunks={"stimulus": per_partition}),
+            NSD_ID,
+        ),
+        {"stimulus": per_partition},
+    )
+
+
+def similarities(per_partition: int) -> StoreSpec:
+    return StoreSpec(
+        "Similarities: how each reconstruction of a subject correlates with each test photo in the eyes of each judge",
+        (
+            ArraySpec(
+                "correlation",
+                ("variant", "metric", "stimulus", "photo"),
+                "f4",
+                "Pearson correlation of the features of a reconstruction and of a photo",
+                chunks={"variant": 1, "stimulus": per_partition},
+            ),
+            ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
+            ArraySpec("metric", ("metric",), "str", "metric that is computed from them", role="coordinate"),
+            NSD_ID,
+            ArraySpec("photo_nsd_id", ("photo",), "i4", "nsd_id of the photo compared with", role="coordinate"),
+        ),
+        {"variant": 1, "stimulus": per_partition},
+    )
+
+
+def metrics(per_partition: int) -> StoreSpec:
+    return StoreSpec(
+        "Metrics: agreement of every reconstruction of a subject with the photo that was shown",
+        (
+            ArraySpec(
+                "value",
+                ("variant", "metric", "stimulus"),
+                "f4",
+                "score of one reconstruction; not a number where the metric is missing or undefined",
+                chunks={"variant": 1, "stimulus": per_partition},
+            ),
+            ArraySpec("missing", ("metric",), "str", "why the metric is missing; empty if it is not", role="given"),
+            ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
+            ArraySpec(
+                "metric",
+                ("metric",),
+                "str",
+                "metric, and its protocol where there are several",
+                role="coordinate",
+            ),
+            NSD_ID,
+        ),
+        {"variant": 1, "stimulus": per_partition},
+    )

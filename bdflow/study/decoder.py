@@ -1,0 +1,247 @@
+"""Decode any pattern of responses from a sealed decoder: new responses, averages, regions of interest.
+
+Nothing is fitted again: the stored system gives the pattern's row of the hat matrix, and one walk through the targets
+its latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bdflow import npy
+from bdflow.errors import InputError
+from bdflow.regression import ridge, streaming
+from bdflow.regression.device import to_host
+from bdflow.regression.memory_budget import PIECE
+from bdflow.stores import Store
+from bdflow.study import catalog, keys
+from bdflow.study.designs import Design, design_of, designs
+from bdflow.study.stage import Context
+from bdflow.study.system import Solver, extent_of, plan_of, scratch_of
+from bdflow.study.target_reader import Columns, ahead
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def read_array(path: Path, expected: str) -> np.ndarray:
+    """The array of a .npy file. Raises InputError for what is not one, is not whole, or holds Python objects."""
+    try:
+        return npy.load(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            path,
+            found=f"a file that cannot be read ({error})",
+            expected=f"{expected}, written by numpy.save",
+            action="correct the path, or write the file with numpy.save",
+        ) from error
+
+
+def solver_of(context: Context, subject: str, design: Design) -> Solver:
+    """The subject's system of a design, ready to be solved. Raises NotReady if `regress` has not been run."""
+    config, spaces = context.config, designs(context.config)[design]
+    responses = context.ready(keys.responses(subject, design.responses))
+    system = context.ready(keys.system(subject, design.name))
+    extent = extent_of(config, spaces, responses, int((system.read("used") == 1).sum()))
+    shapes = [context.ready(keys.targets(space)).arrays["latent"].shape[1:] for space in spaces]
+    how = plan_of(config, {subject: extent}, shapes)
+    return Solver(responses, system, how, scratch_of(config.study))
+
+
+def responses_of(context: Context, subject: str, space: str) -> Store:
+    """The rows that a space is decoded from: patterns have their voxels and units."""
+    return context.ready(keys.responses(subject, design_of(context.config, space).responses))
+
+
+def z_scored_patterns(responses: Store, patterns: np.ndarray) -> np.ndarray:
+    """Patterns in percent signal change, (k, voxels) of the subject's mask, by the training mean and SD of each voxel.
+
+    Raises
+    ------
+    InputError : another number of voxels, no real numbers, or a value that is not finite in float32 at a voxel that is
+        decoded from.
+    """
+    voxels = responses.sizes["voxel"]
+    npy.real("patterns", patterns, "real numbers, percent signal change")
+    if patterns.ndim != 2 or patterns.shape[1] != voxels:
+        raise InputError(
+            "patterns",
+            found=f"an array of shape {patterns.shape}",
+            expected=f"(patterns, {voxels}): the voxels of {responses.path}, in its order",
+            action="take the patterns from the same mask as the responses",
+        )
+    mean, scale, valid = (responses.read(name) for name in ("voxel_mean", "voxel_scale", "valid"))
+    used = valid == 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.where(used, patterns, 0).astype(np.float32)
+        z_scored = ridge.standardise(values, np.where(used, mean, 0), np.where(used, scale, 0))
+    bad = np.argwhere(~np.isfinite(z_scored))
+    if len(bad):
+        raise InputError(
+            "patterns",
+            found=f"{len(bad)} values that are not finite in float32 (first: pattern {bad[0][0]})",
+            expected="a number at every voxel that is decoded from",
+            action="mend or leave out these patterns; voxels with `valid` 0 may hold anything",
+        )
+    return z_scored
+
+
+class Decoder:
+    """A subject's stored decoder. With `keep` it holds the kernel and the factor of each alpha, so that patterns that
+    come later cost a solve and the walk through the targets: 4 n^2 (1 + alphas) bytes of n training rows, for each
+    design.
+
+    Raises
+    ------
+    NotReady : the stage `regress` is not done.
+    """
+
+    def __init__(self, context: Context, subject: str, *, keep: bool = False) -> None:
+        self.context, self.subject, self.keep = context, subject, keep
+        self._solvers: dict[Design, Solver] = {}
+        self._systems: dict[Design, Any] = {}
+
+    def _solver(self, design: Design) -> Solver:
+        if design not in self._solvers:
+            self._solvers[design] = solver_of(self.context, self.subject, design)
+        return self._solvers[design]
+
+    def _system(self, design: Design) -> Any:
+        if not self.keep:
+            return self._solver(design).ridge_system()
+        if design not in self._systems:
+            self._systems[design] = self._solver(design).ridge_system(True)
+        return self._systems[design]
+
+    def latents(self, z_scored: np.ndarray | Mapping[str, np.ndarray], spaces: Sequence[str]) -> dict[str, np.ndarray]:
+        """Raw latents (k, ...) float32 of z-scored patterns (k, voxels), in each of these target spaces. Patterns may
+        be given by space, where spaces are decoded from rows of different kinds.
+        """
+        found: dict[str, np.ndarray] = {}
+        config = self.context.config
+        for design, members in designs(config).items():
+            wanted = [space for space in spaces if space in members]
+            if not wanted:
+                continue
+            patterns = z_scored if isinstance(z_scored, np.ndarray) else z_scored[wanted[0]]
+            stores = {space: self.context.ready(keys.predictions(self.subject, space)) for space in wanted}
+            alphas = {space: store.read("alpha") for space, store in stores.items()}
+            used = np.unique(np.concatenate([alpha.ravel() for alpha in alphas.values()])).astype(float).tolist()
+            solver = self._solver(design)
+            hats = self._system(design).hat_matrices(solver.of_patterns(patterns), used)
+            matrices = {
+                alpha: np.asarray(to_host(solver.grouping.sum_columns(hat)), dtype=np.float32)
+                for alpha, hat in zip(used, hats, strict=True)
+            }
+            found |= {space: self._walk(design, matrices, space, alpha) for space, alpha in alphas.items()}
+        return {space: found[space] for space in spaces}
+
+    def _walk(self, design: Design, matrices: dict[float, np.ndarray], space: str, alpha: np.ndarray) -> np.ndarray:
+        context = self.context
+        decoder = context.ready(keys.decoder(self.subject, design.name))
+        targets, weights = context.ready(keys.targets(space)), self._solver(design).grouping.weights
+        used = np.unique(alpha).astype(float).tolist()
+        chosen = [matrices[value] for value in used]
+        ((dim, length),) = catalog.column_blocks(alpha.shape, context.config.chunks.columns).items()
+        width = min(length, alpha.shape[0])
+        per_piece = max(512, PIECE // (4 * width * int(np.prod(alpha.shape[1:]))))
+        columns = Columns(targets, targets.rows("nsd_id", decoder.read("train_nsd_id")), per_piece)
+        found = np.empty((len(chosen[0]), *alpha.shape), dtype=np.float32)
+        scratch = streaming.Scratch()
+        for start in range(0, alpha.shape[0], width):
+            block = slice(start, min(start + width, alpha.shape[0]))
+            which = np.searchsorted(used, alpha[block].ravel()) if len(used) > 1 else None
+            pieces = ahead(columns.requests({dim: block}, scratch))
+            walked = streaming.walk(chosen, pieces, which, scratch, weights)
+            values = walked.product
+            if design.intercept:
+                values = values + (walked.first + walked.mean).astype(np.float32)
+            found[:, block] = values.reshape(len(values), *alpha[block].shape)
+        return found
+
+
+def statistics_of(predictions: Store, rule: str) -> dict[str, np.ndarray]:
+    """What a rule re-standardises by, as stored with predictions. Raises InputError if it is not stored there."""
+    absent = [name for name in ridge.RULES[rule] if name not in predictions.arrays]
+    if absent:
+        raise InputError(
+            f"rule {rule!r}",
+            found=f"no {', '.join(absent)} in {predictions.path}",
+            expected="the statistics of that rule",
+            action="set ridge.standardise=held_out and run `regress`, or choose another rule",
+        )
+    return {name: predictions.read(name) for name in ridge.RULES[rule]}
+
+
+def decode(context: Context, subject: str, z_scored: np.ndarray, space: str, rule: str = "none") -> np.ndarray:
+    """Latents that the subject's stored decoder predicts for z-scored patterns.
+
+    Parameters
+    ----------
+    z_scored : (k, voxels), see `z_scored_patterns`; a region of interest is a pattern of 1 and 0.
+    space : a target space of the configuration.
+    rule : re-standardisation by the statistics stored with the predictions, see `ridge.restandardise`.
+
+    Returns
+    -------
+    (k, ...) float32 latents.
+
+    Raises
+    ------
+    NotReady : the stage `regress` is not done. InputError : statistics of another rule are stored; values so large that
+        their latents are not finite.
+    """
+    statistics = statistics_of(context.ready(keys.predictions(subject, space)), rule)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = ridge.restandardise(Decoder(context, subject).latents(z_scored, (space,))[space], rule, statistics)
+    if not np.isfinite(found).all():
+        raise InputError(
+            "patterns",
+            found=f"values so large that their latents in {space} are not finite in float32",
+            expected="responses in percent signal change",
+            action="check the units of the patterns",
+        )
+    return found
+
+
+def decoded_tree(context: Context, subject: str, patterns: np.ndarray, rule: str) -> xarray.DataTree:
+    """Latents of patterns in percent signal change, a node for each target space with `latent` (pattern, ...).
+
+    Raises
+    ------
+    InputError : the patterns do not fit. NotReady : the stage `regress` is not done.
+    """
+    import xarray
+
+    trees = {}
+    for space in context.config.spaces:
+        z_scored = z_scored_patterns(responses_of(context, subject, space), patterns)
+        values = decode(context, subject, z_scored, space, rule)
+        dims = ("pattern", *catalog.space_dims(values.shape[1:]))
+        attrs = {"long_name": "decoded latent", "units": "1"}
+        made = {
+            "subject": subject,
+            "standardise": rule,
+            "decoder": context.expected[keys.predictions(subject, space)].fingerprint,
+        }
+        trees[f"/{space}"] = xarray.Dataset({"latent": (dims, values, attrs)}, attrs=made)
+    return xarray.DataTree.from_dict(trees)
+
+
+def write(context: Context, subject: str, patterns: np.ndarray, out: Path, rule: str) -> None:
+    """Decode patterns in percent signal change and write a Zarr group for each target space, for xarray.
+
+    Raises
+    ------
+    InputError : `out` exists; the patterns do not fit. NotReady : the stage `regress` is not done.
+    """
+    if out.exists():
+        raise InputError(out, found="something there already", expected="a new path", action="choose another path")
+    tree = decoded_tree(context, subject, patterns, rule)
+    partial = out.with_name(out.name + ".partial")
+    tree.to_zarr(str(partial), mode="w", zarr_format=3, consolidated=False)
+    partial.rename(out)

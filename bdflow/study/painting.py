@@ -1,0 +1,81 @@
+"""The painters of a configuration, and how blocks of pictures are packed into tasks that fill whole batches."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from bdflow.config import ROLES, Config
+from bdflow.models.painters import Painting, painter_kind
+
+LONGEST = 4  # batches a task, at most, where blocks do not fill batches evenly
+
+Block = TypeVar("Block", bound=Hashable)
+
+
+def roles_of(config: Config, painter: str, variant: str) -> dict[str, str]:
+    """The space of each role that a variant uses, in the order guess, vision, text."""
+    used = painter_kind(config, painter).variants[variant]
+    return {role: getattr(config.painters[painter], role) for role in ROLES if role in used}
+
+
+def spaces_of(config: Config, painter: str) -> dict[str, str]:
+    """The space of each role that any variant of a painter uses."""
+    found: dict[str, str] = {}
+    for variant in config.painters[painter].variants:
+        found |= roles_of(config, painter, variant)
+    return {role: found[role] for role in ROLES if role in found}
+
+
+def pictures_of(config: Config) -> list[tuple[str, str]]:
+    """(painter, variant) of every kind of picture that is painted."""
+    return [(painter, variant) for painter, settings in config.painters.items() for variant in settings.variants]
+
+
+def picture_label(config: Config, painter: str, variant: str) -> str:
+    """Name of a kind of picture: its variant and, where there are several painters, the painter."""
+    return variant if len(config.painters) == 1 else f"{painter}/{variant}"
+
+
+def painting(config: Config, painter: str) -> Painting:
+    """A painter; what is handed in goes through its networks at once."""
+    return painter_kind(config, painter).load(batched=False)
+
+
+def batch_painting(config: Config, painter: str) -> Painting:
+    """A painter in batches of the configuration's sizes, filled up, so that a picture does not depend on what is
+    painted beside it.
+    """
+    return painter_kind(config, painter).load()
+
+
+def guess_settings(config: Config, painter: str) -> dict[str, Any]:
+    """The settings that shape a painter's guesses."""
+    settings, kind = config.painters[painter], painter_kind(config, painter)
+    return {"kind": settings.kind, "version": kind.version, "options": dict(settings.options), "seed": config.seed}
+
+
+def painter_inputs(config: Config, painter: str) -> Mapping[str, str]:
+    """Digests of the weights that a painter uses."""
+    return painter_kind(config, painter).inputs()
+
+
+def packs(blocks: Iterable[tuple[Block, int]], batch: int) -> list[tuple[Block, ...]]:
+    """Blocks, each given with its number of pictures, packed into tasks whose pictures fill whole batches.
+
+    Blocks that fill a batch alone stay alone; others are joined until a batch is full, the small ones last, so that
+    remainders end up together.
+    """
+    ordered = sorted(blocks, key=lambda item: -item[1])
+    found: list[tuple[Block, ...]] = []
+    open_: list[Block] = []
+    count = 0
+    for block, size in ordered:
+        open_.append(block)
+        count += size
+        if count % batch == 0 or count + size > LONGEST * batch:
+            found.append(tuple(open_))
+            open_, count = [], 0
+    if open_:
+        found.append(tuple(open_))
+    return found

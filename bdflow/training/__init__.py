@@ -1,0 +1,1 @@
+"""Training of the tiny networks that ship with bdflow, and of the network that judges its pictures."""

@@ -1,0 +1,73 @@
+"""One stage of the pipeline on stores that a benchmark made: no dataset and no network are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bdflow.config import Config
+from bdflow.stores import Provenance, Study
+from bdflow.study import keys
+from bdflow.study.counts import StudyCounts
+from bdflow.study.designs import averaged_design
+from bdflow.study.graph import Declares, Graph, StoreDecl
+from bdflow.study.stage import MEAN, TRUE, Context
+
+
+@dataclass(frozen=True)
+class Given:
+    """Declares the stores that a benchmark makes itself."""
+
+    keys: tuple[str, ...]
+    name: str = "benchmark"
+    method: int = 1
+
+    def stores(self, config: Config) -> Iterator[StoreDecl]:
+        for key in self.keys:
+            yield StoreDecl(key, _no_layout, {"benchmark": key})
+
+
+def _no_layout(counts: object) -> None:
+    raise AssertionError("a benchmark declares its own stores")
+
+
+class GivenCounts(StudyCounts):
+    """Counted in the benchmark's stores, not in a dataset."""
+
+    def _ids(self, subject: str, part: str) -> np.ndarray:
+        design = averaged_design(self.context.config)
+        store = self.context.ready(keys.responses(subject, design.responses))
+        found: np.ndarray = store.read("nsd_id")[store.read("split") == part]
+        return found
+
+    def train_stimuli(self, subject: str) -> int:
+        return len(self._ids(subject, "train"))
+
+    def train_rows(self, subject: str, rows: str) -> int:
+        return self.train_stimuli(subject)
+
+    def test_stimuli(self, subject: str) -> int:
+        if keys.STIMULI in self.context.expected:
+            return int((self.context.ready(keys.STIMULI).read("split") == "test").sum())
+        return len(self._ids(self.context.subjects[0] if subject in (MEAN, TRUE) else subject, "test"))
+
+    def voxels(self, subject: str) -> int:
+        design = averaged_design(self.context.config)
+        return self.context.ready(keys.responses(subject, design.responses)).sizes["voxel"]
+
+    def shape(self, space: str) -> tuple[int, ...]:
+        return tuple(self.context.ready(keys.targets(space)).arrays["latent"].shape[1:])
+
+
+def provenances(config: Config, given: Iterable[str]) -> dict[str, Provenance]:
+    """What the benchmark's own stores are made from."""
+    return Graph(config, [Given(tuple(given))]).provenances()
+
+
+def context_of(config: Config, study: Study, given: Iterable[str], stage: Declares) -> Context:
+    """A context for one stage, on these stores."""
+    graph = Graph(config, [Given(tuple(given)), stage])
+    context = Context(config, study, graph.provenances(), config.subjects, graph.decls)
+    return replace(context, counts=GivenCounts(context))

@@ -1,0 +1,1 @@
+"""Executors: serial, Dask, Ray."""

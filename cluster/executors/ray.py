@@ -1,0 +1,332 @@
+"""Work on Ray: an own local instance, or the cluster at an address. Each actor is one worker."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bdflow.cluster.errors import ClusterError
+from bdflow.cluster.limits import (
+    devices_here,
+    excess,
+    gib,
+    gpu_capacity,
+    memory_here,
+    refuse_excess,
+    refuse_gpus,
+    refuse_odd_gpus,
+)
+from bdflow.cluster.phases import DEPTH
+from bdflow.cluster.ray_session import NO_METRICS, RaySession, environment_of_ray
+from bdflow.cluster.scheduler import Answered, Backend, Event, Lost, PoolExecutor, WorkerStarted, uninterrupted
+from bdflow.cluster.scratch import Scratch, nobody
+from bdflow.cluster.threads import environment
+from bdflow.cluster.types import Resources, SlurmSettings
+from bdflow.cluster.worker import WorkerProcess
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+    from bdflow.cluster.clusters.slurm import Steps
+
+log = logging.getLogger(__name__)
+OBJECT_STORE = 100 * 2**20  # bytes; results are small and travel beside it
+
+
+class RayExecutor(PoolExecutor):
+    """See `cluster.open_executor`. Started at the first run, kept until `close`; actors live for one run.
+
+    At an address an actor takes `threads` of Ray's CPUs; the own instance serves nobody else, so there only
+    GPUs and memory are counted, and more workers than CPUs are allowed. Under SLURM the own instance's head, here, has
+    no CPU to give, and each actor lives on a node of its own size.
+    """
+
+    name = "ray"
+
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        total: Resources | None = None,
+        attempts: int = 3,
+        start_timeout: float = 60.0,
+        slurm: SlurmSettings | None = None,
+        dashboard: str | None = None,
+        scratch: Scratch | None = None,
+    ) -> None:
+        super().__init__(address=address, total=total, attempts=attempts, start_timeout=start_timeout, slurm=slurm)
+        self._dashboard, self._scratch = dashboard, scratch or nobody()
+        self._session: RaySession | None = None
+        self._failed = False
+        self._token: dict[str, str] = {}
+        self._nodes: Steps | None = None
+        self._started = False
+        self._accepted: set[Resources] = set()
+
+    def begin(self, make_worker: bytes, workers: int, resources: Resources) -> Backend:
+        if not self._started:
+            self._start(resources.workers)
+        if self.address is not None:
+            self._refuse_nodes(resources)
+        elif self._slurm is not None:
+            self._add_nodes(resources, self._slurm)
+        alone = self.address is None and self._slurm is None
+        ensure_running = self._nodes.ensure_running if self._nodes is not None else None
+        return _Actors(make_worker, workers, resources, self._logs, shared=not alone, ensure_running=ensure_running)
+
+    def check(self, resources: Resources) -> None:
+        """See `Executor.check`. At an address, Ray's nodes are asked."""
+        if self._slurm is not None:
+            from bdflow.cluster.clusters.slurm import refuse_nodes
+
+            refuse_nodes(resources, self._slurm)
+        elif self.address is None:
+            refuse_excess(resources, self._total)
+        else:
+            refuse_odd_gpus(resources)
+            if not self._started:
+                self._start(resources.workers)
+            self._refuse_nodes(resources)
+
+    def _refuse_nodes(self, resources: Resources) -> None:
+        """Refuse what the nodes could not place when it was first asked for. Later a node may be lost: then those that
+        are left do the work, and actors without a place wait for one."""
+        if resources not in self._accepted:
+            _refuse_nodes(resources)
+            self._accepted.add(resources)
+
+    def _add_nodes(self, resources: Resources, slurm: SlurmSettings) -> None:
+        import ray
+
+        from bdflow.cluster.clusters.slurm import Steps, ray_node, refuse_nodes
+
+        if self._nodes is not None and self._nodes.need == resources:
+            return
+        refuse_nodes(resources, slurm)
+        self._drop_nodes()
+        with uninterrupted():
+            address = ray.get_runtime_context().gcs_address
+            self._nodes = Steps(slurm, ray_node(address, resources), resources, self._token)
+
+    def _drop_nodes(self) -> None:
+        if self._nodes is not None:
+            self._nodes.stop()
+            self._nodes = None
+
+    def end(self, backend: Backend, clean: bool) -> None:
+        assert isinstance(backend, _Actors)
+        self._failed = self._failed or not clean
+        backend.kill()
+
+    def close(self) -> None:
+        """Stop the own instance, or leave the cluster at the address."""
+        self._drop_nodes()
+        if self._started:
+            import ray
+
+            self._started = False
+            self._accepted.clear()
+            ray.shutdown()
+            if self._sigterm is not None:
+                signal.signal(signal.SIGTERM, self._sigterm)
+        self._drop_session()
+
+    def _drop_session(self) -> None:
+        if self._session is not None:
+            self._session.close(keep=self._failed)
+            self._session = None
+
+    @property
+    def _logs(self) -> str:
+        """Where Ray's logs are, for messages."""
+        return f"the logs below {self._session.logs}" if self._session else "Ray's logs (/tmp/ray/session_latest/logs)"
+
+    def _start(self, workers: int) -> None:
+        import ray
+        import ray.exceptions
+
+        if ray.is_initialized():
+            raise ClusterError(
+                "Found Ray already started in this process; expected none, since stopping it at the end "
+                "would stop another's work.\nWhat to do: close that executor first, or call ray.shutdown()."
+            )
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+        if self.address is None:
+            total = self._total
+            self._session, self._failed = RaySession(self._scratch), False
+            options |= {
+                "address": "local",
+                **self._session.options,
+                "num_cpus": max(os.cpu_count() or 1, total.workers if total is not None else workers),
+                "num_gpus": int(total.gpus) if total is not None else len(devices_here()),
+                "_memory": (total.memory if total is not None else None) or memory_here(),
+                "object_store_memory": OBJECT_STORE,
+                "include_dashboard": self._dashboard is not None,
+                "dashboard_host": self._dashboard or "127.0.0.1",
+            }
+            if self._slurm is not None:
+                from bdflow.cluster.clusters.slurm import host
+
+                options |= {"num_cpus": 0, "num_gpus": 0, "_node_ip_address": host(self._slurm)}
+        else:
+            options["address"] = self.address
+        metrics = NO_METRICS if self._dashboard is None else {}
+        main = threading.current_thread() is threading.main_thread()
+        self._sigterm = signal.getsignal(signal.SIGTERM) if main else None
+        try:
+            with uninterrupted(), environment_of_ray(own=self.address is None, more=metrics) as self._token:
+                context = ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            where = f"at {self.address!r}" if self.address else "on this machine"
+            logs, self._failed = self._logs, True
+            self._drop_session()
+            raise ClusterError(
+                f"Ray did not start or answer {where} ({type(error).__name__}: {error}).\n"
+                f"What to do: check the address (`ray status`), and {logs}."
+            ) from error
+        self._started = True
+        if main and callable(self._sigterm):
+            signal.signal(signal.SIGTERM, self._sigterm)  # Ray's own would end the process without this
+        if self._dashboard is not None:
+            log.info("Ray's dashboard: http://%s", context.dashboard_url)
+
+
+def _refuse_nodes(resources: Resources) -> None:
+    """Refuse what no node of the cluster could place."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    need = {"CPU": resources.threads, "memory": resources.memory or 0}
+    if resources.gpus:
+        devices = sum(node.get("GPU", 0.0) for node in nodes)
+        refuse_gpus(resources, sum(gpu_capacity(resources.gpus, n.get("GPU", 0.0)) for n in nodes), devices)
+    for name, amount in need.items():
+        capacity = sum(int(node.get(name, 0.0) // amount) for node in nodes) if amount else resources.workers
+        if capacity < resources.workers:
+            have = sum(node.get(name, 0.0) for node in nodes)
+            asked, found = f"{amount} CPUs", f"{have:g} CPUs"
+            if name == "memory":
+                asked, found = gib(amount), f"{gib(have)} of memory"
+            raise excess(
+                f"{resources.workers} workers x {asked}",
+                f"{found} on {len(nodes)} nodes (enough for {capacity} such workers)",
+                "ask for fewer workers or less for each, or add nodes",
+            )
+
+
+class _Actors:
+    """The backend: a worker is an actor that takes as many calls at once as there are phases and orders them."""
+
+    def __init__(
+        self,
+        make_worker: bytes,
+        workers: int,
+        resources: Resources,
+        logs: str,
+        *,
+        shared: bool,
+        ensure_running: Callable[[], None] | None = None,
+    ) -> None:
+        import ray
+
+        self.make_worker, self.threads, self.ensure_running = make_worker, resources.threads, ensure_running
+        self.logs = logs
+        variables = environment(resources.threads)
+        if not resources.gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = ""
+        self.actor = ray.remote(WorkerProcess).options(
+            num_cpus=resources.threads if shared else 0,
+            num_gpus=resources.gpus,
+            memory=resources.memory,
+            max_concurrency=DEPTH,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": variables},
+        )
+        self.made = 0
+        self.actors: dict[str, Any] = {}
+        self.pending: dict[Any, tuple[str, int]] = {}
+        for _ in range(workers):
+            self.spawn()
+
+    def spawn(self) -> None:
+        self.made += 1
+        name = f"actor {self.made}"
+        self.actors[name] = self.actor.remote()
+        self.pending[self.actors[name].hello.remote()] = (name, 0)
+
+    def send(self, worker: str, call: int, task: bytes | None) -> None:
+        actor = self.actors[worker]
+        if task is None:
+            ref = actor.load.remote(self.make_worker, self.threads)
+        else:
+            ref = actor.call.remote(task)
+        self.pending[ref] = (worker, call)
+
+    def wait(self, timeout: float) -> list[Event]:
+        import ray
+
+        if self.ensure_running is not None:
+            self.ensure_running()
+        ready, _ = ray.wait(list(self.pending), num_returns=1, timeout=timeout)
+        if ready:
+            ready, _ = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=0)
+        events = []
+        for ref in sorted(ready, key=lambda ref: self.pending[ref][1]):
+            if ref in self.pending:
+                events.append(self.take(ref))
+        return events
+
+    def take(self, ref: ObjectRef[bytes]) -> Event:
+        import ray
+        from ray import exceptions
+
+        worker, call = self.pending.pop(ref)
+        gone = (
+            exceptions.RayActorError,
+            exceptions.WorkerCrashedError,
+            exceptions.NodeDiedError,
+            exceptions.ObjectLostError,
+            exceptions.OutOfMemoryError,
+        )
+        try:
+            data = ray.get(ref)
+        except gone as error:
+            self.drop(worker)
+            self.spawn()
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            return Lost(worker, " ".join(lines)[:600])
+        except exceptions.RayError as error:
+            raise ClusterError(
+                f"Ray could not carry a task to {worker} ({type(error).__name__}: {error}).\n"
+                "Expected: the cluster stays up, and workers import the same packages as this process.\n"
+                f"What to do: compare the environments, and look at {self.log_hint()}."
+            ) from error
+        return Answered(worker, call, data) if call else WorkerStarted(worker)
+
+    def drop(self, worker: str) -> None:
+        import ray
+
+        actor = self.actors.pop(worker)
+        self.pending = {ref: where for ref, where in self.pending.items() if where[0] != worker}
+        ray.kill(actor)
+
+    def no_worker_message(self, seconds: float) -> str:
+        import ray
+
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU", "memory")}
+        return (
+            f"Ray started no actor for {seconds:g} s; expected at least one. Free now: {free}.\n"
+            "What to do: wait for others' work to end, ask for less, or give a longer start_timeout."
+        )
+
+    def log_hint(self) -> str:
+        return f"`dmesg` (lines of the OOM killer) and {self.logs} on its machine"
+
+    def kill(self) -> None:
+        for worker in list(self.actors):
+            self.drop(worker)

@@ -1,0 +1,82 @@
+"""The demo as a newcomer runs it: how long, how much memory, and what is there at its end."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import xarray
+
+from tests.support.browser import opened
+
+BDFLOW = Path(sys.executable).with_name("bdflow")
+GIB = 2**30
+
+
+class PeakMemory(threading.Thread):
+    """Largest sum of proportional set sizes over a process and all it started."""
+
+    def __init__(self, process: psutil.Popen) -> None:
+        super().__init__(daemon=True)
+        self.process, self.peak = process, 0
+
+    def run(self) -> None:
+        while self.process.poll() is None:
+            total = 0
+            for member in [self.process, *self.process.children(recursive=True)]:
+                try:
+                    total += member.memory_full_info().pss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+            self.peak = max(self.peak, total)
+            time.sleep(0.3)
+
+
+def check_report(page: Path, tree: xarray.DataTree) -> None:
+    """In a browser: every stimulus with the pictures of all subjects, the mean and the bound in all variants."""
+    names = ["subj01", "subj02", "subj05", "subj07", "mean of predictions", "true latents"]
+    variants = ["full", "only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision"]
+    with opened(page) as browser:
+        assert [div.text for div in browser.all("#heads div") if div.text] == ["shown", *names]
+        for variant in variants[1:]:
+            browser.press("#variants button", variant)
+        assert browser.pressed("#variants") == ["guess", *variants]
+        browser.find("building")
+        found, total = (int(word) for word in browser.one("#count").text.split() if word.isdigit())
+        assert 0 < found < total
+        browser.find("")
+        browser.press("#order button", "worst first")
+        browser.scroll_through()
+        value = np.mean([tree[f"metrics/brain_diffuser/{name}"].value.values[0, 0] for name in names[:4]], axis=0)
+        score = dict(zip(tree["metrics/brain_diffuser/subj01"].nsd_id.values.tolist(), value.tolist(), strict=True))
+        order = browser.order()
+        assert sorted(order) == sorted(score)
+        steps = np.diff([score[nsd_id] for nsd_id in order])
+        assert steps.min() > -2e-4, "worst first; the page knows four digits"
+        assert browser.pictures() == (total * (1 + len(names) * (1 + len(variants))), [])
+        assert browser.loaded_from() == {"file:"}
+        assert browser.complaints() == []
+
+
+@pytest.mark.slow(kind="long checks")
+@pytest.mark.timeout(900)
+def test_the_demo_ends_with_a_report_in_bounded_memory(tmp_path):
+    process = psutil.Popen(
+        [str(BDFLOW), "demo"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    memory = PeakMemory(process)
+    memory.start()
+    out, err = process.communicate(timeout=800)
+    print(f"demo: peak {memory.peak / GIB:.2f} GiB")
+    assert process.returncode == 0, err[-3000:]
+    assert "demo/report/index.html" in out
+    tree = xarray.open_datatree(tmp_path / "demo/study.zarr", engine="zarr", chunks={})
+    assert tree["reconstructions/brain_diffuser/subj07/full"].image.sizes["stimulus"] >= 60
+    check_report(tmp_path / "demo/report/index.html", tree)
+    assert memory.peak < 6 * GIB
+    again = subprocess.run([str(BDFLOW), "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
+    assert "reconstructions:" not in again.stderr, "a second demo computes nothing"

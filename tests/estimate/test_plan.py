@@ -1,0 +1,201 @@
+"""What `bdflow plan` tells: formulas by hand, stores' sizes as on disk, figures of benchmarks, the demo."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bdflow.cli.main import app
+from bdflow.config import load, parse
+from bdflow.errors import InputError
+from bdflow.estimate import sizes
+from bdflow.estimate.plan import GIB, Machine, plan, ridge_flop
+from bdflow.estimate.rates import DEFAULTS, figures
+from bdflow.estimate.sizes import PUBLISHED, networks_of, sizes_of
+from bdflow.estimate.stores import PlannedCounts, array_bytes, bytes_by_stage
+from bdflow.pipeline import STAGES, Pipeline, stages_until
+from bdflow.stores import Store
+from bdflow.study.graph import Graph
+from tests.conftest import painter, spaces
+
+MACHINE = Machine(cores=16, gpus=2, memory=128 * GIB, free=10**12)
+
+
+def planned(*overrides, machine=MACHINE, files=(), judges=()):
+    config = load("brain_diffuser", ["dataset.root=/nowhere", *overrides])
+    return plan(graph_of(config), sizes_of(config), networks_of(config), figures(files, config), machine, judges)
+
+
+def graph_of(config):
+    return Graph(config, [stage for stage in STAGES.values() if not stage.on_demand])
+
+
+def stage(found, name):
+    return next(row for row in found.stages if row.stage == name)
+
+
+def test_the_paper_in_numbers():
+    config = load("brain_diffuser", ["dataset.root=/nowhere"])
+    sizes = sizes_of(config)
+    assert sizes.stimuli == 982 + 4 * 8859 == 36_418
+    assert sum(math.prod(shape) for shape in PUBLISHED.spaces.values()) == 347_680
+    assert PUBLISHED.painting("full", 50, 0.75) == pytest.approx(92.7e12, rel=1e-3)
+    assert PUBLISHED.painting("no_vdvae", 50, 0.75) == pytest.approx((100 * 1.203 + 2.51) * 1e12)
+    assert PUBLISHED.painting("only_vdvae", 50, 0.75) == 0
+    counts = PlannedCounts(config, sizes, PUBLISHED)
+    targets = bytes_by_stage(graph_of(config), counts)["features"]
+    exact = 36_418 * 347_680 * 2
+    assert exact == pytest.approx(25.3e9, rel=1e-2)
+    assert exact <= targets <= 1.05 * exact
+    # benchmarks/ridge.py counts 34.2 TFLOP for these four subjects
+    assert ridge_flop(config, counts) == pytest.approx(34.2e12, rel=5e-3)
+
+
+def test_hours_follow_from_work_and_rate():
+    found = planned()
+    painting = stage(found, "reconstruct")
+    flop = 3928 * (PUBLISHED.painting("full", 50, 0.75) + PUBLISHED.guessing)
+    seconds = flop / (2 * 0.6 * 790e12) + DEFAULTS["start"].value
+    assert painting.hours == pytest.approx(seconds / 3600)
+    assert painting.gpu_hours == pytest.approx(2 * seconds / 3600)
+    assert "3,928 images" in painting.work
+    assert found.hours == pytest.approx(sum(row.hours for row in found.stages))
+    four = stage(planned("execution.reconstruct.workers=4"), "reconstruct")
+    assert four.hours - DEFAULTS["start"].value / 3600 == pytest.approx(seconds / 7200, rel=0.05)
+
+
+def test_what_is_asked_for_costs():
+    usual, all_parts = (
+        planned(),
+        planned(
+            "painters.brain_diffuser.variants=[full, only_vdvae, no_vdvae, no_clip_text, no_clip_vision]",
+            "reconstruct.subject_mean=true",
+            "reconstruct.upper_bound=true",
+        ),
+    )
+    assert "23,568 images" in stage(all_parts, "reconstruct").work, "982 x 6 of everybody x 4 that are painted"
+    assert stage(all_parts, "reconstruct").disk > 7 * stage(usual, "reconstruct").disk
+    weights = planned("ridge.weights=true")
+    more = stage(weights, "regress").disk - stage(usual, "regress").disk
+    assert more == pytest.approx(4 * 347_680 * (15724 + 14278 + 13039 + 12682), rel=0.1)
+    config, chosen = (
+        load("brain_diffuser", ["dataset.root=/nowhere", *more]) for more in ((), ["ridge.choose=per_space"])
+    )
+    counts = [PlannedCounts(of, sizes_of(of), PUBLISHED) for of in (config, chosen)]
+    assert ridge_flop(chosen, counts[1]) > ridge_flop(config, counts[0])
+
+
+def test_judges_without_weights_cost_nothing():
+    assert stage(planned(judges=("CLIP",)), "evaluate").hours > stage(planned(), "evaluate").hours
+
+
+def test_what_is_short_is_said():
+    assert planned().warnings == ()
+    short = planned(
+        "execution.reconstruct.memory=1 GiB", machine=Machine(cores=2, gpus=1, memory=2 * GIB, free=10**9)
+    ).warnings
+    for words in ("execution.reconstruct.memory is 1.0 GiB", "2 GPUs asked for", "disk: up to", "take fewer workers"):
+        assert any(words in warning for warning in short), words
+    at_address = planned(
+        "cluster={kind: address, address: {ray: host:6379}}", machine=replace(MACHINE, gpus=0)
+    ).warnings
+    assert not [warning for warning in at_address if "reconstruct" in warning]
+
+
+def test_no_data_and_nothing_known_is_refused():
+    for odd in ("subjects=[subj03]", "dataset.sessions=12", "dataset.mask=V1"):
+        with pytest.raises(InputError, match="no NSD there"):
+            planned(odd)
+
+
+RIDGE = {
+    "sgemm (FLOP/s)": 159e9, "fraction of sgemm": 0.8, "cores": 2, "plain store reading (B/s)": 1e9,
+    "disk write, disk read (B/s)": [4e8, 2e9],
+}  # fmt: skip
+DIFFUSION = {
+    "kind": "diffusion",
+    "machine": {"device": "a GPU", "matrix_flops": {"float16": 500e12}, "cores": 8},
+    "bundle": "versatile-diffusion",
+    "flop_an_image": 92.7e12,
+    "rows": [
+        {"switches": [], "dtype": "float16", "batch_size": batch, "seconds_an_image": seconds, "peak_bytes": 5e9}
+        for batch, seconds in ((1, 1.0), (16, 0.25), (64, 0.2))
+    ],
+}
+
+
+def test_figures_of_benchmarks_take_the_place_of_assumptions(tmp_path):
+    for name, content in (("ridge.json", RIDGE), ("diffusion.json", DIFFUSION)):
+        (tmp_path / name).write_text(json.dumps(content))
+    found = planned(files=[tmp_path / "ridge.json", tmp_path / "diffusion.json"])
+    assert found.figures.image is not None
+    assert found.figures.image.value == 0.25, "the row whose batch is that of the configuration"
+    flop = PUBLISHED.painting("full", 50, 0.75) + PUBLISHED.guessing
+    seconds = 3928 * 0.25 / 2 * flop / 92.7e12 + DEFAULTS["start"].value
+    assert stage(found, "reconstruct").hours == pytest.approx(seconds / 3600)
+    assert stage(found, "reconstruct").gpu_memory == 5e9
+    assert found.figures.rates["core"].value == pytest.approx(79.5e9)
+    assert {name for name, rate in found.figures.rates.items() if rate.measured} >= {"core", "ridge", "read", "write"}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"kind": "diffusion", "rows": []}', '{"sgemm (FLOP/s)": 1}'])
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(InputError, match=r"x\.json"):
+        planned(files=[tmp_path / "x.json"])
+
+
+def test_the_command(tmp_path):
+    done = CliRunner().invoke(app, ["plan", "brain_diffuser", "--set", "dataset.root=/nowhere"])
+    assert done.exit_code == 0
+    for words in ("ingest", "3,928 images", "assumed:", "NSD as published", "GPU-hours"):
+        assert words in done.output
+    done = CliRunner().invoke(app, ["plan", "brain_diffuser", "--json", "--set", "dataset.root=/nowhere"])
+    content = json.loads(done.stdout)
+    assert [row["stage"] for row in content["stages"]] == ["ingest", "features", "regress", "reconstruct", "evaluate"]
+    assert content["total"]["disk"] == sum(row["disk"] for row in content["stages"])
+
+
+def test_sizes_come_from_the_files_where_they_are(settings, tmp_path):
+    found = sizes_of(parse(settings(tmp_path)))
+    assert (found.test, found.stimuli, found.photo) == (6, 46, 64)
+    of_each = {(of.train, of.test, of.sessions, of.train_trials) for of in found.subjects.values()}
+    assert of_each == {(20, 6, 3, 60)}
+    assert "files below" in found.source
+
+
+@pytest.mark.slow
+def test_small_networks_are_counted(settings, tmp_path):
+    found = networks_of(parse(settings(tmp_path)))
+    assert "counted" in found.source
+    assert found.step > 0
+    assert found.encoding > 0
+    assert found.decoding > found.encoding
+    assert found.painting("full", 8, 0.75) == pytest.approx(3.9e9, rel=0.05), "as counted when all of it is run"
+    assert set(found.spaces) == set(sizes.PUBLISHED.spaces)
+
+
+@pytest.mark.slow(kind="sizes of stores")
+@pytest.mark.parametrize("choose", ["fixed", "per_target"])
+def test_stores_are_as_large_as_was_told(settings, tmp_path, choose):
+    config = parse(
+        settings(tmp_path, painters=painter(steps=2), reconstruct={"subject_mean": True, "upper_bound": True})
+        | {"spaces": spaces(clip_text={"weights": True}), "ridge": {"choose": choose, "validation": {"stimuli": 8}}}
+    )
+    graph, counts = graph_of(config), PlannedCounts(config, sizes_of(config), networks_of(config))
+    told = {key: decl.layout(counts) for key, decl in graph.decls.items()}
+    Pipeline(config).run(tuple(stages_until("evaluate")))
+    for path, (spec, axes) in told.items():
+        store = Store(config.study, path)
+        sizes = {dim: store.sizes[dim] for dim in axes if dim in store.sizes}
+        assert {dim: n for dim, n in axes.items() if dim in sizes and dim != "metric"} == {
+            dim: n for dim, n in sizes.items() if dim != "metric"
+        }, path
+        for array in spec.arrays:
+            if array.codec == "raw" and array.dtype != "str" and "metric" not in array.dims:
+                files = (Path(config.study) / path / array.name / "c").rglob("*")
+                stored = sum(file.stat().st_size for file in files if file.is_file())
+                assert stored == array_bytes(array, axes), (path, array.name)

@@ -1,0 +1,141 @@
+"""The report in a real browser: it opens from a file, filters, sorts, finds the pictures, and runs no caption."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bdflow.report import writer
+from tests.report import test_report
+from tests.report.test_report import EVIL, SUBJECTS, TEST, build
+from tests.support.browser import Browser, opened
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """The page, and its scores: (subject, variant, metric, stimulus), stimuli as in TEST."""
+    context = build(tmp_path_factory.mktemp("study"))
+    value = np.array([context.study.store(f"metrics/brain_diffuser/{subject}").read("value") for subject in SUBJECTS])
+    return writer.write(context), value
+
+
+@pytest.fixture
+def page(study):
+    with opened(study[0]) as browser:
+        yield browser
+
+
+def by(values: np.ndarray) -> list[int]:
+    return TEST[np.argsort(values)].tolist()
+
+
+def test_every_picture_is_found_and_nothing_comes_from_elsewhere(page: Browser) -> None:
+    page.press("#variants button", "no_vdvae")
+    page.scroll_through()
+    count, broken = page.pictures()
+    assert count == len(TEST) * (1 + len(SUBJECTS) * 3), "the photo; of each subject the guess and two variants"
+    assert broken == []
+    assert page.loaded_from() == {"file:"}
+    assert page.complaints() == []
+
+
+def test_it_sorts_by_any_metric_subject_and_variant(page: Browser, study) -> None:
+    value = study[1]
+    mean = value.mean(axis=0)[0, 0]
+    assert page.order() == by(-mean)
+    page.press("#order button", "worst first")
+    assert page.order() == by(mean)
+    page.press("#order button", "median first")
+    assert page.order() == by(np.abs(mean - np.median(mean)))
+    page.choose("#metric", "SSIM (paper)")
+    page.choose("#by-subject", "subj02")
+    page.choose("#by-variant", "no_vdvae")
+    page.press("#order button", "best first")
+    assert page.order() == by(-value[1, 1, 1])
+    page.press("#order button", "by nsd_id")
+    assert page.order() == sorted(TEST.tolist())
+
+
+def test_it_filters_by_caption_number_subject_and_variant(page: Browser) -> None:
+    page.find("caption 61")
+    assert page.order() == [61]
+    assert page.one("#count").text == "1 of 6 stimuli"
+    page.find("19")
+    assert page.order() == [19]
+    page.find("no such words")
+    assert page.order() == []
+    page.find("CAPTION")
+    assert len(page.order()) == 5, "all but the one whose caption is another"
+    assert len(page.all("#rows article:first-child button.cell")) == 4
+    page.press("#subjects button", "subj01")
+    assert [cell.text for cell in page.all("#heads div")] == ["shown", "", "subj02"]
+    assert len(page.all("#rows article:first-child button.cell")) == 2
+    page.press("#variants button", "guess")
+    assert len(page.all("#rows article:first-child button.cell")) == 1
+
+
+def test_a_view_is_kept_in_the_address(page: Browser) -> None:
+    page.press("#order button", "worst first")
+    page.press("#subjects button", "subj01")
+    page.find("caption")
+    before, address = page.order(), page.driver.current_url
+    page.driver.get("about:blank")
+    page.driver.get(address)
+    assert page.order() == before
+    assert page.pressed("#subjects") == ["subj02"]
+    assert page.pressed("#order") == ["worst first"]
+
+
+def test_a_picture_opens_with_all_its_scores(page: Browser, study) -> None:
+    page.find("61")
+    page.all("#rows button.cell")[-1].click()
+    assert page.one("#details h3").text == "nsd 00061, subj02, full"
+    value = study[1][1, 0, :, TEST.tolist().index(61)]
+    cells = [cell.text.replace("−", "-") for cell in page.all("#details td")]
+    assert [float(cells[0]), float(cells[2])] == pytest.approx(value[:2], abs=6e-4)
+    assert cells[1] == f"{1 + (study[1][1, 0, 0] > value[0]).sum()} of 6"
+    page.one("#details form button").click()
+    assert page.all("dialog[open]") == []
+
+
+def test_captions_are_text(page: Browser) -> None:
+    page.find("friends")
+    assert page.order() == [7]
+    assert page.one("#rows article h3 span").text == EVIL
+    assert len(page.all("script")) == 2
+    assert page.complaints() == []
+
+
+@pytest.mark.slow(kind="long checks")
+@pytest.mark.timeout(900)
+def test_it_makes_few_rows_of_982_stimuli_and_5_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five variants, but of small pictures: what counts here is how many there are."""
+    subjects = tuple(f"subj{i:02d}" for i in range(1, 6))
+    variants = ("full", "only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision")
+    monkeypatch.setattr(test_report, "SUBJECTS", subjects)
+    monkeypatch.setattr(test_report, "VARIANTS", variants)
+    monkeypatch.setattr(test_report, "TEST", np.arange(982))
+    monkeypatch.setattr(test_report, "TRAIN", np.arange(982, 985))
+    monkeypatch.setattr(test_report, "SIDE", 40)
+    context = test_report.build(tmp_path, chunks={"images": 64})
+    page = writer.write(context)
+    files = list(page.parent.rglob("*.webp"))
+    assert len(files) == 982 * (1 + 5 * (1 + 5))
+    weight = sum(file.stat().st_size for file in (page, page.with_name("gallery.js"))) / 2**20
+    with opened(page) as browser:
+        made = len(browser.order())
+        assert made < 100, "rows are made as they are scrolled to"
+        browser.press("#order button", "worst first")
+        assert len(browser.order()) == made, "sorting makes no more of them"
+        for variant in variants[1:]:
+            browser.press("#variants button", variant)
+        browser.find("caption 61")
+        found = sum("61" in str(nsd_id) for nsd_id in range(982))
+        assert browser.one("#count").text == f"{found} of 982 stimuli"
+        browser.find("")
+        assert len(browser.order()) < 100, "rows are made as they are scrolled to"
+        assert browser.complaints() == []
+    print(f"report of {len(files)} pictures; page {weight:.1f} MiB")
+    assert weight < 4
