@@ -41,6 +41,7 @@ __all__ = [
     "plan",
     "plan_text",
     "recipes",
+    "rounding",
     "run",
     "serve",
     "simulate",
@@ -127,6 +128,13 @@ def status(config: Config | str | Path) -> list[Row]:
     InputError : a configuration or input that cannot be used.
     """
     return _pipeline(config).status()
+
+
+def rounding() -> str:
+    """By how much values of one store may differ with what its record does not hold, in words."""
+    from bdflow.study.rounding import STATEMENT
+
+    return STATEMENT
 
 
 @os_errors_named()

@@ -57,6 +57,7 @@ class Runner:
             log.warning("%s Computing it again.", str(damage).splitlines()[0])
             store = self.context.study.store(damage.store)
             if damage.partition is not None:
+                self.context.study.refuse_to_mix(damage.store, self.context.expected[damage.store])
                 store.forget(damage.partition)
             owners.add(self.context.expected[damage.store].stage)
         for name in self.stages:

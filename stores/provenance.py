@@ -43,6 +43,8 @@ class Provenance:
     upstream : fingerprint of every store read, by path in the study.
     method : number of the way in which the stage computes it; it rises when a mistake in the stage is mended.
     chunks : settings that shape how the store is cut, never its values (JSON values).
+    arithmetic : what decides how values round, such as the kind of device (JSON values). It is recorded, and no part
+        of the fingerprint: a finished store stays as it is. One that is half filled is not gone on with otherwise.
     """
 
     stage: str
@@ -51,6 +53,7 @@ class Provenance:
     upstream: Mapping[str, str] = field(default_factory=dict)
     method: int = 1
     chunks: Mapping[str, Any] = field(default_factory=dict)
+    arithmetic: Mapping[str, Any] = field(default_factory=dict)
 
     def _content(self) -> dict[str, JSON]:
         content = {
@@ -77,7 +80,13 @@ class Provenance:
 
     def attrs(self) -> dict[str, JSON]:
         """The record kept in the store's attributes."""
-        return {**self._content(), "fingerprint": self.fingerprint, "versions": versions()}
+        arithmetic = json.loads(json.dumps(dict(self.arithmetic), sort_keys=True))
+        return {
+            **self._content(),
+            "fingerprint": self.fingerprint,
+            "arithmetic": arithmetic,
+            "versions": versions(),
+        }
 
 
 @cache
@@ -110,6 +119,15 @@ def differences(recorded: Mapping[str, object], expected: Provenance) -> list[st
             else:
                 lines.append(f"{name}: made with {_short(old)}, now {_short(new)}")
     return lines or ["its record is damaged"]
+
+
+def other_arithmetic(recorded: Mapping[str, object], expected: Provenance) -> list[str]:
+    """How values would round otherwise than those that a store holds, one line each; empty if they would not."""
+    now = expected.attrs()["arithmetic"]
+    return [
+        f"{key.lstrip('.')}: begun with {_short(old)}, now {_short(new)}; one store does not hold both"
+        for key, old, new in _changes(recorded.get("arithmetic", {}), now, "")
+    ]
 
 
 _ABSENT = object()

@@ -21,7 +21,7 @@ from bdflow.stores.entries import entries
 from bdflow.stores.errors import CorruptMetadata, NotReady, StoreError
 from bdflow.stores.metadata import COPIED_SINCE, COPY_CHUNK, FILE, Document, Unreadable, damage_of_root
 from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, remove_tree, zarr_store
-from bdflow.stores.provenance import FORMAT, Provenance, differences
+from bdflow.stores.provenance import FORMAT, Provenance, differences, other_arithmetic
 from bdflow.stores.spec import ArraySpec, Sizes, StoreSpec
 from bdflow.stores.store import PROGRESS, Store, digest, disk_full_as_error
 
@@ -216,6 +216,8 @@ class Study:
         total = store.n_partitions
         done = total - len(store.missing())
         why = differences(store.provenance, expected)
+        if not why and 0 < done < total:
+            why = other_arithmetic(store.provenance, expected)
         if why:
             return State("stale", done, total, why)
         return State("sealed" if store.sealed and done == total else "partial", done, total)
@@ -264,7 +266,8 @@ class Study:
             if self.declared(path):
                 for damage in self.metadata_damage(path):
                     raise damage
-                return self._take_up(path, spec, sizes, given, provenance)
+                if not self._begun_otherwise(path, provenance):
+                    return self._take_up(path, spec, sizes, given, provenance)
             for array in spec.arrays:
                 if array.role != "data" and array.dtype != "str":  # before anything is written
                     narrowed(given[array.name], array.dtype, f"{path}/{array.name}")
@@ -289,6 +292,27 @@ class Study:
             metadata.finish(self._backend, self.path, path, attrs)
         return Store(self.path, path)
 
+    def _begun_otherwise(self, path: str, provenance: Provenance) -> bool:
+        """Whether a store without a partition says of its arithmetic what would not be true: it is declared anew."""
+        store = Store(self.path, path)
+        empty = len(store.missing()) == store.n_partitions > 0
+        same_content = not differences(store.provenance, provenance)
+        return empty and same_content and bool(other_arithmetic(store.provenance, provenance))
+
+    def refuse_to_mix(self, path: str, expected: Provenance) -> None:
+        """Raise StoreError if partitions of a store, were they filled now, would round otherwise than its others."""
+        store = Store(self.path, path)
+        why = other_arithmetic(store.provenance, expected)
+        if why and store.n_partitions > 1:
+            raise StoreError(
+                where=path,
+                found="a store whose values would round otherwise now:\n  " + "\n  ".join(why),
+                expected="the arithmetic that it was begun with",
+                meaning="One store never holds both.",
+                action="set that back, or replace the store (remake).",
+                remedy="remake",
+            )
+
     def _take_up(
         self,
         path: str,
@@ -309,6 +333,8 @@ class Study:
                 action="replace what is stale, or choose another `study` in the configuration to keep both.",
                 remedy="remake",
             )
+        if store.missing():
+            self.refuse_to_mix(path, provenance)
         problems = [
             line
             for array in spec.arrays

@@ -204,6 +204,7 @@ def status(
         console().print(timings_table(str(loaded.study), api.timings(loaded)))
     else:
         console().print(status_table(str(loaded.study), api.status(loaded)))
+        typer.echo(f"\n{api.rounding()}")
 
 
 @app.command()

@@ -129,6 +129,22 @@ class NetworkSettings(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     speed: Annotated[SpeedSettings, NOT_CONTENT] = SpeedSettings()
 
+    @property
+    def device_kind(self) -> str:
+        """The device without its number."""
+        return self.device.partition(":")[0]
+
+    def arithmetic(self, *, switches: bool = False, **batches: int) -> dict[str, object]:
+        """What decides how results of these networks round: the kind of device and, in half precision, where it moves
+        pixels by several levels, how many items go through at once and the `speed` switches, where they matter.
+        """
+        found: dict[str, object] = {"device": self.device_kind}
+        if self.dtype != "float32":
+            found["batches"] = batches
+            if switches:
+                found["speed"] = self.speed.model_dump()
+        return found
+
 
 # --- target spaces, and ridge ---------------------------------------------------------------------------------
 

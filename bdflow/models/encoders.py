@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bdflow import npy
-from bdflow.config import ARRAY, Config, content
+from bdflow.config import ARRAY, Config, NetworkSettings, content
 from bdflow.errors import InputError, NotAtHand
 from bdflow.models.weights.bundle import Bundle, open_bundle
 from bdflow.registry import resolve
@@ -83,7 +83,7 @@ class Setup:
         """A network's items in batches of this size."""
         from bdflow.models.diffusion.batches import Batches
 
-        return Batches(f"encoding for {self.space}", size)
+        return Batches(f"encoding for {self.space}", size, halve=self.dtype == "float32")
 
 
 class Encoder(ABC):
@@ -119,6 +119,11 @@ class Encoder(ABC):
     def inputs(self) -> Mapping[str, str]:
         """Digests of what latents depend on beside stimuli and options, such as weights, by what they are."""
         return {}
+
+    @classmethod
+    def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, Any]:
+        """What decides how latents round (`NetworkSettings.arithmetic`)."""
+        return networks.arithmetic(encode=batch_size)
 
     def load(self) -> None:  # noqa: B027
         """Load what is heavy, if anything is."""
@@ -247,6 +252,10 @@ class CLIPTextEncoder(BundleEncoder):
 
     takes = ("captions",)
 
+    @classmethod
+    def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, Any]:
+        return networks.arithmetic(encode=TEXT_BATCH)
+
     @cached_property
     def batches(self) -> Batches:
         return self.setup.batches(TEXT_BATCH)
@@ -331,6 +340,10 @@ class ArrayEncoder(Encoder):
                 f"{key}, {self.path}", found="an nsd_id twice", expected="each once", action="drop the repeated one"
             )
         return ids, latent
+
+    @classmethod
+    def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, Any]:
+        return {}
 
     @property
     def shape(self) -> tuple[int, ...]:

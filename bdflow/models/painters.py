@@ -84,6 +84,20 @@ class PainterKind(ABC):
         """The settings that shape pictures of a variant."""
         return {} if self.variants[variant] == ("guess",) else content(self.settings)
 
+    def guess_arithmetic(self) -> Mapping[str, Any]:
+        """What decides how guesses round (`NetworkSettings.arithmetic`)."""
+        return self.networks.arithmetic(guess=self.settings.batch_size)
+
+    def arithmetic(self, variant: str) -> Mapping[str, Any]:
+        """What decides how pictures of a variant round."""
+        if self.variants[variant] == ("guess",):
+            return {}
+        wanted = self.settings
+        sizes = {"denoise": wanted.batch_size, "decode": wanted.decode_batch_size or wanted.batch_size}
+        if "guess" in self.variants[variant]:
+            sizes["encode"] = wanted.encode_batch_size or wanted.batch_size
+        return self.networks.arithmetic(switches=True, **sizes)
+
     @abstractmethod
     def load(self, *, batched: bool = True) -> Painting:
         """Load the networks, or have them loaded when they are first needed.

@@ -41,7 +41,8 @@ class Encode(Stage):
                 }
                 layout, chunks = partial(_encoding, config, subject), content(config.chunks, "encoding")
                 upstream = (_responses(config, subject), keys.targets(space))
-                yield StoreDecl(keys.encoding(subject, space), layout, settings, upstream=upstream, chunks=chunks)
+                key, rounding = keys.encoding(subject, space), {"device": _device(config)}
+                yield StoreDecl(key, layout, settings, upstream=upstream, chunks=chunks, arithmetic=rounding)
 
     def steps(self, context: Context) -> Iterable[Step]:
         config, subjects, spaces = context.config, context.subjects, context.config.encoded_spaces
@@ -53,6 +54,10 @@ class Encode(Stage):
 def _responses(config: Config, subject: str) -> str:
     """The averaged responses, z-scored within sessions if those of `ridge` are."""
     return keys.responses(subject, averaged_design(config).responses)
+
+
+def _device(config: Config) -> str:
+    return "cuda" if config.execution.encode.gpus else "cpu"
 
 
 def _encoding(config: Config, subject: str, counts: Counts) -> catalog.Laid:
@@ -79,7 +84,7 @@ class Encoder:
         self, config: Config, responses: dict[str, Store], targets: dict[str, Store], stores: dict[Key, Store]
     ) -> None:
         self.config, self.responses, self.targets, self.stores = config, responses, targets, stores
-        self.device = "cuda" if config.execution.encode.gpus else "cpu"
+        self.device = _device(config)
         self.scratch = streaming.Scratch()
 
     def __call__(self, key: Key) -> None:

@@ -81,13 +81,13 @@ class Evaluate(Stage):
         if not config.painters:
             return
         weights = weights_of(config)
-        seen = judged(config, weights)
+        seen, rounding = judged(config, weights), {"device": config.networks.device_kind}
         settings: dict[str, Any]
         for metric in seen:
             about, chunks = {"metric": metric}, content(config.chunks, "judges")
             inputs = partial(_judge_inputs, config, metric, weights)
             layout = partial(_judge, config, metric)
-            yield StoreDecl(keys.judge(metric), layout, about, inputs, (keys.STIMULI,), chunks)
+            yield StoreDecl(keys.judge(metric), layout, about, inputs, (keys.STIMULI,), chunks, rounding)
         for painter, of in config.painters.items():
             for subject in painted(config, config.subjects):
                 pictures = tuple(keys.reconstructions(painter, subject, variant) for variant in of.variants)
@@ -100,7 +100,9 @@ class Evaluate(Stage):
                     upstream = (*pictures, *(keys.judge(metric) for metric in seen))
                     layout = partial(_similarities, config, painter, subject, len(seen))
                     chunks = content(config.chunks, "similarities")
-                    yield StoreDecl(similarities, layout, settings, upstream=upstream, chunks=chunks)
+                    yield StoreDecl(
+                        similarities, layout, settings, upstream=upstream, chunks=chunks, arithmetic=rounding
+                    )
                 settings = {
                     "variants": list(of.variants),
                     "evaluate": content(config.evaluate, "metrics"),

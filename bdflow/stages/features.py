@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bdflow.config import Config, content
-from bdflow.models.encoders import Encoder, Stimuli, encoder_of, encoder_settings
+from bdflow.models.encoders import Encoder, Stimuli, encoder_class, encoder_of, encoder_settings
 from bdflow.stores import Store, StoreError
 from bdflow.study import catalog, keys
 from bdflow.study.graph import Counts, StoreDecl
@@ -36,6 +36,7 @@ class Features(Stage):
                 partial(_inputs, config, space),
                 (keys.STIMULI,),
                 content(config.chunks, "targets"),
+                encoder_class(config, space)[0].arithmetic(config.networks, config.features.batch_size),
             )
 
     def steps(self, context: Context) -> Iterable[Step]:

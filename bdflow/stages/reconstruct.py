@@ -45,6 +45,7 @@ class Reconstruct(Stage):
 
     def _pictures(self, config: Config, painter: str, subject: str) -> Iterator[StoreDecl]:
         roles, inputs = spaces_of(config, painter), partial(painter_inputs, config, painter)
+        kind = painter_kind(config, painter)
         common = {"networks": content(config.networks), **guess_settings(config, painter)}
         guesses = keys.guesses(painter, subject)
 
@@ -54,18 +55,20 @@ class Reconstruct(Stage):
         if "guess" in roles:
             settings = {**common, "standardise": made_from([roles["guess"]])}
             layout, chunks = partial(_guesses, config, painter, subject), content(config.chunks, "guesses")
-            yield StoreDecl(guesses, layout, settings, inputs, (latent_key(subject, roles["guess"]),), chunks)
+            upstream: tuple[str, ...] = (latent_key(subject, roles["guess"]),)
+            yield StoreDecl(guesses, layout, settings, inputs, upstream, chunks, kind.guess_arithmetic())
         for variant in config.painters[painter].variants:
             used = roles_of(config, painter, variant)
             settings = {
                 **common,
                 "standardise": made_from(used.values()),
                 "variant": variant,
-                "painting": painter_kind(config, painter).variant_settings(variant),
+                "painting": kind.variant_settings(variant),
             }
             upstream = tuple(guesses if role == "guess" else latent_key(subject, of) for role, of in used.items())
             key, layout = keys.reconstructions(painter, subject, variant), partial(_images, config, painter, subject)
-            yield StoreDecl(key, layout, settings, inputs, upstream, content(config.chunks, "reconstructions"))
+            chunks = content(config.chunks, "reconstructions")
+            yield StoreDecl(key, layout, settings, inputs, upstream, chunks, kind.arithmetic(variant))
 
     def steps(self, context: Context) -> Iterable[Step]:
         config = context.config

@@ -66,17 +66,19 @@ class Roi(Stage):
 
     def _pictures(self, config: Config, chosen: str, painter: str, subject: str) -> Iterator[StoreDecl]:
         roles, inputs = spaces_of(config, painter), partial(painter_inputs, config, painter)
+        kind = painter_kind(config, painter)
         rescaling = {name: value for name, value in content(config.roi).items() if name != "sets"}
         settings = {**rescaling, "networks": content(config.networks), **guess_settings(config, painter)}
         latents = {role: keys.region_latents(chosen, subject, space) for role, space in roles.items()}
         guesses = keys.region_guesses(chosen, painter, subject)
         if "guess" in latents:
             layout = partial(_guesses, config, chosen, painter)
-            yield StoreDecl(guesses, layout, settings, inputs, (latents["guess"],))
+            yield StoreDecl(guesses, layout, settings, inputs, (latents["guess"],), {}, kind.guess_arithmetic())
         upstream = tuple(guesses if role == "guess" else key for role, key in latents.items())
-        settings = {**settings, "painting": painter_kind(config, painter).variant_settings(full(config, painter))}
-        layout = partial(_images, config, chosen, painter)
-        yield StoreDecl(keys.region_images(chosen, painter, subject), layout, settings, inputs, upstream)
+        variant = full(config, painter)
+        settings = {**settings, "painting": kind.variant_settings(variant)}
+        key, layout = keys.region_images(chosen, painter, subject), partial(_images, config, chosen, painter)
+        yield StoreDecl(key, layout, settings, inputs, upstream, {}, kind.arithmetic(variant))
 
     def steps(self, context: Context) -> Iterable[Step]:
         config, found = context.config, region_patterns.keys_of(context)

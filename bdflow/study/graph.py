@@ -93,6 +93,7 @@ class StoreDecl:
     layout : what it looks like, given how large things are.
     settings : what shapes its content, JSON values.
     chunks : what shapes how it is cut and never its values; stores that are made from it do not depend on it.
+    arithmetic : what decides how its values round (`bdflow.stores.Provenance`).
     inputs : digests of the files it is read from, by what they are; asked for when its fingerprint is.
     upstream : keys of the stores it is made from.
     """
@@ -103,6 +104,7 @@ class StoreDecl:
     inputs: Inputs = no_inputs
     upstream: tuple[str, ...] = ()
     chunks: Mapping[str, Any] = field(default_factory=dict)
+    arithmetic: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Declares(Protocol):
@@ -166,7 +168,13 @@ class Graph:
             decl, stage = self.decls[key], self.stages[key]
             upstream = {name: self.provenance(name).content for name in decl.upstream}
             self._made[key] = Provenance(
-                stage, decl.settings, self._inputs(key, decl), upstream, self._methods[stage], decl.chunks
+                stage,
+                decl.settings,
+                self._inputs(key, decl),
+                upstream,
+                self._methods[stage],
+                decl.chunks,
+                decl.arithmetic,
             )
         return self._made[key]
 

@@ -9,8 +9,10 @@ from bdflow.config import PaintOptions
 from bdflow.errors import InputError
 from bdflow.models.config import BatchSizes
 from bdflow.models.diffusion.batches import Batches
+from bdflow.models.encoders import ENCODERS, Setup
 from bdflow.models.latents import FeatureExtractor
 from bdflow.models.versatile.painter import Painter
+from bdflow.registry import resolve
 from tests.support import logs
 
 IDS = list(range(21, 28))
@@ -62,6 +64,30 @@ def test_fixed_batches_have_one_shape_and_drop_what_fills_them(caplog: pytest.Lo
     assert torch.equal(batches.run(device, x[:3]), torch.from_numpy(2 * x[:3]))
     assert device.seen[2:] == [8, 4]
     assert len(logs.lines(caplog)) == 1
+
+
+def test_where_results_depend_on_the_size_a_batch_that_does_not_fit_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    batches, device = Batches("denoising", 8, fixed=True, halve=False), Small(8)
+    x = torch.arange(20.0)[:, None]
+    assert torch.equal(batches.run(device, x), 2 * x)
+    device.room = 6
+    with pytest.raises(InputError, match="a batch of 8 in half precision(.|\n)*at most 4") as error:
+        batches.run(device, x)
+    assert error.value.remedy == "remake"
+    assert (batches.size, logs.lines(caplog)) == (8, [])
+    with pytest.raises(InputError, match="a single image"):
+        Batches("denoising", 1, halve=False).run(Small(0), x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_fills_stores_halves_its_batches_in_float32_alone(dtype: str) -> None:
+    sizes = BatchSizes(4, 4, 4, 4, fixed=True)
+    for given, halves in ((sizes, dtype == "float32"), (None, True)):
+        batches = Painter("tiny", dtype=dtype, sizes=given).batches
+        assert {batches.guess.halve, batches.encode.halve, batches.denoise.halve, batches.decode.halve} == {halves}
+    for space in ENCODERS:
+        encoder = resolve(space, ENCODERS, "")(Setup(space, dtype=dtype, batch_size=4))
+        assert encoder.batches.halve == (dtype == "float32")
 
 
 def out_of_memory_above(room: int, work, seen: list[int]):

@@ -4,6 +4,7 @@ import errno
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,56 @@ def test_other_settings_are_refused_with_the_difference(study):
     study.remove("targets/vdvae")
     assert study.state("targets/vdvae", changed).kind == "absent"
     fill(declare(study, changed))
+
+
+SLOW = replace(MADE, arithmetic={"device": "cpu", "batches": {"denoise": 8}})
+QUICK = replace(MADE, arithmetic={"device": "cuda", "batches": {"denoise": 4}})
+OTHERWISE = [
+    'batches.denoise: begun with 8, now 4; one store does not hold both',
+    'device: begun with "cpu", now "cuda"; one store does not hold both',
+]
+
+
+def test_a_store_that_is_half_filled_is_not_gone_on_with_in_another_arithmetic(study):
+    store = declare(study, SLOW)
+    assert store.provenance["arithmetic"] == SLOW.arithmetic
+    assert SLOW.fingerprint == QUICK.fingerprint == MADE.fingerprint
+    store.write(1, data(1))
+    before = snapshot(study.path)
+    state = study.state("targets/vdvae", QUICK)
+    assert (state.kind, state.done, state.why) == ("stale", 1, OTHERWISE)
+    with pytest.raises(StoreError, match="begun with 8, now 4(.|\n)*never holds both") as error:
+        declare(study, QUICK)
+    assert error.value.remedy == "remake"
+    assert snapshot(study.path) == before
+    assert study.state("targets/vdvae", SLOW).kind == "partial"
+    fill(declare(study, SLOW))
+    assert study.state("targets/vdvae", QUICK).kind == "sealed", "a finished store stays as it is"
+    declare(study, QUICK)
+    assert study.store("targets/vdvae").provenance["arithmetic"] == SLOW.arithmetic
+
+
+def test_a_store_that_lacks_only_its_seal_is_sealed_in_any_arithmetic(study):
+    store = declare(study, SLOW)
+    for partition in store.missing():
+        store.write(partition, data(partition))
+    assert study.state("targets/vdvae", QUICK).kind == "partial"
+    declare(study, QUICK).seal()
+    assert study.state("targets/vdvae", QUICK).kind == "sealed"
+
+
+def test_a_store_without_a_partition_is_declared_anew_and_says_what_is_true(study):
+    declare(study, SLOW)
+    assert study.state("targets/vdvae", QUICK).kind == "partial"
+    assert fill(declare(study, QUICK)).provenance["arithmetic"] == QUICK.arithmetic
+    assert not study.metadata_damage("targets/vdvae")
+
+
+def test_a_damaged_partition_is_not_forgotten_where_it_would_be_filled_otherwise(study):
+    fill(declare(study, SLOW))
+    with pytest.raises(StoreError, match="round otherwise"):
+        study.refuse_to_mix("targets/vdvae", QUICK)
+    study.refuse_to_mix("targets/vdvae", SLOW)
 
 
 def test_package_versions_are_recorded_but_make_nothing_stale():

@@ -92,6 +92,14 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
     }
 
 
+NOT_PLAIN = {
+    "networks.bundle",
+    *(f"painters.brain_diffuser.{name}" for name in ("kind", "guess", "vision", "text", "variants", "options")),
+    "painters.brain_diffuser.guidance_interval",
+}
+"""What has no other value of its type, and of which it is known that it shapes content."""
+
+
 def fields(model: type[BaseModel], content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every field, with its annotation; of sections by name, those of the first; `execution` and `cluster` whole."""
     for name, field in model.model_fields.items():
@@ -231,6 +239,52 @@ def test_a_mixing_that_a_variant_does_not_use_leaves_its_pictures(full):
     stale = keys_that_differ(full, full | {"painters": {"brain_diffuser": painter_settings | {"mixing": 0.9}}})
     pictures = {key.split("/")[-1] for key in stale if kind(key) == "reconstructions"}
     assert pictures == {"full"}
+
+
+ROUNDS = {
+    "features.batch_size": {"targets"},
+    "networks.device": {"targets", "guesses", "reconstructions", "rois", "judges", "similarities"},
+    "networks.speed.joint_guidance": {"reconstructions", "rois"},
+    "networks.speed.cached_conditions": {"reconstructions", "rois"},
+    "networks.speed.channels_last": {"reconstructions", "rois"},
+    "networks.speed.attention": {"reconstructions", "rois"},
+    "networks.speed.compile": {"reconstructions", "rois"},
+    "painters.brain_diffuser.batch_size": {"guesses", "reconstructions", "rois"},
+    "painters.brain_diffuser.encode_batch_size": {"reconstructions", "rois"},
+    "painters.brain_diffuser.decode_batch_size": {"reconstructions", "rois"},
+    "execution.regress.gpus": {"validation", "selection", "decoders", "predictions", "weights"},
+    "execution.encode.gpus": {"encoding"},
+}
+"""Settings that are no part of content and decide how values round in half precision, and of which kinds of stores."""
+
+
+def arithmetic(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: decl.arithmetic for key, decl in Graph(parse(content), STAGES.values()).decls.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_what_decides_how_values_round_is_recorded(full, dtype):
+    """In half precision all of it; in float32 the device alone, since the rest moves values by rounding (0026)."""
+    content, base = changed(full, "networks.dtype", dtype), parse(changed(full, "networks.dtype", dtype))
+    content = changed(content, "painters.brain_diffuser.encode_batch_size", 4)
+    before, found = arithmetic(content), {}
+    annotations = {key: of for key, of in fields(Config, content) if key not in ("execution", "cluster")}
+    for stage in STAGES:
+        annotations |= {f"execution.{stage}.{name}": None for name in ("gpus", "workers", "threads")}
+    special = {"networks.device": "cuda", **{key: 2 for key in annotations if key.startswith("execution.")}}
+    for key, annotation in annotations.items():
+        if key.split(".")[0] not in ("networks", "features", "painters", "execution") or key == "networks.dtype":
+            continue
+        if key in NOT_PLAIN:
+            continue
+        value = special[key] if key in special else another(annotation, value_at(base, key))
+        after = arithmetic(changed(content, key, value))
+        kinds = {kind(name) for name in before if name in after and before[name] != after[name]}
+        if kinds:
+            found[key] = kinds
+    always = ("networks.device", "execution.regress.gpus", "execution.encode.gpus")
+    expected = ROUNDS if dtype != "float32" else {key: ROUNDS[key] for key in always}
+    assert found == expected
 
 
 if __name__ == "__main__":

@@ -27,20 +27,21 @@ class Batches:
     size : items a batch; None takes all at once.
     fixed : fill up the last batch to `size` with copies of its last item, whose results are dropped. Then every call
         has one shape, which compiled networks need, and an item's result does not depend on how many others there are.
+    halve : halve a size that proves too large; else that is an error. In half precision results depend on it.
 
     Attributes
     ----------
     size : the size now: the one asked for, or the smaller one that fits; a warning is logged when it was halved.
     """
 
-    def __init__(self, what: str, size: int | None = None, *, fixed: bool = False) -> None:
-        self.what, self.size, self.fixed = what, size, fixed and size is not None
+    def __init__(self, what: str, size: int | None = None, *, fixed: bool = False, halve: bool = True) -> None:
+        self.what, self.size, self.fixed, self.halve = what, size, fixed and size is not None, halve
 
     def run(self, work: Callable[..., Tensor], *items: np.ndarray | Tensor | None) -> Tensor:
         """`work` over all items, results (n, ...) in their order.
 
         `items` : arrays or tensors (n, ...) cut alike, handed on as tensors, or None. n is at least 1.
-        Raises InputError when a single item is too much for the device's memory.
+        Raises InputError when a single item is too much for the device's memory, or a batch that must not be halved.
         """
         # One memory order: convolutions round otherwise in another, and joining small batches may change it.
         given = [None if values is None else torch.as_tensor(values).contiguous() for values in items]
@@ -76,6 +77,17 @@ class Batches:
                 expected="space for the network and one image",
                 action="use a device with more memory, fewer workers on it (`execution`, `gpus`), or a smaller "
                 "`networks.dtype`.",
+            )
+        if not self.halve:
+            raise InputError(
+                f"memory of the device, {self.what}",
+                found=f"too little for a batch of {ran} in half precision ({refused})",
+                expected="space for the network and the batch",
+                meaning="In half precision results depend on the size of a batch, and one store never holds both. "
+                "In float32 the batch would have been halved.",
+                action=f"set a batch size of at most {ran // 2} and run again; what this step has filled so far has to "
+                "be replaced, if it has filled any.",
+                remedy="remake",
             )
         self.size = ran // 2
         log.warning(

@@ -65,7 +65,8 @@ class Painter:
     options : steps, strength, guidance, mixing, ...
     speed : how the networks are called.
     sizes : images a batch in each stage; by default all that are handed in. A batch that does not fit into memory is
-        made smaller, with a warning in the log.
+        made smaller, with a warning in the log; where `sizes` are fixed, in half precision, it is an error, since
+        pictures painted in smaller batches differ from those before.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Painter:
     ) -> None:
         self.bundle, self.device, self.dtype = open_bundle(bundle), device, dtype
         self.seed, self.options, self.speed = seed, options or PaintOptions(), speed or SpeedSettings()
-        self.batches = PaintBatches(sizes)
+        self.batches = PaintBatches(sizes, halve=sizes is None or not sizes.fixed or dtype == "float32")
         self.guess_size, self.image_size = self.bundle.guess_size, self.bundle.image_size
         self.spaces = self.bundle.spaces
 

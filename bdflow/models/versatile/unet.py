@@ -121,10 +121,10 @@ class Schedule:
 class PaintBatches:
     """The batches of each stage of painting; what they learn about memory stays with them."""
 
-    def __init__(self, sizes: BatchSizes | None = None) -> None:
+    def __init__(self, sizes: BatchSizes | None = None, *, halve: bool = True) -> None:
         sizes = sizes or BatchSizes()
         self.guess, self.encode, self.denoise, self.decode = (
-            Batches(what, size, fixed=sizes.fixed)
+            Batches(what, size, fixed=sizes.fixed, halve=halve)
             for what, size in (
                 ("decoding guesses", sizes.guess),
                 ("encoding guesses", sizes.encode),

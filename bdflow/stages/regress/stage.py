@@ -73,7 +73,8 @@ class Regress(Stage):
         yield StoreDecl(system, partial(_system, subject, design), about, inputs, upstream)
         if validates(config, spaces):
             how = {**_validation_settings(config), "alphas": candidates(config, spaces), "intercept": design.intercept}
-            yield StoreDecl(validation, partial(_validation, config, subject, spaces), how, upstream=(system,))
+            layout = partial(_validation, config, subject, spaces)
+            yield StoreDecl(validation, layout, how, upstream=(system,), arithmetic=_arithmetic(config))
         chosen = chosen_spaces(config, spaces)
         for space in chosen:
             about = {
@@ -84,7 +85,8 @@ class Regress(Stage):
             }
             upstream = (system, keys.targets(space))
             layout, chunks = partial(_selection, config, space), content(config.chunks, "selection")
-            yield StoreDecl(keys.selection(subject, space), layout, about, upstream=upstream, chunks=chunks)
+            key, rounding = keys.selection(subject, space), _arithmetic(config)
+            yield StoreDecl(key, layout, about, upstream=upstream, chunks=chunks, arithmetic=rounding)
         penalties = {space: config.ridge_of(space) for space in spaces}
         about = {
             "alpha": {space: of.alpha for space, of in penalties.items() if of.choose == "fixed"},
@@ -92,7 +94,8 @@ class Regress(Stage):
         }
         upstream = (system, *(keys.selection(subject, space) for space in chosen))
         layout = partial(_decoder, subject, design, spaces)
-        yield StoreDecl(keys.decoder(subject, design.name), layout, about, upstream=upstream)
+        key, rounding = keys.decoder(subject, design.name), _arithmetic(config)
+        yield StoreDecl(key, layout, about, upstream=upstream, arithmetic=rounding)
 
     def _of_space(self, config: Config, subject: str, space: str) -> Iterator[StoreDecl]:
         ridge_settings, design = config.ridge_of(space), design_of(config, space)
@@ -108,11 +111,13 @@ class Regress(Stage):
         if held_out:
             about["held_out"] = _validation_settings(config)
         layout, chunks = partial(_predictions, config, subject, space, held_out), content(config.chunks, "predictions")
-        yield StoreDecl(predictions, layout, about, upstream=upstream, chunks=chunks)
+        rounding = _arithmetic(config)
+        yield StoreDecl(predictions, layout, about, upstream=upstream, chunks=chunks, arithmetic=rounding)
         if ridge_settings.weights:
             weights, responses = keys.weights(subject, space), keys.responses(subject, design.responses)
             layout, chunks = partial(_weights, config, subject, space), content(config.chunks, "weights")
-            yield StoreDecl(weights, layout, upstream=(predictions, responses), chunks=chunks)
+            upstream = (predictions, responses)
+            yield StoreDecl(weights, layout, upstream=upstream, chunks=chunks, arithmetic=rounding)
             layout, chunks = partial(_importance, config, subject), content(config.chunks, "importance")
             yield StoreDecl(keys.importance(subject, space), layout, upstream=(weights,), chunks=chunks)
 
@@ -231,6 +236,10 @@ def _plan(context: Context) -> Plan:
 
 def _device(config: Config) -> str:
     return "cuda" if config.execution.regress.gpus else "cpu"
+
+
+def _arithmetic(config: Config) -> dict[str, str]:
+    return {"device": _device(config)}
 
 
 def _solvers(context: Context, plan: Plan) -> dict[Pair, Solver]:
