@@ -1,10 +1,7 @@
 """Nobody but the processes of a run gets anything from the ports that it opens."""
 
-import json
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,32 +12,13 @@ import pytest
 from bdflow.cluster import Resources, access, open_executor, ray_session
 from bdflow.cluster.access import RAY_TOKEN, key_options, private_folder
 from bdflow.cluster.scratch import Scratch, nobody
+from tests.support.other_user import intrude, ports
 
-INTRUDER = Path(__file__).parents[1] / "support/intruder.py"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 def make_worker():
     return abs
-
-
-def ports() -> list[int]:
-    """On which this process and its children listen."""
-    found = set()
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        found |= {at.laddr.port for at in process.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
-    return sorted(found)
-
-
-def intrude(token: str | None = None, keys: Path | None = None) -> dict[str, Any]:
-    """What another user gets."""
-    asked = {"ports": ports(), "token": token, "keys": str(keys) if keys else None}
-    command = [sys.executable, INTRUDER, json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd="/")
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["uid"] not in (0, os.getuid())
-    return {"asked": asked["ports"], **answer["found"]}
 
 
 def during(
@@ -52,14 +30,20 @@ def during(
     real = access.ray_variables
     monkeypatch.setattr(ray_session, "ray_variables", lambda: tokens.append(real()) or tokens[-1])
     found: list[dict[str, Any]] = []
+    here = psutil.Process()
+    before = ports(here)
 
     def look(done: object) -> None:
         if not found:
             if kind == "dask":
                 key_options(executor._own.cluster.security, keys)
-            found.append(intrude())
+            found.append(intrude(ports(here) - before))
             look_too()
-            found.append(intrude(tokens[0][RAY_TOKEN] if tokens else None, keys if kind == "dask" else None))
+            found.append(
+                intrude(
+                    ports(here) - before, tokens[0][RAY_TOKEN] if tokens else None, keys if kind == "dask" else None
+                )
+            )
 
     with open_executor(kind, scratch=owner) as executor:
         executor.run(make_worker, range(3), resources=Resources(workers=2), on_done=look)

@@ -27,6 +27,7 @@ from bdflow.stores import Store
 from bdflow.study.painting import painting
 from bdflow.study.stage import Context
 from tests.conftest import SPACES, painter
+from tests.support.other_user import intrude, ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = "the token that the service made and showed"
@@ -202,6 +203,20 @@ def test_bad_requests_are_refused_while_good_ones_go_on(service):
     with ThreadPoolExecutor(CLIENTS) as pool:
         found = Counter(pool.map(one, [*asked, "good"] * 12))
     assert {(wanted, status) for _, wanted, status in found} == {(s, s) for s in (200, 400, 401, 404, 413, 415, 422)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_gets_nothing_but_that_it_is_alive(service):
+    """At the service's port, and at all that its replicas and Ray listen on, while clients are answered."""
+    at = ports(psutil.Process(service.process.pid))
+    assert len(at) >= 5
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(service.patterns, "subj01", slice(0, 1), "seed=1")
+        found = intrude(at)
+        assert found.pop("asked") == sorted(at)
+        assert found == {str(service.port): ["http /health: 200"]}
+        assert "http /metrics: 200" in intrude([service.port], service.made)[str(service.port)]
+        assert answer.result()[0] == 200
 
 
 def _npy(values):

@@ -32,12 +32,13 @@ CALLS = (
 HOST = "127.0.0.1"
 
 
-def pages(port: int) -> list[str]:
+def pages(port: int, token: str | None) -> list[str]:
     """Paths that an HTTP server gives content for."""
-    found = []
+    found, headers = [], {"Authorization": f"Bearer {token}"} if token else {}
     for path in PAGES:
+        asked = urllib.request.Request(f"http://{HOST}:{port}{path}", headers=headers)
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=3) as answer:
+            with urllib.request.urlopen(asked, timeout=3) as answer:
                 found.append(f"http {path}: {answer.status}")
         except (OSError, urllib.error.HTTPError, ValueError, HTTPException):
             continue
@@ -54,7 +55,7 @@ async def dask(port: int, security: Security | None) -> list[str]:
             async with rpc(address, connection_args=arguments, timeout=3) as remote:
                 answer = await asyncio.wait_for(remote.identity(), 3)
                 found.append(f"dask {scheme}: {answer['type']}")
-        except (TimeoutError, OSError, ValueError, TypeError):
+        except (TimeoutError, OSError, ValueError, TypeError, MemoryError):  # an answer in HTTP is read as a length
             continue
     return found
 
@@ -95,7 +96,7 @@ def main() -> None:
     os.setresuid(NOBODY, NOBODY, NOBODY)
 
     def attempts(port: int) -> list[str]:
-        return [*pages(port), *asyncio.run(dask(port, security)), *ray(port, asked["token"])]
+        return [*pages(port, asked["token"]), *asyncio.run(dask(port, security)), *ray(port, asked["token"])]
 
     with ThreadPoolExecutor(16) as threads:  # most attempts wait for an answer that does not come
         found = dict(zip(asked["ports"], threads.map(attempts, asked["ports"]), strict=True))

@@ -285,7 +285,8 @@ PIECES = "import bdflow.datasets.nsd.download as f, bdflow.cli.main as c; f.PIEC
 
 def start(config: Path, source: str, to: Path) -> subprocess.Popen:
     words = ["fetch", "nsd", str(config), "--from", source, "--to", str(to), "--accept-terms"]
-    return subprocess.Popen([sys.executable, "-c", PIECES, *words], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", PIECES, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def arrived(folder: Path) -> int:
@@ -323,6 +324,8 @@ def test_killed_resumed_and_damaged_files(nsd, settings, s3, tmp_path):
     said = process.communicate(timeout=200)[0]
     assert process.returncode == 0
     assert snapshot_of(to) == {item.name: (nsd / item.name).read_bytes() for item in items}
+    assert before
+    assert f"of {len(items) - len(before)}: " in said
     assert not [name for name in before if f": {name} (" in said], "what is there is not fetched again"
     assert s3.sent < 0.45 * total + 200_000, "what had come is not fetched again"
 
@@ -364,5 +367,5 @@ def test_fetched_and_ingested_through_a_failing_network(nsd, settings, s3, tmp_p
         Pipeline(config).run(("ingest",))
     assert snapshot(tmp_path / "remote/study.zarr") == snapshot(tmp_path / "local/study.zarr")
     assert s3.failed.total() > 5
-    assert Study(tmp_path / "remote/study.zarr").store("stimuli").sealed
+    assert Study(tmp_path / "remote/study.zarr").store("stimuli/shared").sealed
     assert os.environ["AWS_ENDPOINT_URL"] == s3.url
