@@ -49,20 +49,28 @@ $(VENV)/s3/installed: Makefile
 	$(VENV)/s3/bin/python -m pip install --quiet --disable-pip-version-check $(S3)
 	touch $@
 
+# the lowest versions that pyproject.toml promises; slow tests run a study with them
+$(VENV)/lowest/installed: pyproject.toml tests/support/lowest.py
+	$(PYTHON) -m venv $(VENV)/lowest
+	$(VENV)/lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==$$(sed -n 's/^torch==//p' constraints.txt) $$($(PYTHON) tests/support/lowest.py)
+	$(VENV)/lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
 demo: install
 	$(BIN)/bdflow demo
 
 test: install
 	$(PYTEST)
 
-slow: install
+slow: install $(VENV)/lowest/installed
 	$(PYTEST) -m slow
 
 # as root, with slurm-wlm and munge installed
 integration: install
 	$(PYTEST) -m integration
 
-rotated: install
+rotated: install $(VENV)/lowest/installed
 	$(PYTEST) -m 'slow or integration' --rotate '$(ROTATE)'
 
 lint: install
