@@ -328,7 +328,8 @@ def demo(
     """Simulated brains of four subjects, the whole pipeline, and a report: in a few minutes, without NSD."""
     below = local_path("--root", root)
     places = (("study", "study.zarr"), ("dataset.root", "nsd"), ("report.path", "report"))
-    paths = [f"{key}={escaped(below / name)}" for key, name in places]
+    own = {override.partition("=")[0].strip() for override in overrides or ()}
+    paths = [f"{key}={escaped(below / name)}" for key, name in places if not {key, key.partition(".")[0]} & own]
     loaded = _loaded("demo", [*paths, *(overrides or ())])
     if isinstance(loaded.dataset.root, Path):
         typer.echo("simulating four subjects in NSD's files ...", err=True)

@@ -59,6 +59,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             expected="a mapping of settings",
             action="start from a copy of a shipped configuration",
         )
+    _refuse_repeated(overrides)
     for override in overrides:
         _override(content, override)
     return parse(content, file)
@@ -117,6 +118,22 @@ def parse(content: Mapping[str, object], where: object = "configuration") -> Con
 
 def _in_memory(location: Path | str) -> bool:
     return isinstance(location, str) and location.startswith("memory://")
+
+
+def _refuse_repeated(overrides: Sequence[str]) -> None:
+    """Raise InputError for an override that would take back another one: of the same key, or of a section above it."""
+    given: list[str] = []
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        lost = [earlier for earlier in given if earlier == key or earlier.startswith(f"{key}.")]
+        if lost:
+            raise InputError(
+                f"override {override}",
+                found=f"`{lost[0]}` set before, which this would take back",
+                expected="each key once, and a section before what lies in it",
+                action="drop one of them",
+            )
+        given.append(key)
 
 
 def _override(content: dict[str, object], override: str) -> None:

@@ -61,6 +61,24 @@ def test_anchors_and_merged_mappings_work_and_an_explicit_key_wins():
     assert found["e"] == {"p": 1, "q": 4}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "lost"),
+    [
+        (["seed=1", "seed=2"], "seed"),
+        (["seed=1", " seed =1"], "seed"),
+        (["ridge.alpha=5", "seed=1", "ridge={choose: fixed}"], "ridge.alpha"),
+    ],
+)
+def test_an_override_that_takes_another_back_is_refused(overrides, lost):
+    with pytest.raises(InputError, match=f"found `{lost}` set before, which this would take back"):
+        load("demo", overrides)
+
+
+def test_a_section_may_be_set_before_what_lies_in_it():
+    config = load("demo", ["ridge={choose: fixed, alpha: 3}", "ridge.alpha=5", "ridge.weights=true"])
+    assert (config.ridge.choose, config.ridge.alpha, config.ridge.weights) == ("fixed", 5, True)
+
+
 def test_a_section_given_twice_in_a_configuration_is_refused(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("study: s.zarr\nridge: {alpha: 10}\nseed: 3\nridge: {rows: trials}\n", encoding="utf-8")
