@@ -61,8 +61,7 @@ class Pipeline:
     Parameters
     ----------
     config : the configuration.
-    subjects : those whose stores are filled; all of the configuration's by default. Stores that serve all subjects
-        (stimuli, targets) are always whole.
+    subjects : those whose stores are filled, with what several subjects saw; all of the configuration's by default.
     """
 
     def __init__(self, config: Config, subjects: Sequence[str] = ()) -> None:

@@ -32,7 +32,8 @@ from bdflow.models.judges.networks import load_panel
 from bdflow.models.judges.weights import JUDGES
 from bdflow.stages.evaluate import Evaluate, weights_of
 from bdflow.stores import Provenance, Store, StoreSpec, Study, text
-from bdflow.study import catalog
+from bdflow.study import catalog, keys
+from bdflow.study.keys import SHARED
 from bdflow.study.stage import Context
 from tests.support.plain_torchvision import import_torchvision
 
@@ -143,8 +144,11 @@ def prepare(root: Path, n: int, n_subjects: int, judges: list[str]) -> Context:
     config.study.mkdir(parents=True, exist_ok=True)
     study.create("benchmark", {})
     ids = np.arange(n, dtype="i4")
-    shared = {"split": text(["test"] * n), "owner": text(["shared"] * n)}
-    known = {"stimuli": fill(study, "stimuli", catalog.stimuli(64), ids, 0, PHOTO, **shared)}
+    shown, test = keys.stimuli(SHARED), text(["test"] * n)
+    known = {shown: fill(study, shown, catalog.stimuli(64), ids, 0, PHOTO, split=test)}
+    for subject in subjects:
+        own = keys.stimuli(subject)
+        known[own] = fill(study, own, catalog.stimuli(64), ids[:0], 0, PHOTO, split=test[:0])
     for i, subject in enumerate(subjects):
         path = f"reconstructions/brain_diffuser/{subject}/full"
         known[path] = fill(study, path, catalog.reconstructions(config.chunks.images), ids, 1 + i, PICTURE)

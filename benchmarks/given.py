@@ -13,6 +13,7 @@ from bdflow.study import keys
 from bdflow.study.counts import StudyCounts
 from bdflow.study.designs import averaged_design
 from bdflow.study.graph import Declares, Graph, StoreDecl
+from bdflow.study.keys import SHARED
 from bdflow.study.stage import MEAN, TRUE, Context
 
 
@@ -49,8 +50,8 @@ class GivenCounts(StudyCounts):
         return self.train_stimuli(subject)
 
     def test_stimuli(self, subject: str) -> int:
-        if keys.STIMULI in self.context.expected:
-            return int((self.context.ready(keys.STIMULI).read("split") == "test").sum())
+        if keys.stimuli(SHARED) in self.context.expected:
+            return int((self.context.ready(keys.stimuli(SHARED)).read("split") == "test").sum())
         return len(self._ids(self.context.subjects[0] if subject in (MEAN, TRUE) else subject, "test"))
 
     def voxels(self, subject: str) -> int:
@@ -58,7 +59,7 @@ class GivenCounts(StudyCounts):
         return self.context.ready(keys.responses(subject, design.responses)).sizes["voxel"]
 
     def shape(self, space: str) -> tuple[int, ...]:
-        return tuple(self.context.ready(keys.targets(space)).arrays["latent"].shape[1:])
+        return tuple(self.context.ready(keys.targets(space, SHARED)).arrays["latent"].shape[1:])
 
 
 def provenances(config: Config, given: Iterable[str]) -> dict[str, Provenance]:

@@ -38,7 +38,9 @@ from bdflow.runner import Runner
 from bdflow.stages.regress.stage import Regress
 from bdflow.stores import Provenance, Store, Study, text
 from bdflow.stores.journal import Journal, entries
-from bdflow.study import catalog, keys
+from bdflow.study import catalog, keys, parts
+from bdflow.study.keys import SHARED
+from bdflow.study.parts import Joined
 from bdflow.study.target_reader import Columns, ahead
 
 GIB = 2**30
@@ -192,8 +194,9 @@ def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str,
     """Declare responses of every subject and targets of every space."""
     subjects, test = list(scale.voxels), np.arange(scale.test)
     own = {s: scale.test + i * scale.train + np.arange(scale.train) for i, s in enumerate(subjects)}
-    ids = np.concatenate([test, *own.values()])
-    split = text(["test"] * scale.test + ["train"] * (len(ids) - scale.test))
+    cut = {SHARED: (test, text(["test"] * scale.test))}
+    cut |= {subject: (ids, text(["train"] * scale.train)) for subject, ids in own.items()}
+    split = text(["test"] * scale.test + ["train"] * scale.train)
     stores = {}
     for subject, voxels in scale.voxels.items():
         path = f"responses/{subject}/averaged"
@@ -201,27 +204,27 @@ def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str,
         given = {
             "repeats": np.full(sizes["stimulus"], 3),
             "nsd_id": np.concatenate([test, own[subject]]),
-            "split": split[: sizes["stimulus"]],
+            "split": split,
         }
         stores[path] = study.declare(path, catalog.responses(1024), sizes, given, known[path])
     for space, shape in scale.spaces.items():
-        path = f"targets/{space}"
-        sizes = {"stimulus": len(ids), **dict(zip(catalog.space_dims(shape), shape, strict=True))}
         spec = catalog.targets(shape, "f2", scale.stimuli, scale.columns)
-        stores[path] = study.declare(path, spec, sizes, {"nsd_id": ids, "split": split}, known[path])
+        for part, (ids, of) in cut.items():
+            path, sizes = keys.targets(space, part), {"stimulus": len(ids), **catalog.space_sizes(shape)}
+            stores[path] = study.declare(path, spec, sizes, {"nsd_id": ids, "split": of}, known[path])
     return stores
 
 
 class Reader:
-    """Reads one block of columns of a target store a task, as the stage does, and does nothing with it."""
+    """Reads one block of columns of a space's targets a task, as the stage does, and does nothing with it."""
 
-    def __init__(self, targets: dict[str, Store], columns: int) -> None:
+    def __init__(self, targets: dict[str, Joined], columns: int) -> None:
         self.targets, self.columns, self.scratch = targets, columns, streaming.Scratch()
 
     def __call__(self, task: tuple[str, int]) -> int:
         space, partition = task
         store = self.targets[space]
-        cut = catalog.column_blocks(store.arrays["latent"].shape[1:], self.columns)
+        cut = catalog.column_blocks(store.first.arrays["latent"].shape[1:], self.columns)
         ((dim, length),) = cut.items()
         region = {dim: slice(partition * length, min((partition + 1) * length, store.sizes[dim]))}
         rows = Columns(store, np.arange(store.sizes["stimulus"]), 2048)
@@ -276,7 +279,7 @@ def compare(threads: int, scale: Scale) -> dict[str, float]:
 def error_against_float64(study: Path, subject: str, alpha: float) -> float:
     """Largest error of stored predictions against float64, relative to the largest prediction, on 64 latents."""
     responses, predictions = Store(study, f"responses/{subject}/averaged"), Store(study, f"predictions/{subject}/vdvae")
-    targets = Store(study, "targets/vdvae")
+    targets = Joined([Store(study, keys.targets("vdvae", part)) for part in (SHARED, subject)])
     test = responses.read("split") == "test"
     x = responses.read("response").astype(np.float64)
     train, other, _, _ = ridge.z_score(x[~test], x[test])
@@ -360,14 +363,22 @@ def prepare(config: Config, scale: Scale) -> tuple[Study, dict[str, Provenance],
 
 def given(scale: Scale) -> list[str]:
     """The stores that are made here: responses and targets."""
-    return [*(keys.responses(s, "averaged") for s in scale.voxels), *(keys.targets(space) for space in ALPHAS)]
+    return [
+        *(keys.responses(s, "averaged") for s in scale.voxels),
+        *(key for s in ALPHAS for key in targets_of(scale, s)),
+    ]
+
+
+def targets_of(scale: Scale, space: str) -> tuple[str, ...]:
+    """Keys of a space's targets."""
+    return parts.targets(space, (SHARED, *scale.voxels))
 
 
 def run_works(config: Config, study: Study, known: dict[str, Provenance]) -> dict[str, float]:
     """Run the stage; seconds of each of its works."""
     context = context_of(config, study, known, Regress())
     with ExitStack() as stack:
-        Runner(STAGES, context, Journal(study.path, "benchmark"), print, stack).fill("regress")
+        Runner(STAGES, context, Journal(study.path, "benchmark"), stack).fill("regress")
     return {entry["work"]: entry["wall_seconds"] for entry in entries(study.path)}
 
 
@@ -401,7 +412,7 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
             if not store.sealed:
                 store.seal()
         os.sync()
-        targets = {space: stores[f"targets/{space}"] for space in ALPHAS}
+        targets = {space: Joined([stores[key] for key in targets_of(scale, space)]) for space in ALPHAS}
         blocks = [(space, i) for space, shape in scale.spaces.items() for i in range(_n_blocks(shape, scale.columns))]
         sizes: list[int] = []
         executor.run(partial(Reader, targets, scale.columns), blocks[:2], resources=resources)

@@ -14,15 +14,16 @@ COLUMNS, SIDE, GAP, MARGIN = 10, 112, 6, 150
 
 def main(study: str, out: str) -> None:
     tree = xarray.open_datatree(study, engine="zarr", chunks={})
-    shown = tree["stimuli"].to_dataset().swap_dims(stimulus="nsd_id").image
-    subjects = [name for name in tree["reconstructions"].children if name != "true"]
+    shown = tree["stimuli/shared"].to_dataset().swap_dims(stimulus="nsd_id").image
+    painter = next(iter(tree["reconstructions"].children))
+    subjects = [name for name in tree[f"reconstructions/{painter}"].children if name != "true"]
     rows = [("shown", shown)]
     for name, path in [
-        (f"{subjects[0]}, guess", f"guesses/{subjects[0]}"),
-        *((f"{subject}, reconstruction", f"reconstructions/{subject}/full") for subject in subjects),
-        ("from true latents", "reconstructions/true/full"),
+        (f"{subjects[0]}, guess", f"guesses/{painter}/{subjects[0]}"),
+        *((f"{subject}, reconstruction", f"reconstructions/{painter}/{subject}/full") for subject in subjects),
+        ("from true latents", f"reconstructions/{painter}/true/full"),
     ]:
-        if path.split("/")[1] in tree[path.split("/")[0]].children:
+        if f"/{path}" in tree.groups:
             rows.append((name, tree[path].to_dataset().swap_dims(stimulus="nsd_id").image))
     ids = rows[1][1].nsd_id.values
     chosen = ids[np.linspace(0, len(ids) - 1, COLUMNS).round().astype(int)]

@@ -18,7 +18,7 @@ def to_write(store: Store) -> tuple[int, int]:
     """Bytes that a store's missing partitions will take: of arrays kept as they are, and of compressed ones before
     compression. Strings are not counted.
     """
-    share = len(store.missing()) / store.n_partitions
+    share = len(store.missing()) / max(1, store.n_partitions)
     kept = packed = 0
     for spec in store.spec.data:
         array = store.arrays[spec.name]

@@ -306,11 +306,15 @@ def _whole(document: Document) -> bool:
     return isinstance(attrs, dict) and ("provenance" not in attrs or provenance_is_whole(attrs["provenance"]))
 
 
+UNPROVED = ("fingerprint", "arithmetic", "versions")
+"""What of a store's record its fingerprint does not cover."""
+
+
 def provenance_is_whole(record: object) -> bool:
     """Whether a store's record of what it was made from agrees with its own fingerprint."""
     if not isinstance(record, dict):
         return False
-    content = {name: value for name, value in record.items() if name not in ("fingerprint", "versions")}
+    content = {name: value for name, value in record.items() if name not in UNPROVED}
     return fingerprint_of(content) == record.get("fingerprint")
 
 

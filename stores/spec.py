@@ -105,12 +105,14 @@ class StoreSpec:
 
     `partition` gives the length of a partition along each dimension that is cut; the partitions are the product of
     these blocks, in row-major order. Without it the store is one partition. Every data array must have all cut
-    dimensions, and a partition must own whole chunks: both are checked when the store is declared.
+    dimensions, and a partition must own whole chunks: both are checked when the store is declared. Only dimensions of
+    `may_be_empty` may have no length.
     """
 
     title: str
     arrays: tuple[ArraySpec, ...]
     partition: Mapping[str, int] = field(default_factory=dict)
+    may_be_empty: tuple[str, ...] = ()
 
     @property
     def data(self) -> tuple[ArraySpec, ...]:
@@ -123,7 +125,7 @@ class StoreSpec:
             found += [f"{spec.name}: no size for dimension {dim}" for dim in spec.dims if dim not in sizes]
         if found:
             return found
-        found += [f"{dim} has size {size}" for dim, size in sizes.items() if size < 1]
+        found += [f"{dim} has size {size}" for dim, size in sizes.items() if size < (dim not in self.may_be_empty)]
         for spec in self.data:
             chunk = dict(zip(spec.dims, spec.chunk_shape(sizes), strict=True))
             for dim, length in self.partition.items():

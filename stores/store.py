@@ -235,20 +235,7 @@ class Store:
 
         Raises StoreError naming the first value that is not there.
         """
-        known = self.read(name)
-        order = np.argsort(known, kind="stable")
-        at = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)
-        found = order[at]
-        absent = np.flatnonzero(known[found] != values)
-        if absent.size:
-            raise StoreError(
-                where=self.path,
-                found=f"no {name} {values[absent[0]]} ({absent.size} of {len(values)} are absent)",
-                expected="all of them",
-                action="look at the status of the study: it shows which store is not of this configuration.",
-                remedy="status",
-            )
-        return found
+        return positions(self.path, name, self.read(name), values)
 
     def dataset(self) -> xarray.Dataset:
         """The store as a lazy xarray dataset, values as stored."""
@@ -396,6 +383,26 @@ def digest(values: Sequence[np.ndarray]) -> int:
             data = np.ascontiguousarray(value).reshape(-1).view("u1")
         crc = google_crc32c.extend(crc, data)
     return 1 + crc
+
+
+def positions(path: str, name: str, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Where `values` stand among `known`, which has no repeats: the coordinate `name` of the store at `path`.
+
+    Raises StoreError naming the first value that is not there.
+    """
+    order = np.argsort(known, kind="stable")
+    at = np.minimum(np.searchsorted(known, values, sorter=order), max(len(known) - 1, 0))
+    found = order[at] if len(known) else np.zeros(len(values), np.intp)
+    absent = np.flatnonzero(known[found] != values) if len(known) else np.arange(len(values))
+    if absent.size:
+        raise StoreError(
+            where=path,
+            found=f"no {name} {values[absent[0]]} ({absent.size} of {len(values)} are absent)",
+            expected="all of them",
+            action="look at the status of the study: it shows which store is not of this configuration.",
+            remedy="status",
+        )
+    return found
 
 
 def text(values: Iterable[object]) -> np.ndarray:

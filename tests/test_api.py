@@ -69,7 +69,7 @@ def test_a_study_is_opened_lazily_by_ids_and_names(decoded, nsd):
     study = bdflow.open_study(decoded.study)
     assert isinstance(study, xarray.DataTree)
     assert "runs" not in study.children
-    stimuli, betas = study["stimuli"], study["betas/subj01"]
+    stimuli, betas = study["stimuli/subj01"], study["betas/subj01"]
     assert stimuli.image.chunks is not None
     one = int(stimuli.nsd_id[3])
     np.testing.assert_array_equal(stimuli.image.sel(nsd_id=one), stimuli.image[3])

@@ -38,7 +38,7 @@ def test_every_partition_is_in_the_journal_and_shown(settings, tmp_path):
     Pipeline(parse(content)).run(["ingest"])
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     journal = {found["work"]: found for found in entries(tmp_path / "study.zarr")}
-    assert [len(journal[work]["seconds"]) for work in ("betas", "stimuli", "responses")] == [6, 3, 6]
+    assert [len(journal[work]["seconds"]) for work in ("betas", "stimuli", "responses")] == [6, 5, 6]
     assert all((found["peak"] > 2**20).all() and (found["written"] > 100).all() for found in journal.values())
     assert len(set(journal["betas"]["what"].tolist())) == 6
     command = [Path(sys.executable).with_name("bdflow"), "status", tmp_path / "c.yaml", "--timings"]

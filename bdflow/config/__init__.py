@@ -1,5 +1,6 @@
 """The configuration of a study: strict YAML, every setting of the paper, any overridable on the command line."""
 
+from bdflow.config.base import Section, content
 from bdflow.config.loading import load, parse, recipes
 from bdflow.config.sections import (
     PUBLISHED_METRICS,
@@ -11,11 +12,9 @@ from bdflow.config.sections import (
     PainterSettings,
     PaintOptions,
     RidgeSettings,
-    Section,
     SpaceSettings,
     SpeedSettings,
     StageExecution,
-    content,
 )
 from bdflow.config.values import ARRAY
 

@@ -6,14 +6,12 @@ Every setting enters the fingerprints of the stores whose section it stands in, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bdflow.cluster.types import SlurmSettings
+from bdflow.config.base import NOT_CONTENT, Section, content, shapes
 from bdflow.config.sessions import Sessions, numbers_of
 from bdflow.config.values import (
     Count,
@@ -30,22 +28,6 @@ from bdflow.config.values import (
     path_or,
 )
 
-
-@dataclass(frozen=True)
-class Shapes:
-    """The kinds of stores (the first part of their key) whose content a setting shapes; none: of no store."""
-
-    kinds: tuple[str, ...]
-
-
-NOT_CONTENT = Shapes(())
-
-
-def shapes(*kinds: str) -> Shapes:
-    """Annotation of a setting that shapes the content of these kinds of stores alone."""
-    return Shapes(kinds)
-
-
 Metric = Literal[
     "PixCorr", "SSIM", "AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV", "CLIP (bundle)"
 ]
@@ -58,10 +40,6 @@ Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Rows = Literal["averaged", "trials"]
 Choose = Literal["fixed", "per_space", "per_target"]
 Standardise = Literal["test_set", "held_out", "none"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 # --- the dataset ----------------------------------------------------------------------------------------------
@@ -82,7 +60,7 @@ class DatasetSettings(Section):
     kind: str = "nsd"
     root: Annotated[Location, NOT_CONTENT]
     captions: Annotated[Location | None, NOT_CONTENT] = None
-    sessions: Annotated[Sessions, shapes("stimuli", "betas")] = 37
+    sessions: Annotated[Sessions, NOT_CONTENT] = 37
     preparation: Annotated[FolderName, NOT_CONTENT] = "betas_fithrf_GLMdenoise_RR"
     space: Annotated[FolderName, NOT_CONTENT] = "func1pt8mm"
     betas_format: Annotated[Literal["auto", "nii.gz", "hdf5"], NOT_CONTENT] = "auto"
@@ -91,7 +69,7 @@ class DatasetSettings(Section):
     bad_voxels: Annotated[Literal["drop", "refuse"], shapes("responses")] = "drop"
     outliers: Annotated[Literal["refuse", "clip", "invalid"], shapes("betas")] = "refuse"
     not_a_number: Annotated[Literal["refuse", "invalid"], shapes("betas")] = "refuse"
-    options: Annotated[Options, shapes("stimuli", "betas")] = {}
+    options: Annotated[Options, shapes("stimuli", "betas")] = Field(default_factory=dict)
 
     def sessions_of(self, subject: str) -> tuple[int, ...]:
         """Numbers of a subject's sessions, ascending."""
@@ -215,7 +193,7 @@ class SpaceSettings(Section):
     """
 
     encoder: EncoderName
-    options: Options = {}
+    options: Options = Field(default_factory=dict)
     ridge: SpaceRidgeSettings = SpaceRidgeSettings()
 
 
@@ -284,7 +262,7 @@ class PainterSettings(PaintOptions):
     batch_size: Annotated[Count, NOT_CONTENT] = 8
     encode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
     decode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
-    options: Options = {}
+    options: Options = Field(default_factory=dict)
 
     @property
     def paint_options(self) -> PaintOptions:
@@ -318,8 +296,10 @@ class RoiSettings(Section):
     in the language of `bdflow.regions.language`; `masks` are further names: a NIfTI mask or a .npy pattern by subject.
     """
 
-    sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[tuple[str, ...], Field(min_length=1)]] = {}
-    masks: Annotated[dict[MaskName, dict[str, LocalPath]], NOT_CONTENT] = {}
+    sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[tuple[str, ...], Field(min_length=1)]] = (
+        Field(default_factory=dict)
+    )
+    masks: Annotated[dict[MaskName, dict[str, LocalPath]], NOT_CONTENT] = Field(default_factory=dict)
     rescale: Literal["training_norm", "deviation", "none"] = "training_norm"
     strengths: Penalties = (1.0,)
     seeds: Count = 1
@@ -406,7 +386,7 @@ class Config(Section):
     features: FeatureSettings = FeatureSettings()
     spaces: Annotated[dict[Name, SpaceSettings], Field(min_length=1)]
     ridge: RidgeSettings = RidgeSettings()
-    painters: dict[Name, PainterSettings] = {}
+    painters: dict[Name, PainterSettings] = Field(default_factory=dict)
     reconstruct: ReconstructSettings = ReconstructSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     roi: RoiSettings = RoiSettings()
@@ -429,29 +409,3 @@ class Config(Section):
     def science(self) -> dict[str, object]:
         """Every setting that shapes content, as JSON values: the study's record."""
         return content(self)
-
-
-def content(section: Section, kind: str | None = None) -> dict[str, object]:
-    """The settings of a section that shape content, as JSON values: of all stores, or of those of one kind."""
-    return {
-        name: _value(getattr(section, name), kind)
-        for name, field in type(section).model_fields.items()
-        if _counts(field.metadata, kind)
-    }
-
-
-def _counts(metadata: list[object], kind: str | None) -> bool:
-    for mark in metadata:
-        if isinstance(mark, Shapes):
-            return bool(mark.kinds) if kind is None else kind in mark.kinds
-    return True
-
-
-def _value(value: object, kind: str | None) -> object:
-    if isinstance(value, Section):
-        return content(value, kind)
-    if isinstance(value, Mapping):
-        return {str(key): _value(item, kind) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_value(item, kind) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -42,8 +42,12 @@ class Reader(Protocol):
     def beta_inputs(self, subject: str) -> Mapping[str, str]:
         """Digests of the files of a subject's betas, masks and noise ceiling, by what they are."""
 
-    def stimuli(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every stimulus, test ones first: its id (int), `test` or `train`, the subject that saw it, or `shared`."""
+    def stimuli(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """The stimuli of a part, test ones first: ids (int), and `test` or `train` of each.
+
+        `part` : `shared`, what several subjects of the dataset saw, or a subject, what it alone saw, in the sessions
+        that are used. No stimulus is in two parts, and adding a subject moves none from one to another.
+        """
 
     def photo_shape(self) -> tuple[int, int]:
         """Height and width in pixels."""

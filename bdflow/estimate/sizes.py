@@ -13,6 +13,7 @@ from bdflow.datasets.reader import open_dataset
 from bdflow.errors import InputError
 from bdflow.models.config import VDVAEConfig
 from bdflow.stores.paths import place
+from bdflow.study.keys import SHARED
 
 # NSD (docs/nsd.md): voxels of nsdgeneral in func1pt8mm, and the volumes they lie in
 VOXELS = {"subj01": 15724, "subj02": 14278, "subj05": 13039, "subj07": 12682}
@@ -38,15 +39,20 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What arithmetic and stores depend on; `source` says where all this is from."""
+    """What arithmetic and stores depend on; `parts` are stimuli by part, `source` says where all this is from."""
 
     subjects: Mapping[str, Subject]
     test: int
-    stimuli: int
+    parts: Mapping[str, int]
     photo: int
     captions: int
     regions: int
     source: str
+
+    @property
+    def stimuli(self) -> int:
+        """Stimuli of all parts."""
+        return sum(self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,8 @@ def sizes_of(config: Config) -> Sizes:
 
 def _of_files(config: Config) -> Sizes:
     data = open_dataset(config)
-    ids, part, _ = data.stimuli()
-    test = ids[part == "test"]
+    parts = {part: data.stimuli(part) for part in (SHARED, *config.subjects)}
+    test = np.concatenate([ids[split == "test"] for ids, split in parts.values()])
     subjects = {}
     for s in config.subjects:
         shown, mask = data.shown(s), data.mask(s)
@@ -124,7 +130,7 @@ def _of_files(config: Config) -> Sizes:
     return Sizes(
         subjects,
         len(test),
-        len(ids),
+        {part: len(ids) for part, (ids, _) in parts.items()},
         data.photo_shape()[0],
         data.captions_per_stimulus(),
         max(len(data.region_files(s)) for s in config.subjects),
@@ -158,8 +164,8 @@ def _of_nsd(config: Config) -> Sizes:
     x, y, z = VOLUME
     rows = TRIALS * sessions - 3 * test
     subjects = {s: Subject(train, test, VOXELS[s], TRIALS, x * y * z, sessions, rows) for s in config.subjects}
-    stimuli = test + train * len(subjects)
-    return Sizes(subjects, test, stimuli, PHOTO, CAPTIONS, REGIONS, "NSD as published (no files are there)")
+    parts = {SHARED: test, **dict.fromkeys(subjects, train)}
+    return Sizes(subjects, test, parts, PHOTO, CAPTIONS, REGIONS, "NSD as published (no files are there)")
 
 
 def networks_of(config: Config) -> Networks:

@@ -52,8 +52,8 @@ class PlannedCounts:
     def region_files(self, subject: str) -> int:
         return self.sizes.regions
 
-    def stimuli(self) -> int:
-        return self.sizes.stimuli
+    def stimuli(self, part: str) -> int:
+        return self.sizes.parts[part]
 
     def photo(self) -> tuple[int, int]:
         return self.sizes.photo, self.sizes.photo

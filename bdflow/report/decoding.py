@@ -13,6 +13,7 @@ from bdflow.report.plots import Line, Plot, heat_maps, histograms, lines
 from bdflow.stores import Store
 from bdflow.study import keys
 from bdflow.study.designs import averaged_design, chosen_spaces, design_of
+from bdflow.study.keys import SHARED
 from bdflow.study.stage import MEAN, Context
 from bdflow.study.target_reader import layers_of
 from bdflow.study.trials import Account
@@ -46,7 +47,7 @@ def paths(context: Context) -> list[str]:
     """The stores that this module reads."""
     config = context.config
     found = [keys.predictions(subject, space) for subject in context.decoded for space in config.spaces]
-    found += [keys.targets(space) for space in _encoded_by(config, "vdvae")]
+    found += [keys.targets(space, SHARED) for space in _encoded_by(config, "vdvae")]
     for subject in context.subjects:
         found += [keys.betas(subject), _responses(config, subject)]
         for space in chosen_spaces(config, tuple(config.spaces)):
@@ -103,7 +104,7 @@ def titled(context: Context, space: str, encoder: str, title: str) -> str:
 
 
 def _layers(context: Context, stores: Stores, space: str) -> list[Plot]:
-    layers = layers_of(stores[keys.targets(space)])
+    layers = layers_of(stores[keys.targets(space, SHARED)])
     bounds = list(pairwise(accumulate((c * h * w for c, h, w in layers), initial=0)))
     sizes = [h for _, h, _ in layers]
     ticks = [(i + 1, f"{size} px") for i, size in enumerate(sizes) if not i or size != sizes[i - 1]]

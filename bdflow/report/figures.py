@@ -15,10 +15,12 @@ from bdflow.metrics import published
 from bdflow.report import decoding
 from bdflow.report.scores import AVERAGE, Scores
 from bdflow.report.tables import label
-from bdflow.report.writer import read_stores
+from bdflow.report.writer import photos, read_stores
 from bdflow.stores import Store
 from bdflow.study import keys
+from bdflow.study.keys import SHARED
 from bdflow.study.painting import picture_label, pictures_of, spaces_of
+from bdflow.study.parts import Joined
 from bdflow.study.stage import Context
 from bdflow.study.target_reader import layers_of
 
@@ -156,8 +158,7 @@ def distribution_figure(scores: Scores) -> Figure:
     return figure
 
 
-def _image(stores: Stores, path: str, nsd_id: int) -> np.ndarray | None:
-    store = stores[path]
+def _image(store: Store | Joined, nsd_id: int) -> np.ndarray | None:
     at = np.flatnonzero(store.read("nsd_id") == nsd_id)
     return store.read("image", {"stimulus": slice(int(at[0]), int(at[0]) + 1)})[0] if at.size else None
 
@@ -183,21 +184,21 @@ def subject_figure(context: Context, stores: Stores, scores: Scores, chosen: Seq
     """Photo, guess of the first subject, and everyone's reconstructions in the first variant."""
     config, first = context.config, scores.subjects[0]
     painter, variant = pictures_of(config)[0]
-    rows = [("shown", keys.STIMULI)]
+    rows: list[tuple[str, Store | Joined]] = [("shown", photos(context, stores))]
     if "guess" in spaces_of(config, painter):
-        rows.append((f"{first}, guess", keys.guesses(painter, first)))
-    rows += [(label(subject), keys.reconstructions(painter, subject, variant)) for subject in scores.subjects]
-    return sheet([(name, [_image(stores, path, i) for i in chosen]) for name, path in rows])
+        rows.append((f"{first}, guess", stores[keys.guesses(painter, first)]))
+    rows += [(label(subject), stores[keys.reconstructions(painter, subject, variant)]) for subject in scores.subjects]
+    return sheet([(name, [_image(store, i) for i in chosen]) for name, store in rows])
 
 
 def variant_figure(context: Context, stores: Stores, scores: Scores, chosen: Sequence[int]) -> Figure:
     """Photo and every variant of the first subject."""
     first = scores.subjects[0]
-    rows = [("shown", keys.STIMULI)]
+    rows: list[tuple[str, Store | Joined]] = [("shown", photos(context, stores))]
     for painter, variant in pictures_of(context.config):
         named = picture_label(context.config, painter, variant)
-        rows.append((f"{first}, {named}", keys.reconstructions(painter, first, variant)))
-    return sheet([(name, [_image(stores, path, i) for i in chosen]) for name, path in rows])
+        rows.append((f"{first}, {named}", stores[keys.reconstructions(painter, first, variant)]))
+    return sheet([(name, [_image(store, i) for i in chosen]) for name, store in rows])
 
 
 def decoding_figure(context: Context, stores: Stores) -> Figure:
@@ -212,7 +213,7 @@ def decoding_figure(context: Context, stores: Stores) -> Figure:
             colour = COLOURS[i % len(COLOURS)]
             r = stores[keys.predictions(subject, space)].read("pearson_r")
             if settings.encoder == "vdvae":
-                layers = layers_of(stores[keys.targets(space)])
+                layers = layers_of(stores[keys.targets(space, SHARED)])
                 bounds = pairwise(accumulate((c * h * w for c, h, w in layers), initial=0))
                 by_layer = [decoding.mean(r[start:stop]) for start, stop in bounds]
                 axis.plot(range(1, len(by_layer) + 1), by_layer, "o-", ms=2, lw=1, color=colour, label=label(subject))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
@@ -25,8 +25,9 @@ from bdflow.report.scores import Scores
 from bdflow.stores import Store
 from bdflow.stores.journal import entries
 from bdflow.stores.store import disk_full_as_error
-from bdflow.study import keys
+from bdflow.study import keys, parts
 from bdflow.study.painting import picture_label, pictures_of, spaces_of
+from bdflow.study.parts import Joined
 from bdflow.study.stage import Context
 
 MARKER = "bdflow-report.json"
@@ -82,7 +83,7 @@ def write(context: Context) -> Path:
 def read_stores(context: Context) -> dict[str, Store]:
     """Every store that the report and the figures read, sealed, by path."""
     config = context.config
-    paths = [keys.STIMULI, *decoding.paths(context)]
+    paths = [*_photos(context), *decoding.paths(context)]
     for subject in context.painted:
         for painter in config.painters:
             paths.append(keys.metrics(painter, subject))
@@ -92,13 +93,23 @@ def read_stores(context: Context) -> dict[str, Store]:
     return {path: context.ready(path) for path in paths}
 
 
+def _photos(context: Context) -> tuple[str, ...]:
+    config = context.config
+    return parts.stimuli(dict.fromkeys(part for s in context.painted for part in parts.of_pictures(config, s)))
+
+
+def photos(context: Context, stores: Mapping[str, Store]) -> Joined:
+    """What was shown, of all pictures of the report."""
+    return Joined([stores[key] for key in _photos(context)])
+
+
 def _configuration(context: Context) -> str:
     return yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, Any]:
     """What the gallery's script knows: names, captions, and the scores of every picture."""
-    stimuli, first = stores[keys.STIMULI], next(iter(context.config.painters))
+    stimuli, first = photos(context, stores), next(iter(context.config.painters))
     rows = stimuli.rows("nsd_id", scores.nsd_id)
     order = np.argsort(rows)
     texts = stimuli.read("caption", {"stimulus": rows[order]})[np.argsort(order)]
@@ -136,7 +147,7 @@ class _Pictures:
     """Writes the thumbnails below `folder`/images: `shown`, and by subject the guess and each variant."""
 
     def __init__(self, context: Context, stores: dict[str, Store], folder: Path, pool: Executor) -> None:
-        self.config, self.subjects = context.config, context.painted
+        self.config, self.subjects, self.photos = context.config, context.painted, photos(context, stores)
         self.stores, self.folder, self.pixels = stores, folder, context.config.report.thumbnail
         self.pool, self.files, self.nbytes = pool, 0, 0
 
@@ -144,13 +155,14 @@ class _Pictures:
         painters = list(self.config.painters)
         shown = [self.stores[keys.metrics(painters[0], subject)].read("nsd_id") for subject in self.subjects]
         ids = np.unique(np.concatenate(shown))
-        self._thumbnails(keys.STIMULI, "shown", "", np.sort(self.stores[keys.STIMULI].rows("nsd_id", ids)))
+        self._thumbnails(self.photos, "shown", "", np.sort(self.photos.rows("nsd_id", ids)))
         for subject in self.subjects:
             if "guess" in spaces_of(self.config, painters[0]):
-                self._thumbnails(keys.guesses(painters[0], subject), subject, "-guess")
+                self._thumbnails(self.stores[keys.guesses(painters[0], subject)], subject, "-guess")
             for painter, variant in pictures_of(self.config):
                 suffix = picture_label(self.config, painter, variant).replace("/", "-")
-                self._thumbnails(keys.reconstructions(painter, subject, variant), subject, f"-{suffix}")
+                made = self.stores[keys.reconstructions(painter, subject, variant)]
+                self._thumbnails(made, subject, f"-{suffix}")
 
     def weight(self) -> str:
         return (
@@ -158,8 +170,7 @@ class _Pictures:
             f"each is at most {self.pixels} px: the stores hold them in full size."
         )
 
-    def _thumbnails(self, path: str, folder: str, suffix: str, rows: np.ndarray | None = None) -> None:
-        store = self.stores[path]
+    def _thumbnails(self, store: Store | Joined, folder: str, suffix: str, rows: np.ndarray | None = None) -> None:
         ids = store.read("nsd_id")
         rows = np.arange(len(ids)) if rows is None else rows
         place = self.folder / "images" / folder

@@ -27,6 +27,7 @@ from bdflow.errors import InputError
 from bdflow.regression import ridge
 from bdflow.study import keys
 from bdflow.study.designs import designs, response_kinds
+from bdflow.study.keys import SHARED
 from bdflow.study.painting import roles_of, spaces_of
 from bdflow.study.stage import Context
 
@@ -132,7 +133,10 @@ def run(context: Context, options: ServeOptions, place: Place) -> None:
     painted = spaces_of(config, painter).values()
     capabilities = Capabilities(
         voxels={s: context.ready(keys.betas(s)).sizes["voxel"] for s in subjects},
-        spaces={space: tuple(context.ready(keys.targets(space)).arrays["latent"].shape[1:]) for space in config.spaces},
+        spaces={
+            space: tuple(context.ready(keys.targets(space, SHARED)).arrays["latent"].shape[1:])
+            for space in config.spaces
+        },
         variants=variants,
         rules={
             s: tuple(

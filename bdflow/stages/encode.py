@@ -17,9 +17,10 @@ from bdflow.config import Config, content
 from bdflow.regression import cross_validation, ridge, streaming
 from bdflow.regression.device import to_device, to_host
 from bdflow.stores import Store, StoreError
-from bdflow.study import catalog, keys
+from bdflow.study import catalog, keys, parts
 from bdflow.study.designs import averaged_design
 from bdflow.study.graph import Counts, StoreDecl
+from bdflow.study.parts import Joined
 from bdflow.study.stage import Context, Stage, Step, Work
 from bdflow.study.target_reader import Columns
 
@@ -40,13 +41,14 @@ class Encode(Stage):
                     "seed": config.seed,
                 }
                 layout, chunks = partial(_encoding, config, subject), content(config.chunks, "encoding")
-                upstream = (_responses(config, subject), keys.targets(space))
+                upstream = (_responses(config, subject), *_targets(config, subject, space))
                 key, rounding = keys.encoding(subject, space), {"device": _device(config)}
                 yield StoreDecl(key, layout, settings, upstream=upstream, chunks=chunks, arithmetic=rounding)
 
     def steps(self, context: Context) -> Iterable[Step]:
         config, subjects, spaces = context.config, context.subjects, context.config.encoded_spaces
-        needs = (*(_responses(config, s) for s in subjects), *(keys.targets(space) for space in spaces))
+        targets = dict.fromkeys(key for s in subjects for space in spaces for key in _targets(config, s, space))
+        needs = (*(_responses(config, s) for s in subjects), *targets)
         fills = tuple(keys.encoding(s, space) for s in subjects for space in spaces)
         yield Step("encoding models", "models", needs, fills, partial(_start, context))
 
@@ -60,6 +62,10 @@ def _device(config: Config) -> str:
     return "cuda" if config.execution.encode.gpus else "cpu"
 
 
+def _targets(config: Config, subject: str, space: str) -> tuple[str, ...]:
+    return parts.targets(space, parts.of_pictures(config, subject))
+
+
 def _encoding(config: Config, subject: str, counts: Counts) -> catalog.Laid:
     return catalog.encoding(config.chunks.voxels), {"voxel": counts.voxels(subject)}
 
@@ -67,12 +73,12 @@ def _encoding(config: Config, subject: str, counts: Counts) -> catalog.Laid:
 def _start(context: Context) -> Work:
     config = context.config
     responses = {subject: context.ready(_responses(config, subject)) for subject in context.subjects}
-    targets = {space: context.ready(keys.targets(space)) for space in config.encoded_spaces}
-    stores = {
-        (subject, space): context.declare(keys.encoding(subject, space), {})
+    targets = {
+        (subject, space): parts.joined(context, _targets(config, subject, space))
         for subject in responses
-        for space in targets
+        for space in config.encoded_spaces
     }
+    stores = {pair: context.declare(keys.encoding(*pair), {}) for pair in targets}
     tasks = [key for key, store in stores.items() if store.missing()]
     return Work(tasks, partial(Encoder, config, responses, targets, stores))
 
@@ -81,17 +87,17 @@ class Encoder:
     """Fits and scores every voxel of one subject from one space a task."""
 
     def __init__(
-        self, config: Config, responses: dict[str, Store], targets: dict[str, Store], stores: dict[Key, Store]
+        self, config: Config, responses: dict[str, Store], targets: dict[Key, Joined], stores: dict[Key, Store]
     ) -> None:
         self.config, self.responses, self.targets, self.stores = config, responses, targets, stores
         self.device = _device(config)
         self.scratch = streaming.Scratch()
 
     def __call__(self, key: Key) -> None:
-        subject, space = key
+        subject, _space = key
         responses, store = self.responses[subject], self.stores[key]
         train = responses.read("split") != "test"
-        kernel, cross = self._kernel(space, responses.read("nsd_id"), train)
+        kernel, cross = self._kernel(key, responses.read("nsd_id"), train)
         system, grid = ridge.Dual(kernel), np.array(sorted(self.config.encode.grid))
         n = system.n
         draw = random.generator(self.config.seed, "encoding held out", subject)
@@ -115,10 +121,10 @@ class Encoder:
             }
             store.write(partition, {name: np.where(known, v, np.float32(np.nan)) for name, v in found.items()})
 
-    def _kernel(self, space: str, ids: np.ndarray, train: np.ndarray) -> tuple[ridge.Array, ridge.Array]:
+    def _kernel(self, key: Key, ids: np.ndarray, train: np.ndarray) -> tuple[ridge.Array, ridge.Array]:
         """Mean products of z-scored latents: of training stimuli (n, n), of test with training stimuli (m, n)."""
-        targets, columns = self.targets[space], self.config.chunks.columns
-        dims = targets.dims("latent")[1:]
+        targets, columns = self.targets[key], self.config.chunks.columns
+        dims = targets.first.dims("latent")[1:]
         ((dim, step),) = catalog.column_blocks([targets.sizes[dim] for dim in dims], columns).items()
         readers = [Columns(targets, targets.rows("nsd_id", ids[part]), len(ids)) for part in (train, ~train)]
         latents = 0

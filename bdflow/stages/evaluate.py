@@ -21,8 +21,9 @@ from bdflow.metrics import image_metrics
 from bdflow.models.judges.weights import BUNDLE_CLIP, DISTANCES, JUDGE_OF, JUDGES, Weights, find_weights
 from bdflow.models.weights.bundle import open_bundle
 from bdflow.stores import Store, Study, text
-from bdflow.study import catalog, keys, scoring
+from bdflow.study import catalog, keys, parts, scoring
 from bdflow.study.graph import Counts, StoreDecl
+from bdflow.study.parts import Joined
 from bdflow.study.scoring import PIXELS
 from bdflow.study.stage import TRUE, Context, Stage, Step, Work, missing_in_any, painted, pairs
 
@@ -87,7 +88,8 @@ class Evaluate(Stage):
             about, chunks = {"metric": metric}, content(config.chunks, "judges")
             inputs = partial(_judge_inputs, config, metric, weights)
             layout = partial(_judge, config, metric)
-            yield StoreDecl(keys.judge(metric), layout, about, inputs, (keys.STIMULI,), chunks, rounding)
+            shown = parts.stimuli(parts.of_tests(config))
+            yield StoreDecl(keys.judge(metric), layout, about, inputs, shown, chunks, rounding)
         for painter, of in config.painters.items():
             for subject in painted(config, config.subjects):
                 pictures = tuple(keys.reconstructions(painter, subject, variant) for variant in of.variants)
@@ -108,7 +110,8 @@ class Evaluate(Stage):
                     "evaluate": content(config.evaluate, "metrics"),
                     "missing": missing(config, weights),
                 }
-                upstream = (keys.STIMULI, *pictures, *((similarities,) if seen else ()))
+                shown = parts.stimuli(parts.of_pictures(config, subject))
+                upstream = (*shown, *pictures, *((similarities,) if seen else ()))
                 layout = partial(_metrics, config, painter, subject)
                 chunks = content(config.chunks, "metrics")
                 yield StoreDecl(keys.metrics(painter, subject), layout, settings, upstream=upstream, chunks=chunks)
@@ -120,7 +123,8 @@ class Evaluate(Stage):
         seen = judged(config, weights_of(config))
         judges = tuple(keys.judge(metric) for metric in seen)
         if seen:
-            yield Step("photos judged", "blocks of photos", (keys.STIMULI,), judges, partial(_start_judges, context))
+            shown = parts.stimuli(parts.of_tests(config))
+            yield Step("photos judged", "blocks of photos", shown, judges, partial(_start_judges, context))
         for painter, of in config.painters.items():
             named = f" ({painter})" if len(config.painters) > 1 else ""
             pictures = tuple(
@@ -138,10 +142,16 @@ class Evaluate(Stage):
             yield Step(
                 f"metrics{named}",
                 "blocks of images",
-                (keys.STIMULI, *pictures, *similarities),
+                (*_shown(context), *pictures, *similarities),
                 tuple(keys.metrics(painter, s) for s in context.painted),
                 partial(_start_metrics, context, painter),
             )
+
+
+def _shown(context: Context) -> tuple[str, ...]:
+    """The stimuli that the pictures of this run show."""
+    config = context.config
+    return parts.stimuli(dict.fromkeys(part for s in context.painted for part in parts.of_pictures(config, s)))
 
 
 def _judge_inputs(config: Config, metric: str, weights: Mapping[str, Weights]) -> dict[str, str]:
@@ -192,7 +202,7 @@ def _load(config: Config) -> Callable[[], Panel]:
 
 
 def _start_judges(context: Context) -> Work:
-    stimuli = context.ready(keys.STIMULI)
+    stimuli = parts.joined(context, parts.stimuli(parts.of_tests(context.config)))
     ids = stimuli.read("nsd_id")[stimuli.read("split") == "test"]
     seen = judged(context.config, weights_of(context.config))
     stores = {metric: context.declare(keys.judge(metric), {"nsd_id": ids}) for metric in seen}
@@ -238,7 +248,7 @@ def _start_metrics(context: Context, painter: str) -> Work:
             "nsd_id": own,
         }
         stores[subject] = context.declare(keys.metrics(painter, subject), given)
-    stimuli = context.ready(keys.STIMULI)
+    stimuli = parts.joined(context, _shown(context))
     return Work(pairs(stores), partial(Scorer, config, painter, stimuli, images, similarities, stores))
 
 
@@ -255,7 +265,7 @@ def _load_panel(config: Config, weights: Mapping[str, Weights]) -> Panel:
 class PhotoJudge:
     """Loads the judging networks; a task is one block of test photos."""
 
-    def __init__(self, load: Callable[[], Panel], stimuli: Store, stores: Mapping[str, Store]) -> None:
+    def __init__(self, load: Callable[[], Panel], stimuli: Joined, stores: Mapping[str, Store]) -> None:
         self.panel, self.stimuli, self.stores = load(), stimuli, stores
 
     def __call__(self, partition: int) -> None:
@@ -319,7 +329,7 @@ class Scorer:
         self,
         config: Config,
         painter: str,
-        stimuli: Store,
+        stimuli: Joined,
         images: Mapping[tuple[str, str], Store],
         similarities: Mapping[str, Store],
         stores: Mapping[str, Store],

@@ -11,11 +11,13 @@ import numpy as np
 from bdflow.config import Config, content
 from bdflow.models.encoders import Encoder, Stimuli, encoder_class, encoder_of, encoder_settings
 from bdflow.stores import Store, StoreError
-from bdflow.study import catalog, keys
+from bdflow.study import catalog, keys, parts
 from bdflow.study.graph import Counts, StoreDecl
+from bdflow.study.keys import SHARED
 from bdflow.study.stage import Context, Stage, Step, Work, missing_in_any
 
 DTYPES = {"float16": "f2", "float32": "f4"}
+Task = tuple[str, int]  # (part, partition)
 
 
 class Features(Stage):
@@ -29,67 +31,70 @@ class Features(Stage):
                 "features": content(config.features, "targets"),
                 **encoder_settings(config, space),
             }
-            yield StoreDecl(
-                keys.targets(space),
-                partial(_targets, config, space),
-                settings,
-                partial(_inputs, config, space),
-                (keys.STIMULI,),
-                content(config.chunks, "targets"),
-                encoder_class(config, space)[0].arithmetic(config.networks, config.features.batch_size),
-            )
+            inputs, cut = partial(_inputs, config, space), content(config.chunks, "targets")
+            rounding = encoder_class(config, space)[0].arithmetic(config.networks, config.features.batch_size)
+            for part in (SHARED, *config.subjects):
+                key, layout = keys.targets(space, part), partial(_targets, config, space, part)
+                yield StoreDecl(key, layout, settings, inputs, (keys.stimuli(part),), cut, rounding)
 
     def steps(self, context: Context) -> Iterable[Step]:
-        fills = tuple(keys.targets(space) for space in context.config.spaces)
-        return (Step("features", "blocks of stimuli", (keys.STIMULI,), fills, partial(_start, context)),)
+        of_run = parts.of_run(context)
+        fills = tuple(key for space in context.config.spaces for key in parts.targets(space, of_run))
+        return (Step("features", "blocks of stimuli", parts.stimuli(of_run), fills, partial(_start, context)),)
 
 
 def _inputs(config: Config, space: str) -> dict[str, str]:
     return dict(encoder_of(config, space).inputs())
 
 
-def _targets(config: Config, space: str, counts: Counts) -> catalog.Laid:
+def _targets(config: Config, space: str, part: str, counts: Counts) -> catalog.Laid:
     shape, chunks = counts.shape(space), config.chunks
     layers = counts.layers(space)
     spec = catalog.targets(shape, DTYPES[config.features.dtype], chunks.stimuli, chunks.columns, layers)
-    return spec, {"stimulus": counts.stimuli(), **catalog.space_sizes(shape)}
+    return spec, {"stimulus": counts.stimuli(part), **catalog.space_sizes(shape)}
 
 
 def _start(context: Context) -> Work:
-    stimuli = context.ready(keys.STIMULI)
-    given = {name: stimuli.read(name) for name in ("nsd_id", "split")}
-    stores = {space: context.declare(keys.targets(space), given) for space in context.config.spaces}
-    return Work(missing_in_any(stores.values()), partial(Extractor, context.config, stimuli, stores))
+    stimuli, stores = {}, {}
+    for part in parts.of_run(context):
+        stimuli[part] = context.ready(keys.stimuli(part))
+        given = {name: stimuli[part].read(name) for name in ("nsd_id", "split")}
+        stores[part] = {space: context.declare(keys.targets(space, part), given) for space in context.config.spaces}
+    tasks = [(part, partition) for part, of in stores.items() for partition in missing_in_any(of.values())]
+    return Work(tasks, partial(Extractor, context.config, stimuli, stores))
 
 
 class Extractor:
-    """Loads each encoder when it is first needed; a task is one block of stimuli."""
+    """Loads each encoder when it is first needed; a task is one block of stimuli of a part.
 
-    def __init__(self, config: Config, stimuli: Store, stores: dict[str, Store]) -> None:
+    `stimuli` by part, `stores` by part and space.
+    """
+
+    def __init__(self, config: Config, stimuli: dict[str, Store], stores: dict[str, dict[str, Store]]) -> None:
         self.stimuli, self.stores = stimuli, stores
-        self.encoders = {space: encoder_of(config, space) for space in stores}
-        for space in self._lacking(stores):
-            self.encoders[space].load()
+        self.encoders = {space: encoder_of(config, space) for space in config.spaces}
+        for space, encoder in self.encoders.items():
+            if any(of[space].missing() for of in stores.values()):
+                encoder.load()
 
-    def _lacking(self, stores: dict[str, Store]) -> list[str]:
-        return [space for space, store in stores.items() if store.missing()]
-
-    def prepare(self, partition: int) -> dict[str, Any]:
-        wanted = {s: self.encoders[s] for s, store in self.stores.items() if not store.markers()[partition]}
-        stimuli = self._read(partition, {part for encoder in wanted.values() for part in encoder.takes})
+    def prepare(self, task: Task) -> dict[str, Any]:
+        part, partition = task
+        wanted = {s: self.encoders[s] for s, store in self.stores[part].items() if not store.markers()[partition]}
+        stimuli = self._read(task, {what for encoder in wanted.values() for what in encoder.takes})
         return {space: encoder.prepare(stimuli) for space, encoder in wanted.items()}
 
     def work(self, prepared: dict[str, Any]) -> dict[str, np.ndarray]:
         return {space: self.encoders[space].work(inputs) for space, inputs in prepared.items()}
 
-    def finish(self, partition: int, made: dict[str, np.ndarray]) -> None:
+    def finish(self, task: Task, made: dict[str, np.ndarray]) -> None:
+        part, partition = task
         for space, latent in made.items():
-            store = self.stores[space]
-            self._check(space, self.encoders[space], latent, partition)
+            store = self.stores[part][space]
+            self._check(store, self.encoders[space], latent, partition)
             stored = latent.astype(store.arrays["latent"].dtype)
             if not np.isfinite(stored).all():
                 row = int(np.flatnonzero(~np.isfinite(stored).reshape(len(stored), -1).all(axis=1))[0])
-                nsd_id = self.stimuli.read("nsd_id", self._region(partition))[row]
+                nsd_id = self.stimuli[part].read("nsd_id", _region(store, partition))[row]
                 raise StoreError(
                     f"{store.path}: the latent of nsd_id {nsd_id} is not finite in {stored.dtype}; "
                     "expected numbers.\n"
@@ -98,23 +103,24 @@ class Extractor:
                 )
             store.write(partition, {"latent": stored})
 
-    def _check(self, space: str, encoder: Encoder, latent: np.ndarray, partition: int) -> None:
-        rows = self._region(partition)["stimulus"]
-        expected = (rows.stop - rows.start, *self.stores[space].arrays["latent"].shape[1:])
+    def _check(self, store: Store, encoder: Encoder, latent: np.ndarray, partition: int) -> None:
+        rows = _region(store, partition)["stimulus"]
+        expected = (rows.stop - rows.start, *store.arrays["latent"].shape[1:])
         if latent.shape != expected:
             raise StoreError(
-                f"{self.stores[space].path}: {type(encoder).__name__} returned latents of shape {latent.shape}; "
+                f"{store.path}: {type(encoder).__name__} returned latents of shape {latent.shape}; "
                 f"expected {expected}, one of the encoder's `shape` for each stimulus.\n"
                 "What to do: correct `work` or `shape` of the encoder."
             )
 
-    def _read(self, partition: int, parts: set[str]) -> Stimuli:
-        region = self._region(partition)
-        ids = self.stimuli.read("nsd_id", region)
-        images = self.stimuli.read("image", region) if "image" in parts else np.zeros((len(ids), 0, 0, 3), np.uint8)
-        captions = self.stimuli.read("caption", region) if "captions" in parts else [()] * len(ids)
+    def _read(self, task: Task, wanted: set[str]) -> Stimuli:
+        part, partition = task
+        stimuli, region = self.stimuli[part], _region(next(iter(self.stores[part].values())), partition)
+        ids = stimuli.read("nsd_id", region)
+        images = stimuli.read("image", region) if "image" in wanted else np.zeros((len(ids), 0, 0, 3), np.uint8)
+        captions = stimuli.read("caption", region) if "captions" in wanted else [()] * len(ids)
         return Stimuli(ids, images, [[text for text in row if text] for row in captions])
 
-    def _region(self, partition: int) -> dict[str, slice]:
-        first = next(iter(self.stores.values()))
-        return first.spec.region(first.sizes, partition)
+
+def _region(store: Store, partition: int) -> dict[str, slice]:
+    return store.spec.region(store.sizes, partition)

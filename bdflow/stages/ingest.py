@@ -14,9 +14,10 @@ from bdflow.datasets.nsd import BETA_SCALE, clipped
 from bdflow.datasets.reader import open_dataset
 from bdflow.errors import InputError
 from bdflow.stores import Store, text
-from bdflow.study import catalog, keys, trials
+from bdflow.study import catalog, keys, parts, trials
 from bdflow.study.designs import Design, response_kinds
 from bdflow.study.graph import Counts, StoreDecl
+from bdflow.study.keys import SHARED
 from bdflow.study.stage import Context, Stage, Step, Work, pairs
 
 log = getLogger(__name__)
@@ -32,35 +33,35 @@ class Ingest(Stage):
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         data, chunks = open_dataset(config), config.chunks
-        stimuli = {
-            "dataset": content(config.dataset, "stimuli"),
-            "subjects": sorted(config.subjects),
-        }
-        layout, cut = partial(_stimuli, config), content(chunks, "stimuli")
-        yield StoreDecl(keys.STIMULI, layout, stimuli, data.stimulus_inputs, chunks=cut)
+        for part in (SHARED, *config.subjects):
+            settings: dict[str, Any] = {"dataset": content(config.dataset, "stimuli"), "part": part}
+            settings["sessions"] = _sessions(config, config.subjects if part == SHARED else (part,))
+            layout, cut = partial(_stimuli, config, part), content(chunks, "stimuli")
+            yield StoreDecl(keys.stimuli(part), layout, settings, data.stimulus_inputs, chunks=cut)
         for subject in config.subjects:
             betas = keys.betas(subject)
             inputs = partial(data.beta_inputs, subject)
-            own = content(config.dataset, "betas") | {"sessions": _sessions(config, subject)}
+            own = content(config.dataset, "betas") | {"sessions": _sessions(config, (subject,))}
             yield StoreDecl(betas, partial(_betas, subject), own, inputs)
             for kind, design in response_kinds(config).items():
-                settings: dict[str, Any] = {"dataset": content(config.dataset, "responses")}
+                settings = {"dataset": content(config.dataset, "responses")}
                 settings |= {"rows": design.rows, "session_zscore": design.session_zscore}
                 rows, cut = partial(_responses, config, subject, design), content(chunks, "responses")
-                upstream = (betas, keys.STIMULI)
+                upstream = (betas, *parts.stimuli(parts.of_pictures(config, subject)))
                 yield StoreDecl(keys.responses(subject, kind), rows, settings, upstream=upstream, chunks=cut)
 
     def steps(self, context: Context) -> Iterable[Step]:
         subjects, kinds = context.subjects, response_kinds(context.config)
         betas = tuple(keys.betas(subject) for subject in subjects)
         responses = tuple(keys.responses(subject, kind) for subject in subjects for kind in kinds)
+        stimuli = parts.stimuli(parts.of_run(context))
         return (
             Step("betas", "sessions", (), betas, partial(_start_betas, context)),
-            Step("stimuli", "partitions", (), (keys.STIMULI,), partial(_start_stimuli, context)),
+            Step("stimuli", "partitions", (), stimuli, partial(_start_stimuli, context)),
             Step(
                 "responses",
                 "blocks of voxels",
-                (keys.STIMULI, *betas),
+                (*stimuli, *betas),
                 responses,
                 partial(_start_responses, context, kinds),
             ),
@@ -71,15 +72,15 @@ class Ingest(Stage):
 # --- what the stores look like ----------------------------------------------------------------------------------------
 
 
-def _sessions(config: Config, subject: str) -> object:
-    """A subject's sessions as a setting: how many from the first, or a list."""
-    numbers = config.dataset.sessions_of(subject)
+def _sessions(config: Config, subjects: Iterable[str]) -> object:
+    """The sessions of some subjects as a setting: how many from the first, or a list."""
+    numbers = tuple(sorted({number for subject in subjects for number in config.dataset.sessions_of(subject)}))
     return len(numbers) if numbers == tuple(range(1, len(numbers) + 1)) else list(numbers)
 
 
-def _stimuli(config: Config, counts: Counts) -> catalog.Laid:
+def _stimuli(config: Config, part: str, counts: Counts) -> catalog.Laid:
     height, width = counts.photo()
-    sizes = {"stimulus": counts.stimuli(), "y": height, "x": width, "rgb": 3, "caption_number": counts.captions()}
+    sizes = {"stimulus": counts.stimuli(part), "y": height, "x": width, "rgb": 3, "caption_number": counts.captions()}
     return catalog.stimuli(config.chunks.stimuli), sizes
 
 
@@ -122,18 +123,20 @@ def _start_betas(context: Context) -> Work:
 
 
 def _start_stimuli(context: Context) -> Work:
-    ids, split, owner = open_dataset(context.config).stimuli()
-    store = context.declare(keys.STIMULI, {"nsd_id": ids, "split": text(split), "owner": text(owner)})
-    return Work(store.missing(), partial(StimulusReader, context.config, store))
+    data, stores = open_dataset(context.config), {}
+    for part in parts.of_run(context):
+        ids, split = data.stimuli(part)
+        stores[part] = context.declare(keys.stimuli(part), {"nsd_id": ids, "split": text(split)})
+    return Work(pairs(stores), partial(StimulusReader, context.config, stores))
 
 
 def _start_responses(context: Context, kinds: dict[str, Design]) -> Work:
-    stimuli = context.ready(keys.STIMULI)
-    ids, split = stimuli.read("nsd_id"), stimuli.read("split")
     betas = {subject: context.ready(keys.betas(subject)) for subject in context.subjects}
     stores: dict[Kind, Store] = {}
     for subject, of in betas.items():
         shown = trials.shown(of)
+        stimuli = parts.joined(context, parts.stimuli(parts.of_pictures(context.config, subject)))
+        ids, split = stimuli.read("nsd_id"), stimuli.read("split")
         for kind, design in kinds.items():
             row_ids, row_split, repeats = training_rows(ids, split, shown, design.rows)
             given = {"nsd_id": row_ids, "split": text(row_split), "repeats": repeats}
@@ -148,7 +151,7 @@ def training_rows(
 
     Parameters
     ----------
-    ids, split : every stimulus of the study, and whether it is for `test` or `train`.
+    ids, split : every stimulus the subject may have seen, and whether it is for `test` or `train`.
     shown : stimulus of each of the subject's trials that are usable.
     rows : `averaged`: a row a stimulus; `trials`: a row a training trial (those of a stimulus beside each other, in the
         order of the scan), and one a test stimulus.
@@ -206,11 +209,12 @@ class SessionReader:
 class StimulusReader:
     """Copies one block of photos and captions a task."""
 
-    def __init__(self, config: Config, store: Store) -> None:
-        self.data, self.store = open_dataset(config), store
+    def __init__(self, config: Config, stores: dict[str, Store]) -> None:
+        self.data, self.stores = open_dataset(config), stores
 
-    def __call__(self, partition: int) -> None:
-        store = self.store
+    def __call__(self, task: tuple[str, int]) -> None:
+        part, partition = task
+        store = self.stores[part]
         ids = store.read("nsd_id", store.spec.region(store.sizes, partition))
         texts = np.full((len(ids), store.sizes["caption_number"]), "", dtype=np.dtypes.StringDType())
         for row, found in zip(texts, self.data.read_captions(ids), strict=True):

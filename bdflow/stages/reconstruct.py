@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from bdflow.config import Config, content
 from bdflow.models.painters import painter_kind
 from bdflow.regression import average, ridge
 from bdflow.stores import Store, StoreError
-from bdflow.study import catalog, keys
+from bdflow.study import catalog, keys, parts
 from bdflow.study.graph import Counts, StoreDecl
 from bdflow.study.painting import batch_painting, guess_settings, packs, painter_inputs, roles_of, spaces_of
+from bdflow.study.parts import Joined
 from bdflow.study.stage import MEAN, TRUE, Context, Stage, Step, Work, decoded, missing_in_any, painted
 
 Pack = tuple[tuple[str, int], ...]  # (subject, partition) of blocks that fill batches together
@@ -36,7 +38,8 @@ class Reconstruct(Stage):
         if MEAN in decoded(config, config.subjects):
             for space in config.spaces:
                 settings = {"standardise": config.ridge_of(space).standardise}
-                upstream = (keys.targets(space), *(keys.predictions(subject, space) for subject in config.subjects))
+                upstream = tuple(keys.predictions(subject, space) for subject in config.subjects)
+                upstream = (*parts.targets(space, parts.of_pictures(config, MEAN)), *upstream)
                 layout, chunks = partial(_mean, config, space), content(config.chunks, "predictions")
                 yield StoreDecl(keys.predictions(MEAN, space), layout, settings, upstream=upstream, chunks=chunks)
         for painter in config.painters:
@@ -55,7 +58,7 @@ class Reconstruct(Stage):
         if "guess" in roles:
             settings = {**common, "standardise": made_from([roles["guess"]])}
             layout, chunks = partial(_guesses, config, painter, subject), content(config.chunks, "guesses")
-            upstream: tuple[str, ...] = (latent_key(subject, roles["guess"]),)
+            upstream = latent_keys(config, subject, roles["guess"])
             yield StoreDecl(guesses, layout, settings, inputs, upstream, chunks, kind.guess_arithmetic())
         for variant in config.painters[painter].variants:
             used = roles_of(config, painter, variant)
@@ -65,7 +68,8 @@ class Reconstruct(Stage):
                 "variant": variant,
                 "painting": kind.variant_settings(variant),
             }
-            upstream = tuple(guesses if role == "guess" else latent_key(subject, of) for role, of in used.items())
+            made = (latent_keys(config, subject, of) if role != "guess" else (guesses,) for role, of in used.items())
+            upstream = tuple(chain.from_iterable(made))
             key, layout = keys.reconstructions(painter, subject, variant), partial(_images, config, painter, subject)
             chunks = content(config.chunks, "reconstructions")
             yield StoreDecl(key, layout, settings, inputs, upstream, chunks, kind.arithmetic(variant))
@@ -73,28 +77,30 @@ class Reconstruct(Stage):
     def steps(self, context: Context) -> Iterable[Step]:
         config = context.config
         predictions = tuple(keys.predictions(s, space) for s in context.subjects for space in config.spaces)
-        targets = tuple(keys.targets(space) for space in config.spaces)
         if MEAN in context.decoded:
             means = tuple(keys.predictions(MEAN, space) for space in config.spaces)
-            needs = (*predictions, *targets)
+            shown = parts.of_pictures(config, MEAN)
+            needs: tuple[str, ...] = (*predictions, *(key for s in config.spaces for key in parts.targets(s, shown)))
             yield Step("mean predictions", "blocks of latents", needs, means, partial(_start_means, context))
         for painter, settings in config.painters.items():
             named = f" ({painter})" if len(config.painters) > 1 else ""
             roles = spaces_of(config, painter)
-            latents = [latent_key(s, space) for s in context.painted for space in roles.values()]
+            latents = [k for s in context.painted for space in roles.values() for k in latent_keys(config, s, space)]
             guesses: tuple[str, ...] = ()
             if "guess" in roles:
                 guesses = tuple(keys.guesses(painter, s) for s in context.painted)
-                needs = tuple(latent_key(s, roles["guess"]) for s in context.painted)
+                needs = tuple(key for s in context.painted for key in latent_keys(config, s, roles["guess"]))
                 yield Step(f"guesses{named}", "tasks", needs, guesses, partial(_start_guesses, context, painter))
             images = tuple(keys.reconstructions(painter, s, v) for s in context.painted for v in settings.variants)
             needs = tuple(dict.fromkeys([*latents, *guesses]))
             yield Step(f"reconstructions{named}", "tasks", needs, images, partial(_start_images, context, painter))
 
 
-def latent_key(subject: str, space: str) -> str:
-    """The store that holds the latents of a subject's pictures."""
-    return keys.targets(space) if subject == TRUE else keys.predictions(subject, space)
+def latent_keys(config: Config, subject: str, space: str) -> tuple[str, ...]:
+    """The stores that hold the latents of a subject's pictures."""
+    if subject == TRUE:
+        return parts.targets(space, parts.of_pictures(config, TRUE))
+    return (keys.predictions(subject, space),)
 
 
 # --- what the stores look like ----------------------------------------------------------------------------------------
@@ -127,7 +133,7 @@ def _latents(context: Context, painter: str) -> dict[str, Latents]:
     spaces = dict.fromkeys(spaces_of(config, painter).values())
     return {
         subject: Latents(
-            {space: context.ready(latent_key(subject, space)) for space in spaces},
+            {space: parts.joined(context, latent_keys(config, subject, space)) for space in spaces},
             {space: _rule(config, subject, space) for space in spaces},
         )
         for subject in context.painted
@@ -166,10 +172,12 @@ def _start_images(context: Context, painter: str) -> Work:
 def _start_means(context: Context) -> Work:
     """Predictions of the subject `mean`, of the stimuli that every subject was tested with."""
     config = context.config
-    stores, sources, rules = {}, {}, {}
+    stores: dict[str, Store] = {}
+    sources: dict[str, tuple[list[Store], Joined]] = {}
+    rules = {}
     for space in config.spaces:
-        sources[space] = [context.ready(keys.predictions(subject, space)) for subject in sorted(context.subjects)]
-        ids = shared_ids([source.read("nsd_id") for source in sources[space]])
+        predictions = [context.ready(keys.predictions(subject, space)) for subject in sorted(context.subjects)]
+        ids = shared_ids([source.read("nsd_id") for source in predictions])
         if not len(ids):
             raise StoreError(
                 f"{keys.predictions(MEAN, space)}: found no stimulus that all of {', '.join(context.subjects)} were "
@@ -177,7 +185,8 @@ def _start_means(context: Context) -> Work:
                 "What to do: set `reconstruct.subject_mean: false`, or choose another test set (`dataset.split`)."
             )
         stores[space] = context.declare(keys.predictions(MEAN, space), {"nsd_id": ids})
-        sources[space].append(context.ready(keys.targets(space)))
+        targets = parts.targets(space, parts.of_pictures(config, MEAN))
+        sources[space] = (predictions, parts.joined(context, targets))
         rules[space] = config.ridge_of(space).standardise
     tasks = [(space, partition) for space, store in stores.items() for partition in missing_in_any([store])]
     return Work(tasks, partial(Averager, rules, sources, stores))
@@ -214,16 +223,19 @@ def _rule(config: Config, subject: str, space: str) -> str | None:
 
 
 class Averager:
-    """Averages one block of latents over subjects a task; `sources` are their predictions, then the targets."""
+    """Averages one block of latents over subjects a task; `sources` are their predictions, and the targets."""
 
     def __init__(
-        self, rules: Mapping[str, str], sources: Mapping[str, Sequence[Store]], stores: Mapping[str, Store]
+        self,
+        rules: Mapping[str, str],
+        sources: Mapping[str, tuple[Sequence[Store], Joined]],
+        stores: Mapping[str, Store],
     ) -> None:
         self.rules, self.sources, self.stores = rules, sources, stores
 
     def __call__(self, task: tuple[str, int]) -> None:
         space, partition = task
-        store, (*predictions, targets) = self.stores[space], self.sources[space]
+        store, (predictions, targets) = self.stores[space], self.sources[space]
         rule = self.rules[space]
         block, ids = store.spec.region(store.sizes, partition), store.read("nsd_id")
         latents = []
@@ -238,7 +250,7 @@ class Averager:
         store.write(partition, {**found, "alpha": np.where(same, alphas[0], np.float32(np.nan))})
 
 
-def _rows(store: Store, ids: np.ndarray, block: Mapping[str, slice] | None = None) -> np.ndarray:
+def _rows(store: Store | Joined, ids: np.ndarray, block: Mapping[str, slice] | None = None) -> np.ndarray:
     """Latents of some stimuli in the order asked for, float32; `block` cuts the other dimensions."""
     rows = store.rows("nsd_id", ids)
     order = np.argsort(rows)
@@ -252,7 +264,7 @@ class Latents:
     or the targets (rule None).
     """
 
-    stores: Mapping[str, Store]
+    stores: Mapping[str, Joined]
     rules: Mapping[str, str | None]
 
     def test_ids(self) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Every store of a study on one screen: what `xarray.open_datatree(study)` shows, and where the words come from.
 
-Dimensions: `stimulus` (test stimuli first, then each subject's own; join by the `nsd_id` coordinate, never by
-position), `trial` (presentations in the order of the scan), `voxel` (of the subject's mask), `token` and `feature` (of
-a target space), `y`, `x`, `rgb` (of a picture).
+Dimensions: `stimulus` (test stimuli first, each ascending; join by the `nsd_id` coordinate, never by position),
+`trial` (presentations in the order of the scan), `voxel` (of the subject's mask), `token` and `feature` (of a target
+space), `y`, `x`, `rgb` (of a picture).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def stimuli(per_partition: int) -> StoreSpec:
             ),
             NSD_ID,
             SPLIT,
-            ArraySpec("owner", ("stimulus",), "str", "subject that saw it, or shared", role="coordinate"),
         ),
         {"stimulus": per_partition},
+        ("stimulus",),
     )
 
 
@@ -151,6 +151,7 @@ def targets(
             SPLIT,
         ),
         {"stimulus": per_partition},
+        ("stimulus",),
     )
 
 

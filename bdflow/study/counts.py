@@ -12,7 +12,7 @@ from bdflow.models.encoders import encoder_of
 from bdflow.models.judges.weights import BUNDLE_CLIP, layer_width
 from bdflow.models.painters import painter_kind
 from bdflow.models.weights.bundle import open_bundle
-from bdflow.study import keys, region_patterns, trials
+from bdflow.study import keys, parts, region_patterns, trials
 from bdflow.study.designs import Design, chosen_spaces, designs
 from bdflow.study.penalties import decoder_penalties
 from bdflow.study.stage import MEAN, TRUE
@@ -57,18 +57,23 @@ class StudyCounts:
             return self.context.ready(key).sizes["voxel"]
         return int(self._data.mask(subject).sum())
 
-    def stimuli(self) -> int:
-        if self.context.is_sealed(keys.STIMULI):
-            return self.context.ready(keys.STIMULI).sizes["stimulus"]
-        return len(self._data.stimuli()[0])
+    def stimuli(self, part: str) -> int:
+        key = keys.stimuli(part)
+        if self.context.is_sealed(key):
+            return self.context.ready(key).sizes["stimulus"]
+        return len(self._data.stimuli(part)[0])
 
     # --- stimuli and rows -------------------------------------------------------------------------------------
 
+    def _tests(self, subject: str) -> np.ndarray:
+        """The test stimuli among those that a subject may have seen; of `mean` and `true` those of all subjects."""
+        wanted = parts.of_pictures(self.context.config, subject)
+        stimuli = parts.joined(self.context, parts.stimuli(wanted))
+        return stimuli.read("nsd_id")[stimuli.read("split") == "test"]
+
     def _shown(self, subject: str) -> tuple[np.ndarray, np.ndarray]:
-        """Stimulus of each usable trial; and which of the study's stimuli are for testing."""
-        stimuli = self.context.ready(keys.STIMULI)
-        test = stimuli.read("nsd_id")[stimuli.read("split") == "test"]
-        return trials.shown(self.context.ready(keys.betas(subject))), test
+        """Stimulus of each usable trial; and which stimuli are for testing."""
+        return trials.shown(self.context.ready(keys.betas(subject))), self._tests(subject)
 
     def train_stimuli(self, subject: str) -> int:
         shown, test = self._shown(subject)
@@ -81,8 +86,7 @@ class StudyCounts:
         return int((~np.isin(shown, test)).sum())
 
     def test_stimuli(self, subject: str) -> int:
-        stimuli = self.context.ready(keys.STIMULI)
-        test = stimuli.read("nsd_id")[stimuli.read("split") == "test"]
+        test = self._tests(subject)
         if subject == TRUE:
             return len(test)
         members = self.context.config.subjects if subject == MEAN else (subject,)

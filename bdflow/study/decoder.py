@@ -18,8 +18,9 @@ from bdflow.regression import ridge, streaming
 from bdflow.regression.device import to_host
 from bdflow.regression.memory_budget import PIECE
 from bdflow.stores import Store
-from bdflow.study import catalog, keys
+from bdflow.study import catalog, keys, parts
 from bdflow.study.designs import Design, design_of, designs
+from bdflow.study.keys import SHARED
 from bdflow.study.stage import Context
 from bdflow.study.system import Solver, extent_of, plan_of, scratch_of
 from bdflow.study.target_reader import Columns, ahead
@@ -47,7 +48,7 @@ def solver_of(context: Context, subject: str, design: Design) -> Solver:
     responses = context.ready(keys.responses(subject, design.responses))
     system = context.ready(keys.system(subject, design.name))
     extent = extent_of(config, spaces, responses, int((system.read("used") == 1).sum()))
-    shapes = [context.ready(keys.targets(space)).arrays["latent"].shape[1:] for space in spaces]
+    shapes = [context.ready(keys.targets(space, SHARED)).arrays["latent"].shape[1:] for space in spaces]
     how = plan_of(config, {subject: extent}, shapes)
     return Solver(responses, system, how, scratch_of(config.study))
 
@@ -143,7 +144,9 @@ class Decoder:
     def _walk(self, design: Design, matrices: dict[float, np.ndarray], space: str, alpha: np.ndarray) -> np.ndarray:
         context = self.context
         decoder = context.ready(keys.decoder(self.subject, design.name))
-        targets, weights = context.ready(keys.targets(space)), self._solver(design).grouping.weights
+        shown = parts.of_pictures(context.config, self.subject)
+        targets = parts.joined(context, parts.targets(space, shown))
+        weights = self._solver(design).grouping.weights
         used = np.unique(alpha).astype(float).tolist()
         chosen = [matrices[value] for value in used]
         ((dim, length),) = catalog.column_blocks(alpha.shape, context.config.chunks.columns).items()

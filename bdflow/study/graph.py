@@ -34,8 +34,8 @@ class Counts(Protocol):
     def region_files(self, subject: str) -> int:
         """Files of regions, with the mask."""
 
-    def stimuli(self) -> int:
-        """Stimuli of all subjects."""
+    def stimuli(self, part: str) -> int:
+        """Stimuli of a part: `shared`, or a subject's own."""
 
     def photo(self) -> tuple[int, int]:
         """Height and width of a stimulus in pixels."""

@@ -6,8 +6,13 @@ A store of several subjects has no subject in its key. `design` names the rows a
 
 from __future__ import annotations
 
-STIMULI = "stimuli"
+SHARED = "shared"
 REGION_SETS = "rois"
+
+
+def stimuli(part: str) -> str:
+    """Photos and captions: those that several subjects saw (`SHARED`), or those that a subject alone saw."""
+    return f"stimuli/{part}"
 
 
 def betas(subject: str) -> str:
@@ -20,9 +25,9 @@ def responses(subject: str, rows: str) -> str:
     return f"responses/{subject}/{rows}"
 
 
-def targets(space: str) -> str:
-    """Latents of all stimuli."""
-    return f"targets/{space}"
+def targets(space: str, part: str) -> str:
+    """Latents of the stimuli of a part."""
+    return f"targets/{space}/{part}"
 
 
 def system(subject: str, design: str) -> str:

@@ -19,4 +19,4 @@ STATEMENT = (
     f"float16, a prediction by {PREDICTION:g} of the largest, and a pixel by {PIXEL_LEVELS} level of 255 in all but "
     f"{PIXEL_SHARE:.1%} of values."
 )
-"""The same in words, as `bdflow status` shows it."""
+"""The same in words, as the status shows it."""

@@ -1,4 +1,4 @@
-"""Blocks of columns of a target store, read in pieces of rows, one piece ahead of its use."""
+"""Blocks of columns of targets, read in pieces of rows, one piece ahead of its use."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from bdflow.regression.device import to_device
 from bdflow.regression.streaming import Scratch
 from bdflow.stores import Store
 from bdflow.study.catalog import LAYERS
+from bdflow.study.parts import Joined
 
 Region = dict[str, slice]
 BUFFERS = 3
 
 
 class Columns:
-    """The latents of some stimuli of one target store.
+    """The latents of some stimuli of a space.
 
     Parameters
     ----------
-    store : a target store, `latent` (stimulus, ...).
-    rows : positions of the stimuli in it, in the order they are wanted.
-    per_piece : rows read at a time; where rows follow each other, pieces end where chunks end.
+    targets : the stores of its targets, `latent` (stimulus, ...).
+    rows : positions of the stimuli in them, in the order they are wanted.
+    per_piece : rows read at a time; where rows follow each other, pieces end where chunks and stores end.
     """
 
-    def __init__(self, store: Store, rows: np.ndarray, per_piece: int) -> None:
-        self.store, self.rows, self.per_piece = store, rows, max(1, per_piece)
+    def __init__(self, targets: Joined, rows: np.ndarray, per_piece: int) -> None:
+        self.targets, self.rows, self.per_piece = targets, rows, max(1, per_piece)
         self.run = len(rows) > 0 and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
-        self.chunk = store.arrays["latent"].chunks[0]
 
     def requests(self, region: Region, scratch: Scratch, lead: int | None = None) -> list[Callable[[str], np.ndarray]]:
         """Each reads one piece of a block, (k, t), into the buffer of that name; the first has `lead` rows at most, so
@@ -46,8 +46,10 @@ class Columns:
             if not self.run:
                 yield rows[at : at + length]
             else:
-                start, over = int(rows[at]), (int(rows[at]) + length) % self.chunk
-                if at + length < len(rows) and over < length:
+                start = int(rows[at])
+                store, here = self.targets.run(slice(start, start + length))
+                length, over = here.stop - here.start, here.stop % store.arrays["latent"].chunks[0]
+                if here.stop < store.sizes["stimulus"] and at + length < len(rows) and over < length:
                     length -= over
                 yield slice(start, start + length)
             at += length
@@ -55,13 +57,13 @@ class Columns:
     def _read(self, piece: slice | np.ndarray, region: Region, scratch: Scratch, buffer: str) -> np.ndarray:
         if not isinstance(piece, slice):
             order = np.argsort(piece)
-            values = self.store.read("latent", {"stimulus": piece[order], **region})[np.argsort(order)]
+            values = self.targets.read("latent", {"stimulus": piece[order], **region})[np.argsort(order)]
             return values.reshape(len(values), -1)
-        array = self.store.arrays["latent"]
+        store, rows = self.targets.run(piece)
         lengths = {dim: part.stop - part.start for dim, part in region.items()}
-        rest = [lengths.get(dim, self.store.sizes[dim]) for dim in self.store.dims("latent")[1:]]
-        out = scratch.array(buffer, (piece.stop - piece.start, *rest), array.dtype.str[1:])
-        return self.store.read_into(out, "latent", {"stimulus": piece, **region}).reshape(len(out), -1)
+        rest = [lengths.get(dim, store.sizes[dim]) for dim in store.dims("latent")[1:]]
+        out = scratch.array(buffer, (rows.stop - rows.start, *rest), store.arrays["latent"].dtype.str[1:])
+        return store.read_into(out, "latent", {"stimulus": rows, **region}).reshape(len(out), -1)
 
 
 def ahead(requests: Sequence[Callable[[str], np.ndarray]], device: str = "cpu") -> Iterator[Any]:

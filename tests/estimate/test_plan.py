@@ -49,7 +49,7 @@ def test_the_paper_in_numbers():
     targets = bytes_by_stage(graph_of(config), counts)["features"]
     exact = 36_418 * 347_680 * 2
     assert exact == pytest.approx(25.3e9, rel=1e-2)
-    assert exact <= targets <= 1.05 * exact
+    assert exact <= targets <= 1.07 * exact, "the last chunk of each part and block is whole"
     # benchmarks/ridge.py counts 34.2 TFLOP for these four subjects
     assert ridge_flop(config, counts) == pytest.approx(34.2e12, rel=5e-3)
 

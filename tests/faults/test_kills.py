@@ -93,7 +93,11 @@ def test_kills_of_the_whole_tree_end_in_the_same_bytes(settings, undisturbed, tm
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("kind", "filled"),
-    [("dask", "targets/vdvae"), ("ray", "targets/vdvae"), ("ray", "reconstructions/brain_diffuser/subj01/full")],
+    [
+        ("dask", "targets/vdvae/subj01"),
+        ("ray", "targets/vdvae/subj01"),
+        ("ray", "reconstructions/brain_diffuser/subj01/full"),
+    ],
     ids=["dask", "ray", "ray while it paints"],
 )
 def test_a_killed_worker_costs_only_its_partitions(settings, undisturbed, tmp_path, kind, filled):
@@ -145,10 +149,10 @@ pathlib.Path.replace = replace
 @pytest.mark.parametrize(
     ("kind", "at", "dies"),
     [
-        ("dask", "targets/vdvae/latent/c/", False),
+        ("dask", "targets/vdvae/subj01/latent/c/", False),
         ("ray", "reconstructions/brain_diffuser/subj01/full/image/c/", False),
         ("serial", "predictions/zarr.json", True),
-        ("serial", "targets/vdvae/written/c/", True),
+        ("serial", "targets/vdvae/subj01/written/c/", True),
     ],
     ids=["dask", "ray", "a folder of stores", "a mark"],
 )

@@ -66,12 +66,14 @@ def test_fixed_batches_have_one_shape_and_drop_what_fills_them(caplog: pytest.Lo
     assert len(logs.lines(caplog)) == 1
 
 
-def test_where_results_depend_on_the_size_a_batch_that_does_not_fit_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_results_depend_on_the_size_a_batch_that_does_not_fit_is_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     batches, device = Batches("denoising", 8, fixed=True, halve=False), Small(8)
     x = torch.arange(20.0)[:, None]
     assert torch.equal(batches.run(device, x), 2 * x)
     device.room = 6
-    with pytest.raises(InputError, match="a batch of 8 in half precision(.|\n)*at most 4") as error:
+    with pytest.raises(InputError, match=r"a batch of 8 in half precision(.|\n)*at most 4") as error:
         batches.run(device, x)
     assert error.value.remedy == "remake"
     assert (batches.size, logs.lines(caplog)) == (8, [])

@@ -92,10 +92,12 @@ def build(tmp_path: Path, **sections: object) -> Context:
     spec, pictures = catalog.stimuli(per), {"y": SIDE, "x": SIDE, "rgb": 3}
     dims = {dim for array in spec.arrays for dim in array.dims}
     sizes = {"stimulus": len(ids), **pictures, **{dim: 2 for dim in dims if dim.startswith("caption")}}
-    make.add("stimuli", spec, sizes, nsd_id=ids, split=split, owner=text(["shared"] * len(ids)), caption=captions)
+    make.add("stimuli/shared", spec, sizes, nsd_id=ids, split=split, caption=captions)
+    for subject in SUBJECTS:
+        make.add(f"stimuli/{subject}", spec, sizes | {"stimulus": 0}, nsd_id=ids[:0], split=split[:0])
     layers = open_bundle("tiny").layers
     spec, sizes = catalog.targets((1988,), "f2", per, 600, layers), {"stimulus": len(ids), "feature": 1988}
-    make.add("targets/vdvae", spec, sizes, nsd_id=ids, split=split)
+    make.add("targets/vdvae/shared", spec, sizes, nsd_id=ids, split=split)
     for subject in SUBJECTS:
         voxels = np.arange(8)
         make.add(
@@ -219,7 +221,7 @@ def test_every_stimulus_has_the_pictures_of_the_stores(context: Context, page: P
     assert [nsd_id for nsd_id, _ in gallery(page)["stimuli"]] == sorted(TEST.tolist())
     stores = {f"guesses/brain_diffuser/{s}": (s, "-guess") for s in SUBJECTS}
     stores |= {f"reconstructions/brain_diffuser/{s}/{v}": (s, f"-{v}") for s in SUBJECTS for v in VARIANTS}
-    for path, (folder, suffix) in {"stimuli": ("shown", ""), **stores}.items():
+    for path, (folder, suffix) in {"stimuli/shared": ("shown", ""), **stores}.items():
         store = context.study.store(path)
         for row, nsd_id in enumerate(store.read("nsd_id").tolist()):
             if nsd_id not in TEST:

@@ -23,6 +23,7 @@ from bdflow.pipeline import Pipeline, stages_until
 from bdflow.simulation.dataset import SimulateOptions, simulate
 from bdflow.simulation.files import write_design
 from bdflow.stores import Store
+from tests.support.parts import whole
 
 SUBJECT = "subj01"
 SEEDS = (1, 2, 3)
@@ -78,7 +79,7 @@ def study_of(data: Path, settings, variants=("full",), upper_bound=False) -> Pat
 def scores(study: Path, extractor: FeatureExtractor) -> Scores:
     """{subject/variant: {"PixCorr": ..., "CLIP": ...}} of every reconstruction of a study."""
     found: Scores = {}
-    stimuli = Store(study, "stimuli")
+    stimuli = whole(study, "stimuli")
     for folder in sorted((study / "reconstructions/brain_diffuser").glob("*/*/")):
         name = f"{folder.parent.name}/{folder.name}"
         store = Store(study, f"reconstructions/brain_diffuser/{name}")

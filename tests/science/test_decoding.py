@@ -10,6 +10,7 @@ from bdflow.pipeline import Pipeline, stages_until
 from bdflow.simulation.dataset import SimulateOptions, simulate
 from bdflow.stores import Store
 from tests.conftest import SPACES, spaces
+from tests.support.parts import whole
 from tests.support.planted import decoding_ceiling
 
 SUBJECT = "subj01"
@@ -54,7 +55,7 @@ def correlations(study: Path, space: str) -> np.ndarray:
 
 
 def ceilings(root: Path, study: Path, name: str, space: str) -> np.ndarray:
-    targets = Store(study, f"targets/{space}")
+    targets = whole(study, f"targets/{space}")
     ids = targets.read("nsd_id")
     return decoding_ceiling(root / name, SUBJECT, targets.read("latent").reshape(len(ids), -1), ids, repeats=3)
 
@@ -96,7 +97,7 @@ def test_shuffled_stimuli_are_decoded_at_chance(clear):
     (hat_matrix,) = ridge.hat_matrices(train, test, [1000.0])
     order = np.random.default_rng(0).permutation((split == "train").sum())
     for space in SPACES:
-        targets = Store(clear, f"targets/{space}")
+        targets = whole(clear, f"targets/{space}")
         y = targets.read("latent").reshape(targets.sizes["stimulus"], -1)
         ids = responses.read("nsd_id")
         y_train = y[targets.rows("nsd_id", ids[split == "train"])][order]

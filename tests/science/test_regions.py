@@ -21,6 +21,7 @@ from bdflow.simulation.scenes import scene
 from bdflow.stores import Store
 from bdflow.study.painting import painting
 from tests.conftest import SPACES
+from tests.support.parts import whole
 
 SUBJECTS = ("subj01", "subj02", "subj05", "subj07")
 AREAS = {"faces": "face", "words": "words", "places": "place", "bodies": "body"}
@@ -61,7 +62,7 @@ def study(tmp_path_factory) -> Config:
 @pytest.fixture(scope="module")
 def kinds(study) -> np.ndarray:
     """(kinds, features) how the bundle's CLIP sees training photos of each kind, less all training photos."""
-    targets = Store(study.study, "targets/clip_vision")
+    targets = whole(study.study, "targets/clip_vision")
     ids, train = targets.read("nsd_id"), targets.read("split") == "train"
     seen = targets.read("latent")[:, 0].astype(np.float64)
     kind = np.array([scene(int(nsd_id), 0, 16).attributes["kind"] for nsd_id in ids])

@@ -21,7 +21,7 @@ import scipy.io
 import scipy.stats
 
 from bdflow.datasets import nsd
-from bdflow.datasets.nsd import NSD, noise_ceiling, split_stimuli, stimulus_order, voxel_mask
+from bdflow.datasets.nsd import NSD, noise_ceiling, split_stimuli, stimuli_of, voxel_mask
 from bdflow.errors import InputError
 from bdflow.simulation import brains
 from bdflow.simulation.backgrounds import BACKGROUNDS
@@ -115,9 +115,13 @@ def test_split_and_stimuli(root):
     design = data.design()
     trials = {s: data.trials_per_session(s, 4) * 4 for s in data.subjects()}
     split = split_stimuli(design, data.subjects(), trials)
-    ids, part, owner = stimulus_order(split)
-    assert (ids.size, (part == "test").sum()) == (20 + 2 * 140, 20)
-    assert Counter(owner.tolist()) == {"shared": 20, "subj01": 140, "subj05": 140}
+    parts = {part: stimuli_of(design, split, part) for part in ("shared", "subj01", "subj05")}
+    assert {part: Counter(of.tolist()) for part, (_, of) in parts.items()} == {
+        "shared": {"test": 20},
+        "subj01": {"train": 140},
+        "subj05": {"train": 140},
+    }
+    ids = np.concatenate([ids for ids, _ in parts.values()])
     with data.stimuli() as stimuli:
         design.check_stimuli(stimuli.count)
         for nsd_id in ids[[0, 30, 200]]:

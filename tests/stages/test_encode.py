@@ -20,6 +20,7 @@ from bdflow.simulation.dataset import SimulateOptions, simulate
 from bdflow.stores import Store
 from bdflow.study import voxel_maps
 from tests.conftest import SPACES, snapshot
+from tests.support.parts import whole
 
 SUBJECT = "subj01"
 FLOC = ("faces", "words", "places", "bodies")
@@ -53,7 +54,7 @@ def z_scored(config: Config, space: str) -> tuple[np.ndarray, np.ndarray, np.nda
 
     Latents are divided by the square root of their number, and turned to the axes they vary along: ridge is the same.
     """
-    responses, targets = Store(config.study, f"responses/{SUBJECT}/averaged"), Store(config.study, f"targets/{space}")
+    responses, targets = Store(config.study, f"responses/{SUBJECT}/averaged"), whole(config.study, f"targets/{space}")
     latent = targets.read("latent").astype(float)[targets.rows("nsd_id", responses.read("nsd_id"))]
     train = responses.read("split") != "test"
     latent = latent.reshape(len(latent), -1)

@@ -17,6 +17,7 @@ from bdflow.models.versatile.painter import BICUBIC
 from bdflow.pipeline import Pipeline, stages_until
 from bdflow.stores import NotReady, Store, Study
 from tests.conftest import SUBJECTS, painter, snapshot
+from tests.support.parts import whole
 from tests.support.plain_torchvision import import_torchvision
 
 VARIANTS = ("full", "only_vdvae")
@@ -90,7 +91,7 @@ def copied(study, tmp_path) -> Path:
 
 def pictures(study: Path, subject: str, variant: str) -> tuple[np.ndarray, np.ndarray]:
     """Photos and reconstructions, uint8."""
-    store, stimuli = Store(study, f"reconstructions/brain_diffuser/{subject}/{variant}"), Store(study, "stimuli")
+    store, stimuli = Store(study, f"reconstructions/brain_diffuser/{subject}/{variant}"), whole(study, "stimuli")
     rows = stimuli.rows("nsd_id", store.read("nsd_id"))
     return stimuli.read("image")[rows], store.read("image")
 

@@ -23,9 +23,11 @@ from bdflow.report import decoding
 from bdflow.stores import ArraySpec, NotReady, Provenance, Store, StoreSpec, Study
 from bdflow.study import decoder
 from bdflow.study.designs import design_of
+from bdflow.study.parts import Joined
 from bdflow.study.system import Solver
 from bdflow.study.target_reader import Columns, ahead
 from tests.conftest import SPACES, SUBJECTS, execution, snapshot
+from tests.support.parts import whole
 
 SUBJECT = SUBJECTS[0]
 GRID = (1.0, 100.0, 3000.0)
@@ -63,7 +65,7 @@ def regressed(tmp_path, upstream, settings):
 
 def xy(study: Path, space: str, subject: str = SUBJECT) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """z-scored responses and latents in float64, training and test."""
-    responses, targets = Store(study, f"responses/{subject}/averaged"), Store(study, f"targets/{space}")
+    responses, targets = Store(study, f"responses/{subject}/averaged"), whole(study, f"targets/{space}")
     test = responses.read("split") == "test"
     x = responses.read("response").astype("f8")[:, responses.read("valid") == 1]
     z, z_test, _, _ = ridge.z_score(x[~test], x[test])
@@ -395,7 +397,7 @@ def test_columns_come_in_pieces_in_the_order_asked_for(tmp_path, per_piece):
         region = spec.region(sizes, partition)["stimulus"]
         store.write(partition, {"latent": values[region]})
     for rows in (np.arange(3, 44), np.random.default_rng(1).permutation(45)[:20], np.arange(7, 8)):
-        columns = Columns(store, rows, per_piece)
+        columns = Columns(Joined([store]), rows, per_piece)
         pieces = [piece.copy() for piece in ahead(columns.requests({"token": slice(2, 4)}, streaming.Scratch()))]
         assert max(len(piece) for piece in pieces) <= per_piece
         np.testing.assert_array_equal(np.concatenate(pieces), values[rows, 2:4].reshape(len(rows), -1))

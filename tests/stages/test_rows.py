@@ -15,6 +15,7 @@ from bdflow.stores import Store
 from bdflow.study import decoder
 from bdflow.study.system import Streamed
 from tests.conftest import SUBJECTS
+from tests.support.parts import whole
 
 SUBJECT = SUBJECTS[0]
 SPACES = {
@@ -42,7 +43,7 @@ def made(settings, tmp_path_factory) -> Pipeline:
 
 def rows_of(study: Path, space: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Training rows and averaged test stimuli, from the betas; and the stimulus of each."""
-    of, betas, stimuli = SPACES[space], Store(study, f"betas/{SUBJECT}"), Store(study, "stimuli")
+    of, betas, stimuli = SPACES[space], Store(study, f"betas/{SUBJECT}"), whole(study, "stimuli")
     beta, shown = betas.read("beta") / 300.0, betas.read("nsd_id")
     if of.get("session_zscore"):
         for session in np.unique(betas.read("session")):
@@ -63,7 +64,7 @@ def rows_of(study: Path, space: str) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def reference(study: Path, space: str) -> np.ndarray:
     """What scikit-learn predicts for the test stimuli of SUBJECT, in float64."""
     x, ids, x_test, test = rows_of(study, space)
-    targets = Store(study, f"targets/{space}")
+    targets = whole(study, f"targets/{space}")
     y = targets.read("latent").astype(float)[targets.rows("nsd_id", ids)].reshape(len(ids), -1)
     scale = x.std(axis=0, ddof=1)
     x, x_test = (
@@ -97,7 +98,7 @@ def test_spaces_differ_and_share_what_they_can(made):
     split = trials.read("split")
     assert (trials.read("repeats")[split == "train"] == 1).all()
     assert (trials.read("repeats")[split == "test"] == 3).all()
-    targets = Store(study, "targets/trials")
+    targets = whole(study, "targets/trials")
     decoders = Store(study, f"decoders/{SUBJECT}/trials")
     assert decoders.sizes["train_stimulus"] == (targets.read("split") == "train").sum() / 2, "once a stimulus"
 
@@ -106,7 +107,7 @@ def test_statistics_count_each_trial(made):
     """Means of training targets are over rows: a stimulus shown thrice counts thrice."""
     study = Path(made.config.study)
     _, ids, _, _ = rows_of(study, "trials")
-    targets = Store(study, "targets/trials")
+    targets = whole(study, "targets/trials")
     y = targets.read("latent").astype(float)[targets.rows("nsd_id", ids)]
     store = Store(study, f"predictions/{SUBJECT}/trials")
     np.testing.assert_allclose(store.read("train_mean"), y.mean(axis=0), atol=1e-5)
@@ -153,7 +154,7 @@ def test_all_trials_of_a_stimulus_are_left_out_together(made, settings, tmp_path
     pipeline = Pipeline(parse(settings(tmp_path, **sections() | more)))
     pipeline.run(("ingest", "features", "regress"))
     study = Path(pipeline.config.study)
-    store, targets = Store(study, f"validation/{SUBJECT}/trials"), Store(study, "targets/trials")
+    store, targets = Store(study, f"validation/{SUBJECT}/trials"), whole(study, "targets/trials")
     known = store.read("train_nsd_id")
     y = targets.read("latent").astype(float)[targets.rows("nsd_id", known)].reshape(len(known), -1)
     predicted = store.read("matrix")[0] @ y

@@ -96,13 +96,13 @@ def test_a_study_in_s3_is_the_local_one(settings, local, s3, tmp_path):
     assert done.stdout.split("\n")[:2] == ["('trial', 'voxel') dask.array.core", str(total)]
 
     bucket = Study(url).path.bucket
-    content = bytearray(bucket.read("targets/vdvae/latent/c/1/0"))
+    content = bytearray(bucket.read("targets/vdvae/subj01/latent/c/1/0"))
     content[7] ^= 1
-    bucket.write("targets/vdvae/latent/c/1/0", bytes(content))
+    bucket.write("targets/vdvae/subj01/latent/c/1/0", bytes(content))
     bucket.delete("responses/subj02/averaged/response/c/0/0")
     found = verify(config)
     assert found.returncode == 1
-    assert "targets/vdvae/latent, chunk c/1/0" in found.stdout
+    assert "targets/vdvae/subj01/latent, chunk c/1/0" in found.stdout
     assert "responses/subj02/averaged/response, chunk c/0/0" in found.stdout
     mended = verify(config, "--repair")
     assert mended.returncode == 0, mended.stderr[-3000:]
@@ -155,7 +155,7 @@ def test_a_store_that_stays_away_ends_the_run_clearly_and_nothing_is_lost(settin
     config = configuration(settings, tmp_path, url)
     process = start(config)
     study = Study(url)
-    while process.poll() is None and not study.declared("targets/vdvae"):
+    while process.poll() is None and not study.declared("targets/vdvae/subj01"):
         time.sleep(0.05)
     before = {path: int((study.store(path).markers() > 0).sum()) for path in study.paths()}
     s3.away = True

@@ -197,7 +197,7 @@ def test_other_settings_are_refused_with_the_difference(study):
 SLOW = replace(MADE, arithmetic={"device": "cpu", "batches": {"denoise": 8}})
 QUICK = replace(MADE, arithmetic={"device": "cuda", "batches": {"denoise": 4}})
 OTHERWISE = [
-    'batches.denoise: begun with 8, now 4; one store does not hold both',
+    "batches.denoise: begun with 8, now 4; one store does not hold both",
     'device: begun with "cpu", now "cuda"; one store does not hold both',
 ]
 
@@ -210,7 +210,7 @@ def test_a_store_that_is_half_filled_is_not_gone_on_with_in_another_arithmetic(s
     before = snapshot(study.path)
     state = study.state("targets/vdvae", QUICK)
     assert (state.kind, state.done, state.why) == ("stale", 1, OTHERWISE)
-    with pytest.raises(StoreError, match="begun with 8, now 4(.|\n)*never holds both") as error:
+    with pytest.raises(StoreError, match=r"begun with 8, now 4(.|\n)*never holds both") as error:
         declare(study, QUICK)
     assert error.value.remedy == "remake"
     assert snapshot(study.path) == before

@@ -75,7 +75,7 @@ def test_what_a_mended_method_means_is_said(pipeline, monkeypatch):
     pipeline.run(("ingest",))
     now = STAGES["ingest"].method
     monkeypatch.setattr(type(STAGES["ingest"]), "method", now + 1)
-    (row,) = [row for row in pipeline.status() if row.path == "stimuli"]
+    (row,) = [row for row in pipeline.status() if row.path == "stimuli/shared"]
     assert row.state.why == [f"made by method {now} of the stage, which is now at {now + 1}: a mistake was mended"]
 
 
@@ -85,7 +85,7 @@ def test_a_context_travels_without_what_only_the_driver_needs(pipeline):
     assert (there.config, there.subjects, there.expected) == (context.config, context.subjects, context.expected)
     assert (there.decls, there.counts) == ({}, None)
     with pytest.raises(ValueError, match="declared by the driver"):
-        there.declare("stimuli", {})
+        there.declare("stimuli/shared", {})
 
 
 def test_stages_on_demand_are_left_out_of_a_run():

@@ -170,5 +170,5 @@ def test_a_changed_middle_of_the_captions_is_another_input(settings, tmp_path):
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
     why = {row.path: row.state.why for row in api.status(config) if row.state.kind == "stale"}
-    assert why["stimuli"] == ["input captions is another file now"]
+    assert why["stimuli/shared"] == why["stimuli/subj01"] == ["input captions is another file now"]
     assert not [path for path in why if path.startswith("betas")]

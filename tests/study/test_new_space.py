@@ -14,6 +14,7 @@ from bdflow.pipeline import Pipeline
 from bdflow.stores import Store
 from tests.conftest import SUBJECTS
 from tests.support import logs
+from tests.support.parts import whole
 
 PAGE = (Path(__file__).parents[2] / "docs/new_space.md").read_text(encoding="utf-8")
 CODE, SPACES = (
@@ -45,7 +46,7 @@ def test_a_fourth_space_is_decoded_and_scored_in_the_report(settings, encoders):
         assert store.read("latent").shape == (6, 17, 32)
         assert (store.read("alpha") == 1000).all()
         assert np.isfinite(store.read("pearson_r")).mean() > 0.9
-    targets = Store(config.study, "targets/vit").read("latent")
+    targets = whole(config.study, "targets/vit").read("latent")
     assert targets.shape == (46, 17, 32)
     assert len(np.unique(targets[:, 0], axis=0)) == 46, "every stimulus has its own class token"
     page = (encoders / "report/index.html").read_text(encoding="utf-8")
@@ -60,14 +61,14 @@ def test_a_space_added_later_leaves_the_others_pictures_and_scores(settings, enc
     pipeline = Pipeline(parse(settings(encoders, spaces=added)))
     states = {row.path: row.state.kind for row in pipeline.status()}
     assert {path for path, kind in states.items() if kind == "absent"} == {
-        "targets/vit",
+        *(f"targets/vit/{part}" for part in ("shared", *SUBJECTS)),
         *(f"predictions/{subject}/vit" for subject in SUBJECTS),
     }
     assert all(states[path] == "sealed" for path in states if path.startswith("targets/") and "vit" not in path)
 
 
 def test_latents_that_exist_already_are_a_space(settings, tmp_path, caplog):
-    ids = np.array(Store(_ingested(settings, tmp_path), "stimuli").read("nsd_id"))
+    ids = np.array(whole(_ingested(settings, tmp_path), "stimuli").read("nsd_id"))
     rng = np.random.default_rng(0)
     latent = rng.normal(size=(len(ids), 5)).astype("f4")
     order = rng.permutation(len(ids))
@@ -77,7 +78,7 @@ def test_latents_that_exist_already_are_a_space(settings, tmp_path, caplog):
     caplog.set_level("INFO", "bdflow")
     Pipeline(config).run()
     assert [line for line in logs.lines(caplog) if line.startswith("no report: the configuration has no painter")]
-    np.testing.assert_array_equal(Store(config.study, "targets/mine").read("latent"), latent)
+    np.testing.assert_array_equal(whole(config.study, "targets/mine").read("latent"), latent)
     moved = {"mine": {"encoder": f"array:{tmp_path / 'moved.npz'}"}}
     (tmp_path / "latents.npz").rename(tmp_path / "moved.npz")
     again = Pipeline(parse(settings(tmp_path, spaces=moved, painters={}, features={"dtype": "float32"})))

@@ -27,7 +27,7 @@ from tests.conftest import execution, snapshot
 
 BDFLOW = Path(sys.executable).with_name("bdflow")
 STAGES = ("ingest", "features", "regress", "reconstruct", "evaluate")
-FIRST = {"ingest": "betas/subj01", "features": "targets/vdvae", "regress": "predictions/subj01/vdvae"}
+FIRST = {"ingest": "betas/subj01", "features": "targets/vdvae/subj01", "regress": "predictions/subj01/vdvae"}
 FIRST |= {"reconstruct": "reconstructions/brain_diffuser/subj01/full", "evaluate": "metrics/brain_diffuser/subj01"}
 UNTIL = ("--until", "evaluate")
 

@@ -1,7 +1,7 @@
 """The Natural Scenes Dataset, read from its own files (Allen et al. 2022)."""
 
 from bdflow.datasets.nsd.betas import BetaSession, Hdf5Session, NiftiSession, open_session
-from bdflow.datasets.nsd.design import Design, Split, split_stimuli, stimulus_order, subject_index
+from bdflow.datasets.nsd.design import Design, Split, split_stimuli, stimuli_of, subject_index
 from bdflow.datasets.nsd.files import (
     CAPTIONS,
     DESIGN,
@@ -59,7 +59,7 @@ __all__ = [
     "roi_labels",
     "split_stimuli",
     "stated",
-    "stimulus_order",
+    "stimuli_of",
     "subject_index",
     "voxel_mask",
 ]

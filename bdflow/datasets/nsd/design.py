@@ -218,24 +218,21 @@ def split_stimuli(
     return split
 
 
-def stimulus_order(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The stimulus axis of a study: nsd_ids (n,) int64, split (n,) 'test' or 'train', owner (n,).
+def stimuli_of(design: Design, split: Split, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """The stimuli of a part: nsd_ids (n,) int64, and 'test' or 'train' of each; test ones first, each ascending.
 
-    Test stimuli first (of any subject, ascending), then training stimuli that several subjects saw, then each
-    subject's own, ascending: so a subject's training rows are contiguous. `owner` is the one subject that
-    saw a stimulus, or ``shared``. A stimulus that is a test stimulus of one subject is one for all.
+    `part` is ``shared``, NSD's shared stimuli that any subject saw, or a subject, whose own it is. A stimulus that is a
+    test stimulus of one subject is one for all.
     """
+    shared = design.sharedix - 1
     seen = {s: np.concatenate([split.test[s], split.train[s]]) for s in split.subjects}
-    ids, counts = np.unique(np.concatenate(list(seen.values())), return_counts=True)
-    owner = np.full(ids.size, "shared", dtype=f"<U{max(6, *(len(s) for s in split.subjects))}")
-    rank = np.zeros(ids.size, np.int64)
-    for number, subject in enumerate(split.subjects, start=1):
-        own = np.isin(ids, seen[subject]) & (counts == 1)
-        owner[own], rank[own] = subject, number
+    if part == "shared":
+        ids = np.intersect1d(np.concatenate(list(seen.values())), shared)
+    else:
+        ids = np.setdiff1d(seen[part], shared)
     is_test = np.isin(ids, np.concatenate([split.test[s] for s in split.subjects]))
-    rank[is_test] = -1
-    order = np.lexsort((ids, rank))
-    return ids[order], np.where(is_test, "test", "train")[order], owner[order]
+    order = np.lexsort((ids, ~is_test))
+    return ids[order], np.where(is_test, "test", "train")[order]
 
 
 def _is_hdf5(path: AnyPath) -> bool:

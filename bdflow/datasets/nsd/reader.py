@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from bdflow.config import Config
-from bdflow.datasets.nsd.design import Split, split_stimuli, stimulus_order
+from bdflow.datasets.nsd.design import Split, split_stimuli, stimuli_of
 from bdflow.datasets.nsd.files import NSD, Captions, voxel_mask
 from bdflow.datasets.nsd.grids import check_same_grid
 from bdflow.datasets.nsd.identity import identity
@@ -56,8 +56,8 @@ class NSDReader:
         trials = {s: self._trials(s) for s in subjects}
         return split_stimuli(design, subjects, trials, self.settings.split, count)
 
-    def stimuli(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return stimulus_order(self.split)
+    def stimuli(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        return stimuli_of(self.nsd.design(), self.split, part)
 
     def photo_shape(self) -> tuple[int, int]:
         with self.nsd.stimuli() as stimuli:

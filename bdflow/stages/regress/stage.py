@@ -31,7 +31,7 @@ from bdflow.stages.regress.workers import (
     Weigher,
 )
 from bdflow.stores import Store, text
-from bdflow.study import catalog, keys, region_patterns
+from bdflow.study import catalog, keys, parts, region_patterns
 from bdflow.study.designs import (
     Design,
     candidates,
@@ -43,6 +43,8 @@ from bdflow.study.designs import (
     validates,
 )
 from bdflow.study.graph import Counts, Inputs, StoreDecl, no_inputs
+from bdflow.study.keys import SHARED
+from bdflow.study.parts import Joined
 from bdflow.study.penalties import decoder_penalties
 from bdflow.study.stage import Context, Stage, Step, Work, missing_in_any, pairs
 from bdflow.study.system import Solver, clear, extent_of, plan_of, scratch_of
@@ -83,7 +85,7 @@ class Regress(Stage):
                 "seed": config.seed,
                 "validation": {**_validation_settings(config), "intercept": design.intercept},
             }
-            upstream = (system, keys.targets(space))
+            upstream = (system, *_targets(config, subject, space))
             layout, chunks = partial(_selection, config, space), content(config.chunks, "selection")
             key, rounding = keys.selection(subject, space), _arithmetic(config)
             yield StoreDecl(key, layout, about, upstream=upstream, chunks=chunks, arithmetic=rounding)
@@ -102,7 +104,7 @@ class Regress(Stage):
         held_out, predictions = ridge_settings.standardise == "held_out", keys.predictions(subject, space)
         # Decoder and validation hold matrices of every penalty of a design's spaces. A space reads those of its own,
         # and these follow from the system: it does not depend on the penalties of other spaces.
-        upstream: tuple[str, ...] = (keys.system(subject, design.name), keys.targets(space))
+        upstream: tuple[str, ...] = (keys.system(subject, design.name), *_targets(config, subject, space))
         about: dict[str, Any] = {"intercept": design.intercept, "choose": ridge_settings.choose}
         if ridge_settings.choose == "fixed":
             about["alpha"] = ridge_settings.alpha
@@ -127,7 +129,9 @@ class Regress(Stage):
         responses = tuple(keys.responses(s, kind) for s in subjects for kind in response_kinds(config))
         systems = tuple(keys.system(s, name) for s in subjects for name in all_designs)
         labels = tuple(keys.betas(s) for s in subjects) if any(d.regions for d in all_designs.values()) else ()
-        targets = tuple(keys.targets(space) for space in config.spaces)
+        targets = tuple(
+            dict.fromkeys(k for s in subjects for space in config.spaces for k in _targets(config, s, space))
+        )
         validated = {d.name: d for d, spaces in designs(config).items() if validates(config, spaces)}
         validation = tuple(keys.validation(s, name) for s in subjects for name in validated)
         chosen = [space for space in config.spaces if config.ridge_of(space).choose != "fixed"]
@@ -156,6 +160,10 @@ class Regress(Stage):
             needs = (*weights, *predictions)
             yield Step("importance", "blocks of voxels", needs, importance, partial(_start_importance, context, kept))
         yield Step("factors", "studies", predictions, (), partial(_clear, config))
+
+
+def _targets(config: Config, subject: str, space: str) -> tuple[str, ...]:
+    return parts.targets(space, parts.of_pictures(config, subject))
 
 
 def _validation_settings(config: Config) -> dict[str, Any]:
@@ -259,7 +267,8 @@ def _solvers(context: Context, plan: Plan) -> dict[Pair, Solver]:
 
 
 def _reading(context: Context, plan: Plan) -> Reading:
-    targets = {space: context.ready(keys.targets(space)) for space in context.config.spaces}
+    of = (SHARED, *context.subjects)
+    targets = {space: parts.joined(context, parts.targets(space, of)) for space in context.config.spaces}
     return Reading(targets, plan.piece_rows)
 
 
@@ -325,11 +334,11 @@ def _start_selection(context: Context, chosen: list[str]) -> Work:
     return Work(pairs(stores), worker)
 
 
-def _drawn(config: Config, space: str, targets: Store) -> np.ndarray | None:
+def _drawn(config: Config, space: str, targets: Joined) -> np.ndarray | None:
     """Flat positions of the latents by which a penalty is chosen, ascending; None for all."""
     if config.ridge_of(space).choose == "per_target":
         return None
-    size = int(np.prod(targets.arrays["latent"].shape[1:]))
+    size = int(np.prod(targets.first.arrays["latent"].shape[1:]))
     rng = random.generator(config.seed, "validation columns", space)
     return np.sort(rng.choice(size, min(config.ridge.validation.columns, size), replace=False))
 

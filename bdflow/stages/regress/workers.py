@@ -16,6 +16,7 @@ from bdflow.regression import cross_validation, ridge, streaming
 from bdflow.regression.device import to_device, to_host
 from bdflow.stores import Store
 from bdflow.study.designs import Design
+from bdflow.study.parts import Joined
 from bdflow.study.system import Solver, as_slice, z_scored_blocks
 from bdflow.study.target_reader import Columns, ahead
 
@@ -150,7 +151,7 @@ class Factoriser:
 class Reading:
     """The target stores, and how many rows of them are read at a time."""
 
-    targets: dict[str, Store]
+    targets: dict[str, Joined]
     piece_rows: int
 
     def columns(self, space: str, ids: np.ndarray) -> Columns:

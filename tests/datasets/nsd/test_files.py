@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdflow.datasets import nsd
-from bdflow.datasets.nsd import NSD, Design, split_stimuli, stimulus_order, voxel_mask
+from bdflow.datasets.nsd import NSD, Design, split_stimuli, stimuli_of, voxel_mask
 from bdflow.errors import InputError
 from bdflow.simulation.files import make_design, write_design, write_hdf5, write_nifti
 
@@ -394,12 +394,13 @@ def test_split_by_shared_stimuli(design):
         ids, shared = design.nsd_ids(subject, trials[subject]), design.is_shared(trials[subject])
         assert split.test[subject].tolist() == sorted(set(ids[shared].tolist()))
         assert split.train[subject].tolist() == sorted(set(ids[~shared].tolist()))
-    ids, part, owner = stimulus_order(split)
-    n = [split.train[s].size for s in subjects]
-    assert part.tolist() == ["test"] * 6 + ["train"] * sum(n)
-    assert owner.tolist() == ["shared"] * 6 + ["subj01"] * n[0] + ["subj05"] * n[1]
-    expected = [split.test["subj01"], *split.train.values()]
-    assert ids.tolist() == np.concatenate(expected).tolist()
+    ids, part = stimuli_of(design, split, "shared")
+    assert ids.tolist() == split.test["subj01"].tolist()
+    assert part.tolist() == ["test"] * 6
+    for subject in subjects:
+        ids, part = stimuli_of(design, split, subject)
+        assert ids.tolist() == split.train[subject].tolist()
+        assert set(part.tolist()) == {"train"}
 
 
 def test_split_by_a_file(design, tmp_path):
@@ -411,11 +412,13 @@ def test_split_by_a_file(design, tmp_path):
     split = split_stimuli(design, subjects, trials, test=path)
     assert split.test["subj01"].tolist() == sorted([*listed[:3], listed[5]])
     assert split.train["subj02"].size == 16 - 3
-    ids, part, owner = stimulus_order(split)
-    assert ids[:6].tolist() == sorted(listed)
-    assert owner[6:11].tolist() == ["shared"] * 5
-    assert (part[6:] == "train").all()
-    assert ids.size == 26
+    shared, first, second = (stimuli_of(design, split, part) for part in ("shared", *subjects))
+    assert shared[0][0] == listed[5]
+    assert shared[1].tolist() == ["test"] + ["train"] * 5
+    assert first[0].tolist() == [*sorted(listed[:3]), *np.setdiff1d(split.train["subj01"], design.sharedix - 1)]
+    assert first[1].tolist() == ["test"] * 3 + ["train"] * 7
+    assert second[1].tolist() == ["test"] * 2 + ["train"] * 8
+    assert sorted(np.concatenate([shared[0], first[0], second[0]])) == sorted(np.unique(design.subjectim[:2] - 1))
     np.save(tmp_path / "test.npy", listed)
     again = split_stimuli(design, subjects, trials, test=tmp_path / "test.npy")
     assert again.test["subj02"].tolist() == split.test["subj02"].tolist()
