@@ -408,7 +408,8 @@ def bundle_info(bundle: BundleArgument) -> None:
         table.add_row(network.name, parameters, ", ".join(network.dtypes), network.layout, licence, files)
     spaces = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found.spaces.items())
     typer.echo(f"{found.name}  {found.path}  fingerprint {found.fingerprint}")
-    typer.echo(f"target spaces: {spaces}; guess {found.guess_size} px, reconstruction {found.image_size} px")
+    guess = "" if found.guess_size is None else f"guess {found.guess_size} px, "
+    typer.echo(f"target spaces: {spaces}; {guess}reconstruction {found.image_size} px")
     console().print(table)
 
 

@@ -188,8 +188,9 @@ class SpaceRidgeSettings(Section):
 
 
 class SpaceSettings(Section):
-    """A target space. `encoder` is a registered name (`vdvae`, `clip_vision`, `clip_text`), a class of one's own,
-    `package.module:Class`, or `array:PATH` for latents that exist already; `options` go to the encoder.
+    """A target space. `encoder` is a registered name (`vdvae`, `clip_vision`, `clip_text`, `sd_vae`, `sd_text`), a
+    class of one's own, `package.module:Class`, or `array:PATH` for latents that exist already; `options` go to the
+    encoder.
     """
 
     encoder: EncoderName

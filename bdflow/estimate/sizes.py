@@ -176,7 +176,7 @@ def networks_of(config: Config) -> Networks:
     from bdflow.models.weights.bundle import open_bundle
 
     opened = open_bundle(name)
-    if dict(opened.spaces) == dict(PUBLISHED.spaces):
+    if {space: opened.spaces.get(space) for space in PUBLISHED.spaces} == dict(PUBLISHED.spaces):
         return PUBLISHED
     return _counted(config)
 

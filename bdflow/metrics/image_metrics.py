@@ -123,11 +123,14 @@ def identification(correlation: np.ndarray, distractors: str = "photos") -> np.n
 def two_way(truth: np.ndarray, reconstruction: np.ndarray, distractors: str = "photos") -> np.ndarray:
     """Two-way identification by features of the same n >= 2 images, shape (n, ...): see `identification`.
 
+    There may be k reconstructions of each photo, shape (n, k, ...): their correlations are averaged. With
+    `distractors="reconstructions"` this is the protocol of Takagi & Nishimoto (2023).
+
     Raises
     ------
     ValueError : fewer than two images, or shapes that differ.
     """
-    return identification(_correlations(truth, reconstruction), distractors)
+    return identification(correlations(truth, reconstruction), distractors)
 
 
 def correlation_distance(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
@@ -143,8 +146,23 @@ def correlation_distance(truth: np.ndarray, reconstruction: np.ndarray) -> np.nd
     return 1 - (a * b).sum(axis=1)
 
 
-def _correlations(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
-    if truth.shape != reconstruction.shape or len(truth) < 2:
+def correlations(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    """Pearson correlation of the features of each reconstruction (row) with those of each photo (column), (n, n).
+
+    Parameters
+    ----------
+    truth : (n, ...), n >= 2.
+    reconstruction : (n, ...), or (n, k, ...) for k reconstructions of each photo, over which the mean is taken.
+
+    Raises
+    ------
+    ValueError : fewer than two images, or shapes that differ.
+    """
+    several = reconstruction.ndim == truth.ndim + 1 and reconstruction.shape[1] > 0
+    one = reconstruction[:, 0] if several else reconstruction
+    if truth.shape != one.shape or len(truth) < 2:
         raise ValueError(f"two-way identification of {reconstruction.shape} features among {truth.shape}")
-    a, b = (unit(np.asarray(values, dtype=np.float64)) for values in (truth, reconstruction))
-    return b @ a.T
+    photos = unit(np.asarray(truth, dtype=np.float64))
+    of_each = np.moveaxis(reconstruction, 1, 0) if several else [reconstruction]
+    found: np.ndarray = np.mean([unit(np.asarray(each, dtype=np.float64)) @ photos.T for each in of_each], axis=0)
+    return found

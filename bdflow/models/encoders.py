@@ -36,6 +36,8 @@ ENCODERS = {
     "vdvae": "bdflow.models.encoders:VDVAEEncoder",
     "clip_vision": "bdflow.models.encoders:CLIPVisionEncoder",
     "clip_text": "bdflow.models.encoders:CLIPTextEncoder",
+    "sd_vae": "bdflow.models.stable_diffusion.encoders:SDVAEEncoder",
+    "sd_text": "bdflow.models.stable_diffusion.encoders:SDTextEncoder",
 }
 TEXT_BATCH = 64
 
@@ -178,7 +180,7 @@ class VDVAEEncoder(BundleEncoder):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.bundle.spaces["vdvae"]
+        return self.bundle.shape_of("vdvae")
 
     @cached_property
     def network(self) -> VDVAE:
@@ -220,7 +222,7 @@ class CLIPVisionEncoder(BundleEncoder):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.bundle.spaces["clip_vision"]
+        return self.bundle.shape_of("clip_vision")
 
     @cached_property
     def network(self) -> ClipVision:
@@ -262,7 +264,7 @@ class CLIPTextEncoder(BundleEncoder):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.bundle.spaces["clip_text"]
+        return self.bundle.shape_of("clip_text")
 
     @cached_property
     def network(self) -> ClipText:

@@ -194,3 +194,28 @@ def test_the_mean_prediction_is_scored_as_any_other():
     assert found["r2"][1, 2] == pytest.approx(r2, abs=1e-4)
     assert np.isnan([found["pearson_r"][0, 0], found["r2"][0, 0]]).all()
     assert {values.dtype for values in found.values()} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("feature", ["inception", "alexnet5", "clip", "clip_h6"])
+def test_several_pictures_of_a_photo_are_identified_as_takagi_and_nishimoto_do(feature):
+    """The photo is fixed, the distractors are pictures, and correlations are means over the pictures of an item."""
+    stored = np.load(REFERENCE.with_name("takagi_identification_a.npz"))
+    truth, pictures = stored[f"{feature}.truth"], stored[f"{feature}.generated"]
+    expected = stored[f"{feature}.correlation"].mean(axis=2)  # photo, item
+    np.testing.assert_allclose(image_metrics.correlations(truth, pictures), expected.T, atol=1e-6)
+    found = image_metrics.two_way(truth, pictures, "reconstructions")
+    np.testing.assert_allclose(found, stored[f"{feature}.accuracy_per_image"], atol=1e-12)
+    assert found.mean() == pytest.approx(float(stored[f"{feature}.accuracy"]))
+    reverse = image_metrics.two_way(truth, pictures, "photos")
+    assert (reverse != found).any(), "the other rule is another measure"
+
+
+def test_one_picture_each_is_the_usual_protocol():
+    rng = np.random.default_rng(0)
+    truth, made = rng.normal(size=(2, 6, 3, 4))
+    for rule in ("photos", "reconstructions"):
+        one = image_metrics.two_way(truth, made, rule)
+        np.testing.assert_array_equal(image_metrics.two_way(truth, made[:, None], rule), one)
+        np.testing.assert_allclose(image_metrics.two_way(truth, np.stack([made] * 3, axis=1), rule), one)
+    with pytest.raises(ValueError, match="among"):
+        image_metrics.two_way(truth, made[:, :0][:, None])

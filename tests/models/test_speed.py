@@ -14,8 +14,9 @@ from torch import Tensor
 from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.errors import InputError
 from bdflow.models.diffusion.conditions import KeptConditions
+from bdflow.models.diffusion.img2img import Schedule
 from bdflow.models.diffusion.solvers import DDIM, DPMpp2M
-from bdflow.models.versatile.unet import Schedule, VersatileDiffusion
+from bdflow.models.versatile.unet import VersatileDiffusion
 from bdflow.models.weights.bundle import open_bundle
 from bdflow.models.weights.manifest import SCHEDULER
 
@@ -45,7 +46,7 @@ def usual() -> VersatileDiffusion:
 def latents(network: VersatileDiffusion, inputs: dict[str, Any], options: PaintOptions = OPTIONS) -> Tensor:
     schedule = Schedule.of(network.alphas_cumprod, options.steps)
     given = (inputs["start_noise"], inputs["vision"], inputs["text"], schedule, options.steps - 1)
-    return network.denoise(*given, options.guidance_scale, options.mixing, options)
+    return network.denoise(*given, options)
 
 
 ALONE = {
@@ -201,9 +202,9 @@ def test_the_higher_order_solver_is_nearer_to_many_steps(usual: VersatileDiffusi
     def end(solver: str, steps: int, first: int) -> Tensor:
         schedule = Schedule.of(TABLE, steps)
         assert schedule.timesteps[first] in (721, 716)
-        options = PaintOptions(steps=steps, strength=1, solver=solver)  # type: ignore[arg-type]
+        options = PaintOptions(steps=steps, strength=1, solver=solver, guidance_scale=2.0)  # type: ignore[arg-type]
         x = inputs["start_noise"]
-        return usual.denoise(x, inputs["vision"], inputs["text"], schedule, first, 2.0, 0.4, options)
+        return usual.denoise(x, inputs["vision"], inputs["text"], schedule, first, options)
 
     reference = end("ddim", 200, 144)
     few = {solver: float((end(solver, 25, 18) - reference).norm()) for solver in ("ddim", "dpmpp_2m")}

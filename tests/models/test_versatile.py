@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bdflow.config import PaintOptions
 from bdflow.errors import InputError
-from bdflow.models.versatile.unet import DualTransformer, Schedule, VersatileDiffusion, build_dual_unet
+from bdflow.models.diffusion.img2img import Schedule
+from bdflow.models.versatile.unet import DualTransformer, VersatileDiffusion, build_dual_unet
 from bdflow.models.weights import names
 from bdflow.models.weights.bundle import open_bundle
 from bdflow.models.weights.checkpoint import TensorInfo, differences
@@ -89,8 +90,8 @@ def test_noised_start_and_37_steps_equal_the_original(original: VersatileDiffusi
     assert (noise_index, first) == (config["t_encode"], config["t_encode"] - 1) == (37, 36)
     start = original.add_noise(io["z0"], io["noise"], schedule, noise_index)
     assert relative(start, io["z_noised"]) < TOLERANCE
-    scale, mixing = config["guidance_scale"], config["mixing_text"]
-    end = original.denoise(start, io["cond_vision"], io["cond_text"], schedule, first, scale, mixing)
+    assert (options.guidance_scale, options.mixing) == (config["guidance_scale"], config["mixing_text"])
+    end = original.denoise(start, io["cond_vision"], io["cond_text"], schedule, first, options)
     assert relative(end, io["z_denoised"]) < LOOP_TOLERANCE
 
 
@@ -177,9 +178,7 @@ def test_latents_of_one_and_of_n_agree(original: VersatileDiffusion, io: dict[st
     schedule = Schedule.of(TABLE, 50)
     for item in range(2):
         one = slice(item, item + 1)
-        alone = original.denoise(
-            io["z_noised"][one], io["cond_vision"][one], io["cond_text"][one], schedule, 36, 7.5, 0.4
-        )
+        alone = original.denoise(io["z_noised"][one], io["cond_vision"][one], io["cond_text"][one], schedule, 36)
         assert relative(alone, io["z_denoised"][one]) < BATCH_TOLERANCE
 
 

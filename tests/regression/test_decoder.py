@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import array_api_strict
 import dask
@@ -280,3 +281,28 @@ def test_scikit_learn_is_not_imported_with_the_room():
     code = "import sys, bdflow.regression.ridge; assert not any(m.startswith('sklearn') for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert decoder_module.__all__ == ["RidgeDecoder"]
+
+
+@pytest.mark.parametrize("grid", ["small", "large"])
+def test_penalties_and_predictions_are_those_of_himalayas_ridge_cv(grid):
+    """Takagi & Nishimoto's ridge, by their script: single trials, scaled as the training trials, without an intercept;
+    the penalty of each target by five runs of consecutive trials.
+    """
+    stored = np.load(Path(__file__).parents[1] / "reference/takagi_ridge_a.npz")
+    of = {name.removeprefix(f"{grid}."): stored[name] for name in stored.files if name.startswith(f"{grid}.")}
+    mean, scale = of["X_train"].mean(axis=0), of["X_train"].std(axis=0)
+    np.testing.assert_allclose(mean, of["scaler_mean"])
+    np.testing.assert_allclose(scale, of["scaler_scale"])
+    train, test = ((of[name] - mean) / scale for name in ("X_train", "X_test"))
+    decoder = RidgeDecoder(choose="per_target", alphas=of["alphas"].tolist(), cv=5, fit_intercept=False)
+    decoder.fit(train, of["Y_train"].astype(float))
+    np.testing.assert_allclose(decoder.alpha_, of["best_alphas"], rtol=1e-6)
+    found = decoder.predict(test)
+    largest = np.abs(of["predictions_float64"]).max()
+    assert np.abs(found - of["predictions_float64"]).max() <= 1e-5 * largest
+    assert np.abs(found - of["predictions"]).max() <= 1e-4 * largest
+    np.testing.assert_allclose(decoder.coef_.T, of["coef"], atol=1e-4 * np.abs(of["coef"]).max())
+    fitted = RidgeDecoder(choose="per_target", alphas=of["alphas"].tolist(), cv=5).fit(
+        train, of["Y_train"].astype(float)
+    )
+    assert np.abs(fitted.predict(test) - of["predictions"]).max() > 0.1 * largest, "an intercept is another model"

@@ -1,4 +1,4 @@
-"""Attention of the dual UNet's transformers, and the conditions of guidance, whose keys and values no step changes."""
+"""Attention of the UNet's transformers, and the conditions of guidance, whose keys and values no step changes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -52,7 +52,7 @@ def _heads(values: Tensor, heads: int) -> Tensor:
 
 
 class KeptConditions:
-    """Keys and values of the conditions in every cross-attention of a dual UNet, for all steps of a batch.
+    """Keys and values of the conditions in every cross-attention of a UNet, for all steps of a batch.
 
     Attributes
     ----------
@@ -118,14 +118,16 @@ def _transformers(unet: nn.Module) -> Iterator[tuple[str, Transformer2DModel]]:
 
 
 class Conditions:
-    """What a batch is painted under: `given` (n, T, F) and `nothing` (1, T, F) by side, and their mixing."""
+    """What a batch is painted under: `given` (n, T, F) and `nothing` (1, T, F) by side (`vision`, `text`, or one of
+    them), and their mixing.
+    """
 
     def __init__(self, given: Mapping[str, Tensor | None], nothing: Mapping[str, Tensor], mixing: float) -> None:
         self.given, self.nothing, self.mixing = given, nothing, mixing
         self._made: dict[str, dict[str, Any]] = {}
 
     def of(self, half: Half) -> dict[str, Any]:
-        """One half as `DualTransformer` takes it, or both in one batch, the unconditional first."""
+        """One half as the transformers take it, or both in one batch, the unconditional first."""
         if half not in self._made:
             made: dict[str, Any] = {"mixing": self.mixing}
             for side, condition in self.given.items():

@@ -13,7 +13,7 @@ from bdflow.models.diffusion.conditions import Conditions, Half, KeptConditions
 
 
 class Evaluator:
-    """One evaluation of a dual UNet, as `speed` says: predicted noise of (n, c, h, w) float32 at a timestep.
+    """One evaluation of a UNet, as `speed` says: predicted noise of (n, c, h, w) float32 at a timestep.
 
     Raises InputError for CUDA graphs without a CUDA device.
     """
@@ -61,24 +61,28 @@ class Evaluator:
         return x.contiguous(memory_format=torch.channels_last) if self.speed.channels_last else x
 
     def _noise(self, x: Tensor, t: Tensor, given: dict[str, Any]) -> Tensor:
-        some = given["text"] if given["vision"] is None else given["vision"]
+        some = next(given[side] for side in _sides(given))
         return self._call(x, t, encoder_hidden_states=some, cross_attention_kwargs=given, return_dict=False)[0]
 
     def _recording(self, x: Tensor, t: Tensor, given: dict[str, Any], half: Half) -> Tensor:
-        sides = tuple(given[side] is None for side in ("vision", "text"))
-        key = (half, tuple(x.shape), given["mixing"], sides)
+        key = (half, tuple(x.shape), given["mixing"], _sides(given))
         if key not in self._recorded:
             self._recorded[key] = _Recorded(self._noise, x, t, given)
         return self._recorded[key].replay(x, t, given)
+
+
+def _sides(given: dict[str, Any]) -> tuple[str, ...]:
+    """The conditions that are there."""
+    return tuple(side for side, value in given.items() if side != "mixing" and value is not None)
 
 
 class _Recorded:
     """A CUDA graph of one evaluation: the same kernels on the same memory, launched at once."""
 
     def __init__(self, noise: Callable[..., Tensor], x: Tensor, t: Tensor, given: dict[str, Any]) -> None:
-        self.inputs = [x.clone(), t.clone(), *(given[s].clone() for s in ("vision", "text") if given[s] is not None)]
-        rest = iter(self.inputs[2:])
-        held = {**given, **{s: None if given[s] is None else next(rest) for s in ("vision", "text")}}
+        sides = _sides(given)
+        self.inputs = [x.clone(), t.clone(), *(given[side].clone() for side in sides)]
+        held = {**given, **dict(zip(sides, self.inputs[2:], strict=True))}
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
@@ -90,7 +94,7 @@ class _Recorded:
             self.out = noise(self.inputs[0], self.inputs[1], held)
 
     def replay(self, x: Tensor, t: Tensor, given: dict[str, Any]) -> Tensor:
-        fresh = [x, t, *(given[side] for side in ("vision", "text") if given[side] is not None)]
+        fresh = [x, t, *(given[side] for side in _sides(given))]
         for held, new in zip(self.inputs, fresh, strict=True):
             held.copy_(new)
         self.graph.replay()

@@ -18,8 +18,9 @@ from bdflow.models.clip import resize
 from bdflow.models.config import BatchSizes
 from bdflow.models.diffusion.batches import pinned
 from bdflow.models.diffusion.draws import draws_of, one_row_each, stack, uint8_images
+from bdflow.models.diffusion.img2img import PaintBatches
 from bdflow.models.vdvae import VDVAE
-from bdflow.models.versatile.unet import PaintBatches, VersatileDiffusion
+from bdflow.models.versatile.unet import VersatileDiffusion
 from bdflow.models.weights.bundle import open_bundle
 
 BICUBIC = Image.Resampling.BICUBIC

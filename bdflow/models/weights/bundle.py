@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 from bdflow.config import SpeedSettings
 from bdflow.errors import InputError, NotAtHand
 from bdflow.models.config import VDVAEConfig
-from bdflow.models.weights.manifest import FileEntry, Manifest, NetworkEntry, read_json, read_manifest
+from bdflow.models.weights.manifest import (
+    FAMILIES,
+    STABLE,
+    VERSATILE,
+    FileEntry,
+    Manifest,
+    NetworkEntry,
+    read_json,
+    read_manifest,
+)
 from bdflow.models.weights.networks import (
     Part,
     build_module,
@@ -32,9 +41,12 @@ from bdflow.models.weights.networks import (
 from bdflow.stores.inputs import identity
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
     from bdflow.models.clip import ClipText, ClipVision
+    from bdflow.models.stable_diffusion.text import StableText
+    from bdflow.models.stable_diffusion.unet import StableDiffusion
     from bdflow.models.vdvae import VDVAE
     from bdflow.models.versatile.unet import VersatileDiffusion
 
@@ -78,20 +90,61 @@ class Bundle:
 
     @cached_property
     def spaces(self) -> dict[str, tuple[int, ...]]:
-        """Target space -> shape of one item's latent: vdvae (D,), clip_vision (T, F), clip_text (T, F)."""
-        vision = tower_config(self.manifest.network("clip_vision"))
-        text = tower_config(self.manifest.network("clip_text"))
-        tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
-        return {
-            "vdvae": (sum(c * h * w for c, h, w in self.layers),),
-            "clip_vision": (tokens, vision["projection_dim"]),
-            "clip_text": (text["max_position_embeddings"], text["projection_dim"]),
-        }
+        """Target space -> shape of one item's latent, of the families the bundle holds: vdvae (D,), clip_vision (T, F),
+        clip_text (T, F); sd_vae (D,), sd_text (T, F).
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        if self.holds(VERSATILE):
+            vision = tower_config(self.manifest.network("clip_vision"))
+            text = tower_config(self.manifest.network("clip_text"))
+            tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
+            found["vdvae"] = (sum(c * h * w for c, h, w in self.layers),)
+            found["clip_vision"] = (tokens, vision["projection_dim"])
+            found["clip_text"] = (text["max_position_embeddings"], text["projection_dim"])
+        if self.holds(STABLE):
+            text = tower_config(self.manifest.network("sd_text"))
+            found["sd_vae"] = (math.prod(self.z_shape),)
+            found["sd_text"] = (text["max_position_embeddings"], text["hidden_size"])
+        return found
+
+    def holds(self, family: str) -> bool:
+        """Whether the bundle holds a family of networks (`bdflow.models.weights.manifest.FAMILIES`)."""
+        return all(name in self.manifest.networks for name in FAMILIES[family])
+
+    def shape_of(self, space: str) -> tuple[int, ...]:
+        """Shape of one item's latent. Raises InputError where the bundle does not hold the space's networks."""
+        if space not in self.spaces:
+            raise InputError(
+                f"bundle {self.name}, {self.path}",
+                found=f"networks of the spaces {', '.join(self.spaces)}",
+                expected=f"those of {space}",
+                action="name a bundle that holds them in `networks.bundle` (docs/models.md).",
+            )
+        return self.spaces[space]
 
     @cached_property
     def layers(self) -> tuple[tuple[int, int, int], ...]:
         """(c, h, w) of each regressed VDVAE block, in the order of the flattened vdvae space."""
         return self.vdvae_config.latent_shapes
+
+    @cached_property
+    def z_size(self) -> int:
+        """Edge in pixels of the picture that z is of: 5/8 of `stable_size` (320 for the real one)."""
+        return self.stable_size * 5 // 8
+
+    @cached_property
+    def z_shape(self) -> tuple[int, int, int]:
+        """(c, g, g) of z."""
+        vae = self.manifest.network("sd_vae").config()
+        edge = self.z_size // 2 ** (len(vae["block_out_channels"]) - 1)
+        return (int(vae["latent_channels"]), edge, edge)
+
+    @cached_property
+    def stable_size(self) -> int:
+        """Edge of a picture of Stable Diffusion in pixels (512 for the real one)."""
+        vae = self.manifest.network("sd_vae").config()
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        return int(self.manifest.network("sd_unet").config()["sample_size"]) * factor
 
     @cached_property
     def guess_size(self) -> int:
@@ -121,14 +174,41 @@ class Bundle:
 
     def clip_text(self, device: str = "cpu", dtype: str = "float32") -> "ClipText":
         """CLIP's text tower with its tokenizer."""
-        from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
         from bdflow.models.clip import ClipText
 
-        folder = self.manifest.network("clip_text").files["vocab"].path.parent
+        return ClipText(self.load("clip_text", device, dtype), self._tokenizer("clip_text"))
+
+    def _tokenizer(self, network: str) -> "PreTrainedTokenizerBase":
+        from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+        folder = self.manifest.network(network).files["vocab"].path.parent
         _require(folder / "vocab.json")
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-        return ClipText(self.load("clip_text", device, dtype), tokenizer)
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+    def sd_text(self, device: str = "cpu", dtype: str = "float32") -> "StableText":
+        """Stable Diffusion's text encoder with its tokenizer."""
+        from bdflow.models.stable_diffusion.text import StableText
+
+        return StableText(self.load("sd_text", device, dtype), self._tokenizer("sd_text"))
+
+    def stable(
+        self, device: str = "cpu", dtype: str = "float32", speed: SpeedSettings | None = None
+    ) -> "StableDiffusion":
+        """Stable Diffusion with the embedding of the empty string (its text encoder is loaded for one pass, and freed);
+        `speed` says how its networks are called.
+        """
+        from bdflow.models.stable_diffusion.unet import StableDiffusion
+
+        nothing = {"text": self.sd_text(device, dtype).unconditional()}
+        unet, vae = self.load("sd_unet", device, dtype), self.load("sd_vae", device, dtype)
+        return StableDiffusion(unet, vae, self._alphas(), nothing, speed)  # type: ignore[arg-type]
+
+    def _alphas(self) -> "Tensor":
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        config = self.manifest.network("scheduler").config()
+        table: Tensor = DDIMScheduler(**{key: config[key] for key in SCHEDULER_KEYS}).alphas_cumprod
+        return table
 
     def versatile(
         self, device: str = "cpu", dtype: str = "float32", speed: SpeedSettings | None = None
@@ -136,16 +216,12 @@ class Bundle:
         """Versatile Diffusion with both unconditional embeddings (each CLIP tower is loaded for one pass,
         and freed); `speed` says how its networks are called.
         """
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
         from bdflow.models.versatile.unet import VersatileDiffusion
 
         vision = self.clip_vision(device, dtype).unconditional()
         text = self.clip_text(device, dtype).unconditional()
-        config = self.manifest.network("scheduler").config()
-        table = DDIMScheduler(**{key: config[key] for key in SCHEDULER_KEYS}).alphas_cumprod
         unet, vae = self.load("unet", device, dtype), self.load("vae", device, dtype)
-        return VersatileDiffusion(unet, vae, table, vision, text, speed)  # type: ignore[arg-type]
+        return VersatileDiffusion(unet, vae, self._alphas(), vision, text, speed)  # type: ignore[arg-type]
 
     def build(self, network: str) -> "nn.Module":
         """The network's module on the meta device: names and shapes, no weights."""
@@ -158,7 +234,7 @@ class Bundle:
         return parts_of(self.manifest.network(network), module)
 
     def load(self, network: str, device: str = "cpu", dtype: str = "float32") -> "nn.Module":
-        """The module of one network (vdvae, clip_vision, clip_text, unet, vae) with its weights."""
+        """The module of one network of the manifest with its weights."""
         import torch
 
         from bdflow.models.weights.checkpoint import DTYPES, filled, fit_into
@@ -234,7 +310,7 @@ class BundleDescription:
     licence: str
     source: str
     spaces: dict[str, tuple[int, ...]]
-    guess_size: int
+    guess_size: int | None
     image_size: int
     networks: tuple[NetworkDescription, ...]
 
@@ -274,7 +350,8 @@ def describe_bundle(name_or_path: str | Path) -> BundleDescription:
         networks.append(NetworkDescription(entry.name, entry.layout, files, parameters, tuple(sorted(dtypes)), licence))
     return BundleDescription(
         bundle.name, bundle.path, bundle.fingerprint, bundle.manifest.licence, bundle.manifest.source,
-        bundle.spaces, bundle.guess_size, bundle.image_size, tuple(networks),
+        bundle.spaces, bundle.guess_size if bundle.holds(VERSATILE) else None,
+        bundle.image_size if bundle.holds(VERSATILE) else bundle.stable_size, tuple(networks),
     )  # fmt: skip
 
 

@@ -29,8 +29,17 @@ ROLES: dict[str, dict[str, tuple[str, ...]]] = {
     "clip_text": {"transformers": ("weights", "config", "vocab", "merges")},
     "unet": {"diffusers": ("image_weights", "text_weights"), "original": ("weights",)},
     "vae": {"diffusers": ("weights",), "original": ("weights",)},
+    "sd_unet": {"diffusers": ("weights",), "original": ("weights",)},
+    "sd_vae": {"diffusers": ("weights",), "original": ("weights",)},
+    "sd_text": {"transformers": ("weights", "config", "vocab", "merges"), "original": ("weights", "vocab", "merges")},
     "scheduler": {"diffusers": ()},
 }
+VERSATILE, STABLE, SHARED = "Versatile Diffusion", "Stable Diffusion", "scheduler"
+FAMILIES: dict[str, tuple[str, ...]] = {
+    VERSATILE: ("vdvae", "clip_vision", "clip_text", "unet", "vae", SHARED),
+    STABLE: ("sd_unet", "sd_vae", "sd_text", SHARED),
+}
+"""Networks that belong together: a bundle holds at least one family, and each whole."""
 
 VDVAE_IMAGENET64: dict[str, Any] = {
     "image_size": 64,
@@ -58,6 +67,16 @@ VERSATILE_UNET: dict[str, Any] = {
         "DownBlock2D",
     ],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+}
+SD1_UNET: dict[str, Any] = {**VERSATILE_UNET, "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3]}
+SD1_TEXT: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
 }
 KL_F8: dict[str, Any] = {
     "sample_size": 256,
@@ -168,7 +187,7 @@ def read_manifest(root: Path) -> Manifest:
         network = _network(root, name, entry, problems)
         if network is not None:
             networks[name] = network
-    problems += [f"network {name} is missing" for name in ROLES if name not in (listed or {})]
+    problems += [f"network {name} is missing" for name in _lacking(set(listed or {}))]
     if problems:
         raise InputError(
             path,
@@ -177,6 +196,12 @@ def read_manifest(root: Path) -> Manifest:
             action=f"correct it, or write it anew with `python -m bdflow.models.weights.manifest {root}`.",
         )
     return Manifest(path, str(content["name"]), content.get("licence", ""), content.get("source", ""), networks)
+
+
+def _lacking(there: set[str]) -> list[str]:
+    """Networks without which a family is not whole; of the first family where there is none."""
+    begun = [members for members in FAMILIES.values() if there & set(members) - {SHARED}]
+    return [name for members in begun or [FAMILIES[VERSATILE]] for name in members if name not in there]
 
 
 def _network(root: Path, name: str, entry: Any, problems: list[str]) -> NetworkEntry | None:
@@ -205,13 +230,21 @@ def _network(root: Path, name: str, entry: Any, problems: list[str]) -> NetworkE
     return NetworkEntry(name, layout, paths, entry.get("config"), entry.get("licence", ""))
 
 
+MIT, OPENRAIL = "MIT", "CreativeML OpenRAIL-M"
+VD_LICENCE = "MIT (VDVAE: OpenAI; CLIP: OpenAI; Versatile Diffusion: SHI Labs)"
+SD_LICENCE = "CreativeML OpenRAIL-M (Stable Diffusion: CompVis)"
+SD_SOURCE = "CompVis/stable-diffusion-v1-4"
+STEM, CHECKPOINT, VDVAE_FILE = "diffusion_pytorch_model", "sd-v1-4.ckpt", "imagenet64-iter-1600000-model-ema.th"
+
+
 def write_manifest(root: Path, name: str | None = None) -> Path:
     """Write the manifest of a directory that holds the published files, and return its path.
 
-    Recognised, anywhere below `root`: the diffusers directory `shi-labs/versatile-diffusion`, or the
-    authors' files `vd-four-flow-v1-0-fp16-deprecated.pth` and `kl-f8.pth` with a copy of
-    `openai/clip-vit-large-patch14`; either way with OpenAI's `imagenet64-iter-1600000-model-ema.th`. Raises
-    InputError that lists all that was not found.
+    Recognised, anywhere below `root`, for Versatile Diffusion: the diffusers directory
+    `shi-labs/versatile-diffusion`, or the authors' files `vd-four-flow-v1-0-fp16-deprecated.pth` and `kl-f8.pth`
+    with a copy of `openai/clip-vit-large-patch14`; either way with OpenAI's `imagenet64-iter-1600000-model-ema.th`. For
+    Stable Diffusion: `sd-v1-4.ckpt` with CLIP's `vocab.json` and `merges.txt`, or a diffusers directory of version 1
+    (`unet`, `vae`, `text_encoder`, `tokenizer`). Raises InputError that lists all that was not found.
     """
     missing: list[str] = []
 
@@ -243,45 +276,69 @@ def write_manifest(root: Path, name: str | None = None) -> Path:
     def clip(folder: str) -> tuple[Path | None, Path | None]:
         return weights(folder, "model", "pytorch_model"), find(f"{folder}config.json")
 
-    mit = "MIT"
-    vdvae = find("imagenet64-iter-1600000-model-ema.th")
-    if any(root.rglob("image_unet")):
-        vision, vision_config = clip("image_encoder/")
-        text, text_config = clip("text_encoder/")
-        processor = find("image_feature_extractor/preprocessor_config.json")
-        vocab, merges = find("tokenizer/vocab.json"), find("tokenizer/merges.txt")
-        stem = "diffusion_pytorch_model"
-        unet = network(
-            "diffusers", mit, config=find("image_unet/config.json"), image_weights=weights("image_unet/", stem),
-            text_weights=weights("text_unet/", stem),
-        )  # fmt: skip
-        vae = network("diffusers", mit, config=find("vae/config.json"), weights=weights("vae/", stem))
-        scheduler = network("diffusers", mit, config=find("scheduler/scheduler_config.json"))
-    else:
-        vision, vision_config = text, text_config = clip("")
-        processor, vocab, merges = find("preprocessor_config.json"), find("vocab.json"), find("merges.txt")
-        unet = network("original", mit, VERSATILE_UNET, weights=find("vd-four-flow-v1-0-fp16-deprecated.pth"))
-        vae = network("original", mit, KL_F8, weights=find("kl-f8.pth"))
-        scheduler = network("diffusers", mit, SCHEDULER)
-    manifest = {
-        "format": FORMAT,
-        "name": name or "versatile-diffusion",
-        "licence": "MIT (VDVAE: OpenAI; CLIP: OpenAI; Versatile Diffusion: SHI Labs)",
-        "source": "openai/vdvae, shi-labs/versatile-diffusion",
-        "networks": {
-            "vdvae": network("openai", mit, VDVAE_IMAGENET64, weights=vdvae),
-            "clip_vision": network("transformers", mit, config=vision_config, weights=vision, processor=processor),
-            "clip_text": network("transformers", mit, config=text_config, weights=text, vocab=vocab, merges=merges),
+    def versatile() -> dict[str, Any]:
+        vdvae = find(VDVAE_FILE)
+        if any(root.rglob("image_unet")):
+            vision, vision_config = clip("image_encoder/")
+            text, text_config = clip("text_encoder/")
+            processor = find("image_feature_extractor/preprocessor_config.json")
+            vocab, merges = find("tokenizer/vocab.json"), find("tokenizer/merges.txt")
+            unet = network(
+                "diffusers", MIT, config=find("image_unet/config.json"), image_weights=weights("image_unet/", STEM),
+                text_weights=weights("text_unet/", STEM),
+            )  # fmt: skip
+            vae = network("diffusers", MIT, config=find("vae/config.json"), weights=weights("vae/", STEM))
+            scheduler = network("diffusers", MIT, config=find("scheduler/scheduler_config.json"))
+        else:
+            vision, vision_config = text, text_config = clip("")
+            processor, vocab, merges = find("preprocessor_config.json"), find("vocab.json"), find("merges.txt")
+            unet = network("original", MIT, VERSATILE_UNET, weights=find("vd-four-flow-v1-0-fp16-deprecated.pth"))
+            vae = network("original", MIT, KL_F8, weights=find("kl-f8.pth"))
+            scheduler = network("diffusers", MIT, SCHEDULER)
+        return {
+            "vdvae": network("openai", MIT, VDVAE_IMAGENET64, weights=vdvae),
+            "clip_vision": network("transformers", MIT, config=vision_config, weights=vision, processor=processor),
+            "clip_text": network("transformers", MIT, config=text_config, weights=text, vocab=vocab, merges=merges),
             "unet": unet,
             "vae": vae,
-            "scheduler": scheduler,
-        },
+            SHARED: scheduler,
+        }
+
+    def stable() -> dict[str, Any]:
+        if any(root.rglob(CHECKPOINT)):
+            file = find(CHECKPOINT)
+            words = {"vocab": find("vocab.json"), "merges": find("merges.txt")}
+            return {
+                "sd_unet": network("original", OPENRAIL, SD1_UNET, weights=file),
+                "sd_vae": network("original", OPENRAIL, KL_F8, weights=file),
+                "sd_text": network("original", OPENRAIL, SD1_TEXT, weights=file, **words),
+                SHARED: network("diffusers", OPENRAIL, SCHEDULER),
+            }
+        words = {"vocab": find("tokenizer/vocab.json"), "merges": find("tokenizer/merges.txt")}
+        text, text_config = clip("text_encoder/")
+        unet = {"config": find("unet/config.json"), "weights": weights("unet/", STEM)}
+        vae = {"config": find("vae/config.json"), "weights": weights("vae/", STEM)}
+        return {
+            "sd_unet": network("diffusers", OPENRAIL, None, **unet),
+            "sd_vae": network("diffusers", OPENRAIL, None, **vae),
+            "sd_text": network("transformers", OPENRAIL, None, config=text_config, weights=text, **words),
+            SHARED: network("diffusers", OPENRAIL, SCHEDULER),
+        }
+
+    is_stable = any(root.rglob(CHECKPOINT)) or any(root.rglob("unet/config.json"))
+    is_versatile = not is_stable or any(root.rglob("*versatile*")) or any(root.rglob(VDVAE_FILE))
+    manifest = {
+        "format": FORMAT,
+        "name": name or ("stable-diffusion" if is_stable and not is_versatile else "versatile-diffusion"),
+        "licence": "; ".join([VD_LICENCE] * is_versatile + [SD_LICENCE] * is_stable),
+        "source": ", ".join(["openai/vdvae, shi-labs/versatile-diffusion"] * is_versatile + [SD_SOURCE] * is_stable),
+        "networks": {**(stable() if is_stable else {}), **(versatile() if is_versatile else {})},
     }
     if missing:
         raise InputError(
             root,
             found=f"nothing named {'; '.join(missing)}",
-            expected="the published files of VDVAE and Versatile Diffusion",
+            expected="the published files of VDVAE and Versatile Diffusion, or of Stable Diffusion 1",
             action="download what is missing into this directory (docs/models.md says from where) and run this again.",
         )
     path = root / MANIFEST

@@ -1,13 +1,17 @@
 """Names of parameters: ours (diffusers' and transformers') and those of the authors' original files.
 
-The original files are `vd-four-flow-v1-0-fp16-deprecated.pth` (both UNets, behind `model.diffusion_model.`)
-and `kl-f8.pth` (the autoencoder).
+The original files are `vd-four-flow-v1-0-fp16-deprecated.pth` (both UNets of Versatile Diffusion, behind
+`model.diffusion_model.`) and `kl-f8.pth` (its autoencoder); and `sd-v1-4.ckpt` (Stable Diffusion 1: its UNet behind the
+same prefix, its autoencoder and text encoder).
 """
 
 import re
 from collections.abc import Iterable
 
 UNET_PREFIX = "model.diffusion_model."
+
+FIRST_STAGE = "first_stage_model."
+TEXT_STAGE = "cond_stage_model.transformer."
 
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -75,6 +79,27 @@ def original_unet_sources(names: Iterable[str], levels: int, layers_per_block: i
         if found:
             sources[ours] = f"{place}.{2 if f'{place}.1' in occupied else 1}.{rest}"
     return {ours: prefix + theirs for ours, theirs in sources.items()}
+
+
+def original_text_unet_sources(names: Iterable[str], levels: int, layers_per_block: int, prefix: str) -> dict[str, str]:
+    """Our name -> that of Stable Diffusion 1's file, for every parameter of a UNet with one condition. The names there
+    are those of Versatile Diffusion's image UNet.
+    """
+    as_image = {name: name.replace(".text.", ".vision.", 1) if ".attentions." in name else name for name in names}
+    theirs = original_unet_sources(as_image.values(), levels, layers_per_block, "")
+    return {ours: prefix + theirs[image].removeprefix("unet_image.") for ours, image in as_image.items()}
+
+
+def diffusers_text_unet(name: str) -> str:
+    """The name in the diffusers directory of a parameter of a UNet with one condition."""
+    return re.sub(r"(\.attentions\.\d+)\.text\.", r"\1.", name)
+
+
+def original_text_encoder(name: str) -> str:
+    """The name in `sd-v1-4.ckpt` of a CLIPTextModel's parameter, which since transformers 5.6 has no `text_model.`
+    before it.
+    """
+    return f"{TEXT_STAGE}text_model.{name.removeprefix('text_model.')}"
 
 
 def unused_in_original_unet(name: str, prefix: str) -> bool:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from bdflow.errors import InputError
 from bdflow.models.config import VDVAEConfig
 from bdflow.models.weights.manifest import NetworkEntry
+from bdflow.models.weights.names import FIRST_STAGE, TEXT_STAGE, UNET_PREFIX
 
 if TYPE_CHECKING:
     from torch import nn
 
     from bdflow.models.weights.checkpoint import Checkpoint
 
+SD_PREFIXES = {"sd_unet": UNET_PREFIX, "sd_vae": FIRST_STAGE, "sd_text": TEXT_STAGE}
 Part = tuple["Checkpoint", dict[str, str], Callable[[str], bool]]
 
 
@@ -75,6 +77,15 @@ def build_module(entry: NetworkEntry) -> "nn.Module":
         from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
         return CLIPTextModelWithProjection(CLIPTextConfig(**tower_config(entry)))
+    if entry.name == "sd_text":
+        from transformers.models.clip.configuration_clip import CLIPTextConfig
+        from transformers.models.clip.modeling_clip import CLIPTextModel
+
+        return CLIPTextModel(CLIPTextConfig(**tower_config(entry)))
+    if entry.name == "sd_unet":
+        from bdflow.models.stable_diffusion.unet import build_text_unet
+
+        return build_text_unet(entry.config())
     if entry.name == "unet":
         from bdflow.models.versatile.unet import build_dual_unet
 
@@ -108,6 +119,10 @@ def files_of(entry: NetworkEntry) -> list[tuple["Checkpoint", Callable[[str], bo
     checkpoint = open_checkpoint(entry.files["weights"].path)
     if entry.name == "unet":
         return [(checkpoint, _bound(names.unused_in_original_unet, names.UNET_PREFIX))]
+    if entry.name in SD_PREFIXES and entry.layout == "original":
+        return [(checkpoint, _all_but(SD_PREFIXES[entry.name]))]
+    if entry.name == "sd_text":
+        return [(checkpoint, _clip_rest(()))]
     if entry.name == "vae" and entry.layout == "original":
         return [(checkpoint, _is_loss)]
     if entry.name in ("clip_vision", "clip_text"):
@@ -139,16 +154,33 @@ def parts_of(
         for name in own_names:
             side, theirs = names.diffusers_unet(name)
             sources[side == "text"][name] = theirs
-    elif entry.name == "vae" and entry.layout == "original":
+    elif entry.name == "sd_unet" and entry.layout == "original":
+        config = entry.config()
+        levels, depth = len(config["block_out_channels"]), config["layers_per_block"]
+        sources = [names.original_text_unet_sources(own_names, levels, depth, names.UNET_PREFIX)]
+    elif entry.name == "sd_unet":
+        sources = [{name: names.diffusers_text_unet(name) for name in own_names}]
+    elif entry.name == "sd_text" and entry.layout == "original":
+        sources = [{name: names.original_text_encoder(name) for name in own_names}]
+    elif entry.name == "sd_text":
+        before = "text_model." if any(name.startswith("text_model.") for name in files[0][0].tensors) else ""
+        sources = [{name: before + name.removeprefix("text_model.") for name in own_names}]
+    elif entry.name in ("vae", "sd_vae") and entry.layout == "original":
         levels = len(entry.config()["block_out_channels"])
-        sources = [{name: names.original_vae(name, levels) for name in own_names}]
-    elif entry.name == "vae" and any(name.endswith(".query.weight") for name in files[0][0].tensors):
+        before = names.FIRST_STAGE if entry.name == "sd_vae" else ""
+        sources = [{name: before + names.original_vae(name, levels) for name in own_names}]
+    elif entry.name in ("vae", "sd_vae") and any(name.endswith(".query.weight") for name in files[0][0].tensors):
         sources = [{name: names.old_diffusers_vae(name) for name in own_names}]
     return [(checkpoint, own, ignored) for (checkpoint, ignored), own in zip(files, sources, strict=True)]
 
 
 def _nothing(name: str) -> bool:
     return False
+
+
+def _all_but(prefix: str) -> Callable[[str], bool]:
+    """Of a file that holds several networks: the names of the others, and the numbers of tokens."""
+    return lambda name: not name.startswith(prefix) or name.endswith(".position_ids")
 
 
 def _is_loss(name: str) -> bool:

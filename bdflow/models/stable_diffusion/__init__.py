@@ -1,0 +1,1 @@
+"""Stable Diffusion 1, as Takagi & Nishimoto (2023) paint with it."""
