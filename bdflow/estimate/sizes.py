@@ -104,6 +104,20 @@ PUBLISHED = Networks(
 )
 
 
+def refuse_unknown_costs(config: Config) -> None:
+    """Raise InputError for networks whose arithmetic is not counted here, rather than reckon with that of others."""
+    named = {f"painters.{name}.kind": of.kind for name, of in config.painters.items()}
+    named |= {f"spaces.{name}.encoder": of.encoder for name, of in config.spaces.items()}
+    for key, value in named.items():
+        if value in ("stable_diffusion", "sd_vae", "sd_text"):
+            raise InputError(
+                key,
+                found=value,
+                expected="networks whose cost is known: those of VDVAE, CLIP and Versatile Diffusion",
+                action="run the stages for one subject and few sessions, and look at the timings that the study keeps",
+            )
+
+
 def sizes_of(config: Config) -> Sizes:
     """The real counts where NSD's files are there, else NSD's known ones.
 

@@ -19,7 +19,10 @@ from bdflow.registry import resolve
 if TYPE_CHECKING:
     from torch import Tensor
 
-PAINTERS = {"versatile_diffusion": "bdflow.models.painters:VersatileDiffusionKind"}
+PAINTERS = {
+    "versatile_diffusion": "bdflow.models.painters:VersatileDiffusionKind",
+    "stable_diffusion": "bdflow.models.painters:StableDiffusionKind",
+}
 
 
 class Painting(Protocol):
@@ -55,12 +58,13 @@ class PainterKind(ABC):
 
     Attributes
     ----------
-    variants : what may be painted: by name, the roles (`guess`, `vision`, `text`) that are used. A variant of `guess`
-        alone is the guess at the size of reconstructions.
+    variants : what may be painted: by name, the roles (`guess`, `vision`, `text`) that are used.
+    enlarges : those of them that are the guess at the size of reconstructions, and no more.
     version : raise it when the class paints something else, so that old pictures are stale.
     """
 
     variants: ClassVar[Mapping[str, tuple[str, ...]]]
+    enlarges: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
 
     def __init__(self, settings: PainterSettings, networks: NetworkSettings, seed: int) -> None:
@@ -82,7 +86,7 @@ class PainterKind(ABC):
 
     def variant_settings(self, variant: str) -> dict[str, Any]:
         """The settings that shape pictures of a variant."""
-        return {} if self.variants[variant] == ("guess",) else content(self.settings)
+        return {} if variant in self.enlarges else content(self.settings)
 
     def guess_arithmetic(self) -> Mapping[str, Any]:
         """What decides how guesses round (`NetworkSettings.arithmetic`)."""
@@ -90,7 +94,7 @@ class PainterKind(ABC):
 
     def arithmetic(self, variant: str) -> Mapping[str, Any]:
         """What decides how pictures of a variant round."""
-        if self.variants[variant] == ("guess",):
+        if variant in self.enlarges:
             return {}
         wanted = self.settings
         sizes = {"denoise": wanted.batch_size, "decode": wanted.decode_batch_size or wanted.batch_size}
@@ -117,6 +121,7 @@ class VersatileDiffusionKind(PainterKind):
         "no_clip_text": ("guess", "vision"),
         "no_clip_vision": ("guess", "text"),
     }
+    enlarges: ClassVar[tuple[str, ...]] = ("only_vdvae",)
 
     @property
     def guess_size(self) -> int:
@@ -130,7 +135,7 @@ class VersatileDiffusionKind(PainterKind):
         return {"bundle": open_bundle(self.networks.bundle).fingerprint}
 
     def variant_settings(self, variant: str) -> dict[str, Any]:
-        if self.variants[variant] == ("guess",):
+        if variant in self.enlarges:
             return {}
         found = {name: value for name, value in content(self.settings).items() if name in PaintOptions.model_fields}
         if len(set(self.variants[variant]) - {"guess"}) == 1:
@@ -138,26 +143,63 @@ class VersatileDiffusionKind(PainterKind):
         return found
 
     def load(self, *, batched: bool = True) -> Painting:
-        from bdflow.models.config import BatchSizes
         from bdflow.models.versatile.painter import Painter
 
-        wanted = self.settings
-        sizes = BatchSizes(
-            guess=wanted.batch_size,
-            encode=wanted.encode_batch_size or wanted.batch_size,
-            denoise=wanted.batch_size,
-            decode=wanted.decode_batch_size or wanted.batch_size,
-            fixed=True,
-        )
-        return Painter(
-            self.networks.bundle,
-            device=self.networks.device,
-            dtype=self.networks.dtype,
-            seed=self.seed,
-            options=wanted.paint_options,
-            speed=self.networks.speed,
-            sizes=sizes if batched else None,
-        )
+        return Painter(self.networks.bundle, **_given(self, batched))
+
+
+class StableDiffusionKind(PainterKind):
+    """Takagi & Nishimoto's: z (role `guess`) decoded into a picture, and from it one by Stable Diffusion, under c (role
+    `text`).
+    """
+
+    variants: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "full": ("guess", "text"),
+        "only_z": ("guess",),
+        "only_c": ("text",),
+    }
+
+    @property
+    def guess_size(self) -> int:
+        return open_bundle(self.networks.bundle).z_size
+
+    @property
+    def image_size(self) -> int:
+        return open_bundle(self.networks.bundle).stable_size
+
+    def inputs(self) -> Mapping[str, str]:
+        return {"bundle": open_bundle(self.networks.bundle).fingerprint}
+
+    def variant_settings(self, variant: str) -> dict[str, Any]:
+        shaping = PaintOptions.model_fields.keys() - {"mixing"}
+        return {name: value for name, value in content(self.settings).items() if name in shaping}
+
+    def load(self, *, batched: bool = True) -> Painting:
+        from bdflow.models.stable_diffusion.painter import StablePainter
+
+        return StablePainter(self.networks.bundle, **_given(self, batched))
+
+
+def _given(kind: PainterKind, batched: bool) -> dict[str, Any]:
+    """What a painter of a bundle is loaded with, beside the bundle."""
+    from bdflow.models.config import BatchSizes
+
+    wanted = kind.settings
+    sizes = BatchSizes(
+        guess=wanted.batch_size,
+        encode=wanted.encode_batch_size or wanted.batch_size,
+        denoise=wanted.batch_size,
+        decode=wanted.decode_batch_size or wanted.batch_size,
+        fixed=True,
+    )
+    return {
+        "device": kind.networks.device,
+        "dtype": kind.networks.dtype,
+        "seed": kind.seed,
+        "options": wanted.paint_options,
+        "speed": kind.networks.speed,
+        "sizes": sizes if batched else None,
+    }
 
 
 def painter_kind(config: Config, name: str) -> PainterKind:

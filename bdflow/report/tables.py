@@ -17,10 +17,14 @@ from bdflow.stores import Store
 from bdflow.study.stage import MEAN, TRUE, Context
 
 TITLE = "Seen images, reconstructed from fMRI"
-SUMMARY = (
-    "Photos as Brain-Diffuser decodes them from the responses of visual cortex: ridge regression predicts latents of "
-    "frozen networks, the VDVAE turns them into a guess, and Versatile Diffusion paints the reconstruction from it."
-)
+RIDGE = "the responses of visual cortex: ridge regression predicts latents of frozen networks, "
+SUMMARIES = {
+    "versatile_diffusion": f"Photos as Brain-Diffuser decodes them from {RIDGE}the VDVAE turns them into a guess, and "
+    "Versatile Diffusion paints the reconstruction from it.",
+    "stable_diffusion": f"Photos as Takagi & Nishimoto decode them from {RIDGE}and Stable Diffusion paints the "
+    "reconstruction from a decoded picture, under a decoded text.",
+}
+SUMMARY = f"Photos decoded from {RIDGE}and a generator paints the reconstruction from them."
 DEMO = (
     "This run used the tiny networks that ship with bdflow; the demo's brains and photos are simulated too. It shows "
     "that every step works. Its pictures are crude, and its scores cannot be compared with the published ones."
@@ -31,6 +35,8 @@ VARIANTS = {
     "no_vdvae": "painted from noise, without the guess",
     "no_clip_text": "guess and CLIP vision",
     "no_clip_vision": "guess and CLIP text",
+    "only_z": "z, under the empty text",
+    "only_c": "c, painted from noise",
 }
 Stores = Mapping[str, Store]
 
@@ -54,11 +60,12 @@ def page(
     config = context.config
     versions = _versions(stores)
     bundle = config.networks.bundle
-    comparable = bundle != "tiny"
+    kinds = sorted({painter.kind for painter in config.painters.values()})
+    comparable = bundle != "tiny" and "versatile_diffusion" in kinds
     return Page(
         title=TITLE,
-        summary=SUMMARY,
-        notice="" if comparable else DEMO,
+        summary=SUMMARIES.get(kinds[0], SUMMARY) if len(kinds) == 1 else SUMMARY,
+        notice=DEMO if bundle == "tiny" else "",
         facts=(
             ("subjects", ", ".join(context.subjects)),
             ("test stimuli", str(len(scores.nsd_id))),

@@ -145,6 +145,7 @@ class PicturePainter:
         self.painting = painting(config, painter)
         kind = painter_kind(config, painter)
         self.roles = {variant: roles_of(config, painter, variant) for variant in served(config, painter)}
+        self.enlarges = kind.enlarges
         self.batches = Batcher(self._pictures, config.painters[painter].batch_size)
         first = next(iter(self.roles))
         shapes = {space: encoder_of(config, space).shape for space in self.roles[first].values()}
@@ -165,7 +166,7 @@ class PicturePainter:
         guesses = None
         if "guess" in parts:
             guesses = self.painting.decode_guesses(self.painting.guess_inputs(parts["guess"], noise, numbers))
-            if parts.keys() == {"guess"}:
+            if variant in self.enlarges:
                 return self.painting.enlarged(guesses, len(guesses)).numpy()
         inputs = self.painting.paint_inputs(guesses, parts.get("vision"), parts.get("text"), noise, numbers)
         return self.painting.paint_prepared(inputs)

@@ -329,6 +329,7 @@ class Reconstructor:
     ) -> None:
         self.painting = batch_painting(config, painter)
         self.roles = {variant: roles_of(config, painter, variant) for variant in config.painters[painter].variants}
+        self.enlarges = painter_kind(config, painter).enlarges
         self.latents, self.guesses, self.stores = latents, guesses, stores
 
     def prepare(self, task: Task) -> Any:
@@ -344,7 +345,7 @@ class Reconstructor:
                     given[role] = self.guesses[subject].read("image", {"stimulus": _rows_of(store, partition)})
                 else:
                     given[role] = self.latents[subject].read(space, ids)
-            if given.keys() == {"guess"}:
+            if variant in self.enlarges:
                 pictures.append(self.painting.enlarged(given["guess"], len(ids)).numpy())
             else:
                 guess, vision, text = (given.get(role) for role in ("guess", "vision", "text"))

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from bdflow.models.clip import resize
+from bdflow.models.diffusion.inputs import BICUBIC
 from bdflow.models.latents import FeatureExtractor
-from bdflow.models.versatile.painter import BICUBIC, Painter
+from bdflow.models.versatile.painter import Painter
 from bdflow.models.weights.bundle import describe_bundle, open_bundle
 from bdflow.simulation.scenes import Scene, scene
 from bdflow.training import losses

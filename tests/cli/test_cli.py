@@ -81,7 +81,7 @@ def test_run_status_and_a_second_run(config):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "nowhere.yaml"], ["no such file", "brain_diffuser, demo"]),
+        (["run", "nowhere.yaml"], ["no such file", "brain_diffuser, demo, takagi_nishimoto"]),
         (["run", "demo", "--only", "paint"], ["only: found 'paint'", "a stage: ingest"]),
         (["run", "demo", "--only", "ingest", "--until", "ingest"], ["expected one of them"]),
         (["run", "demo", "--subjects", "subj03"], ["subj03", "subj01, subj02"]),

@@ -199,3 +199,10 @@ def test_stores_are_as_large_as_was_told(settings, tmp_path, choose):
                 files = (Path(config.study) / path / array.name / "c").rglob("*")
                 stored = sum(file.stat().st_size for file in files if file.is_file())
                 assert stored == array_bytes(array, axes), (path, array.name)
+
+
+def test_networks_whose_cost_is_not_known_are_refused():
+    with pytest.raises(
+        InputError, match=r"painters\.stable_diffusion\.kind: found stable_diffusion; expected networks whose"
+    ):
+        Pipeline(load("takagi_nishimoto", ["dataset.root=/nowhere"])).plan()

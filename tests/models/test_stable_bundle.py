@@ -202,15 +202,60 @@ def test_c_is_the_mean_over_captions_of_every_token(published: Path, text: dict[
     assert relative(network.unconditional()[0], expected) < 1e-5
 
 
-def test_a_study_is_decoded_into_both_spaces(published: Path, settings: Any, tmp_path: Path) -> None:
-    """Single trials, z from early regions and c from others, without an intercept: by settings alone."""
+def takagi(settings: Any, root: Path, bundle: Path, **sections: Any) -> Any:
+    """Single trials, z from early regions and c from others, without an intercept; painted by Stable Diffusion."""
     ridge = {"rows": "trials", "intercept": False, "standardise": "none", "alpha": 10}
     spaces = {
         "z": {"encoder": "sd_vae", "ridge": {**ridge, "regions": "V1 | V2"}},
         "c": {"encoder": "sd_text", "ridge": {**ridge, "regions": "V3 | hV4"}},
     }
-    networks = {"bundle": str(published)}
-    config = parse(settings(tmp_path, subjects=["subj01"], spaces=spaces, painters={}, networks=networks))
+    painter = {"kind": "stable_diffusion", "guess": "z", "vision": None, "text": "c", "steps": 10, "strength": 0.8}
+    painter |= {"guidance_scale": 5, "batch_size": 4, "variants": ["full", "only_z", "only_c"]}
+    content = settings(root, subjects=["subj01"], spaces=spaces, networks={"bundle": str(bundle)})
+    content |= {"painters": {"takagi": painter}, "evaluate": {"metrics": ["PixCorr", "SSIM"]}, **sections}
+    return parse(content)
+
+
+def test_a_study_is_painted_by_settings_alone(published: Path, settings: Any, tmp_path: Path) -> None:
+    """From photos to a report; pictures from the true latents are those that the network itself paints from them."""
+    config = takagi(settings, tmp_path, published, reconstruct={"upper_bound": True})
+    Pipeline(config).run()
+    study, bundle = Path(config.study), open_bundle(published)
+    ids = Store(study, "guesses/takagi/true").read("nsd_id")
+    z, c = (whole(study, f"targets/{space}") for space in "zc")
+    rows = z.rows("nsd_id", ids)
+    latents = [of.read("latent")[rows].astype(np.float32) for of in (z, c)]
+    network = bundle.stable()
+    guesses = network.guess(latents[0].reshape(-1, 4, 10, 10))
+    assert (Store(study, "guesses/takagi/true").read("image") != guesses).mean() < 1e-3
+    images = {v: Store(study, f"reconstructions/takagi/true/{v}").read("image") for v in ("full", "only_z", "only_c")}
+    assert all(image.shape == (6, 64, 64, 3) for image in images.values())
+    from bdflow import random
+
+    start, encode = (
+        torch.from_numpy(np.stack([random.normal((4, 16, 16), 0, purpose, "true", int(i)) for i in ids]))
+        for purpose in ("diffusion start", "guess posterior")
+    )
+    options = config.painters["takagi"].paint_options
+    guess, text = network.enlarged(guesses), torch.from_numpy(latents[1])
+    for variant, given in {"full": (guess, text), "only_z": (guess, None), "only_c": (None, text)}.items():
+        expected = network.paint(*given, start_noise=start, encode_noise=encode, options=options)
+        moved = np.abs(images[variant].astype(int) - expected.numpy())
+        assert (moved > 1).mean() < 2e-3, variant
+    assert all((images["full"] != images[v]).mean() > 0.05 for v in ("only_z", "only_c"))
+    assert np.isfinite(Store(study, "metrics/takagi/subj01").read("value")).all()
+    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert "only_z" in page
+    assert "VDVAE" not in page.split("<script")[0]
+    before = {row.path: row.state.kind for row in Pipeline(config).status()}
+    assert set(before.values()) == {"sealed"}
+    other = takagi(settings, tmp_path, published, painters={})
+    assert {row.state.kind for row in Pipeline(other).status()} == {"sealed", "stale"}
+
+
+def test_a_study_is_decoded_into_both_spaces(published: Path, settings: Any, tmp_path: Path) -> None:
+    """Single trials, z from early regions and c from others, without an intercept: by settings alone."""
+    config = takagi(settings, tmp_path, published, painters={})
     Pipeline(config).run(("ingest", "features", "regress"))
     study = Path(config.study)
     for space, shape in (("z", (400,)), ("c", (TOKENS, WIDTH))):

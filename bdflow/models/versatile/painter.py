@@ -2,39 +2,27 @@
 network, painting them nothing else."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bdflow import random
 from bdflow.config import PaintOptions, SpeedSettings
-from bdflow.models.clip import resize
 from bdflow.models.config import BatchSizes
-from bdflow.models.diffusion.batches import pinned
-from bdflow.models.diffusion.draws import draws_of, one_row_each, stack, uint8_images
+from bdflow.models.diffusion.draws import draws_of, one_row_each, stack
 from bdflow.models.diffusion.img2img import PaintBatches
+from bdflow.models.diffusion.inputs import Joined, PaintInputs, PictureInputs
 from bdflow.models.vdvae import VDVAE
 from bdflow.models.versatile.unet import VersatileDiffusion
 from bdflow.models.weights.bundle import open_bundle
 
-BICUBIC = Image.Resampling.BICUBIC
-
-
-class _Joined:
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """Several items' inputs as those of one batch; all have the same parts."""
-        return cls(**{field.name: _cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True)
-class GuessInputs(_Joined):
+class GuessInputs(Joined):
     """What guesses are decoded from: latents (n, D) and the VDVAE's draws."""
 
     latents: Tensor
@@ -43,18 +31,7 @@ class GuessInputs(_Joined):
     prior: list[Tensor]
 
 
-@dataclass(frozen=True)
-class PaintInputs(_Joined):
-    """What is painted: guesses at their final size (n, S, S, 3), conditions (n, T, F), noise (n, *latent_shape)."""
-
-    guesses: Tensor | None
-    vision: Tensor | None
-    text: Tensor | None
-    start: Tensor
-    encode: Tensor
-
-
-class Painter:
+class Painter(PictureInputs):
     """The VDVAE's decoder and Versatile Diffusion of a bundle, predictions to guesses and
     reconstructions. Each network is loaded when it is first needed, and kept.
 
@@ -93,6 +70,10 @@ class Painter:
         network = self.bundle.vdvae(self.device, self.dtype)
         del network.encoder
         return network
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.versatile.latent_shape
 
     @cached_property
     def versatile(self) -> VersatileDiffusion:
@@ -144,32 +125,6 @@ class Painter:
         """
         return self.paint_prepared(self.paint_inputs(guesses, vision, text, subject, nsd_ids))
 
-    def paint_inputs(
-        self,
-        guesses: np.ndarray | None,
-        vision: np.ndarray | None,
-        text: np.ndarray | None,
-        subject: str,
-        nsd_ids: Sequence[int],
-    ) -> PaintInputs:
-        """What `paint_prepared` needs: guesses resized, noise drawn; arguments and errors as of `paint`."""
-        resized = None if guesses is None else self.enlarged(guesses, len(nsd_ids))
-        for name, array in (("vision", vision), ("text", text)):
-            if array is not None:
-                one_row_each(name, array, len(nsd_ids))
-        shape = self.versatile.latent_shape
-        return PaintInputs(
-            resized,
-            None if vision is None else self._pinned(torch.as_tensor(vision)),
-            None if text is None else self._pinned(torch.as_tensor(text)),
-            self._pinned(stack(random.normal, shape, self.seed, "diffusion start", (subject,), nsd_ids)),
-            self._pinned(stack(random.normal, shape, self.seed, "guess posterior", (subject,), nsd_ids)),
-        )
-
-    def enlarged(self, guesses: np.ndarray, n: int) -> Tensor:
-        """n guesses, uint8, at the size of reconstructions."""
-        return self._pinned(torch.from_numpy(resize(uint8_images("guesses", guesses, n), self.image_size, BICUBIC)))
-
     def paint_prepared(self, inputs: PaintInputs) -> np.ndarray:
         """Reconstructions (n, S, S, 3) uint8."""
         if len(inputs.start) == 0:
@@ -184,14 +139,3 @@ class Painter:
             batches=self.batches,
         )
         return painted.numpy()
-
-    def _pinned(self, values: Tensor) -> Tensor:
-        return pinned(values, self.device)
-
-
-def _cat(parts: Sequence[Any]) -> Any:
-    if parts[0] is None:
-        return None
-    if isinstance(parts[0], list):
-        return [torch.cat(together) for together in zip(*parts, strict=True)]
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,0 +1,90 @@
+"""Predicted z and c to pictures, by Stable Diffusion: the painter of Takagi & Nishimoto (2023)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bdflow.config import PaintOptions, SpeedSettings
+from bdflow.models.config import BatchSizes
+from bdflow.models.diffusion.draws import one_row_each
+from bdflow.models.diffusion.img2img import PaintBatches
+from bdflow.models.diffusion.inputs import Joined, PaintInputs, PictureInputs
+from bdflow.models.stable_diffusion.unet import StableDiffusion
+from bdflow.models.weights.bundle import open_bundle
+
+
+@dataclass(frozen=True)
+class ZInputs(Joined):
+    """What guesses are decoded from: scaled latents z (n, c, g, g)."""
+
+    z: Tensor
+
+
+class StablePainter(PictureInputs):
+    """Stable Diffusion of a bundle: z to guesses, guesses and c to reconstructions. The network is loaded when it is
+    first needed, and kept.
+
+    Parameters
+    ----------
+    bundle : the directory of a bundle that holds Stable Diffusion.
+    device, dtype : where and in which precision the networks run.
+    seed : of all noise, which each item has of its own (the authors' script gives all items the same).
+    options : steps, strength, guidance, ...
+    speed : how the networks are called.
+    sizes : see `bdflow.models.versatile.painter.Painter`.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int = 0,
+        options: PaintOptions | None = None,
+        speed: SpeedSettings | None = None,
+        sizes: BatchSizes | None = None,
+    ) -> None:
+        self.bundle, self.device, self.dtype = open_bundle(bundle), device, dtype
+        self.seed, self.options, self.speed = seed, options or PaintOptions(), speed or SpeedSettings()
+        self.batches = PaintBatches(sizes, halve=sizes is None or not sizes.fixed or dtype == "float32")
+        self.guess_size, self.image_size = self.bundle.z_size, self.bundle.stable_size
+
+    @cached_property
+    def network(self) -> StableDiffusion:
+        """The diffusion model with its autoencoder."""
+        return self.bundle.stable(self.device, self.dtype, self.speed)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.network.latent_shape
+
+    def guess_inputs(self, latents: np.ndarray, subject: str, nsd_ids: Sequence[int]) -> ZInputs:
+        """What `decode_guesses` needs, of z (n, D) flattened channel by channel. Raises InputError for other rows."""
+        one_row_each("latents", latents, len(nsd_ids))
+        return ZInputs(self._pinned(torch.as_tensor(latents).reshape(len(latents), *self.bundle.z_shape)))
+
+    def decode_guesses(self, inputs: ZInputs) -> np.ndarray:
+        """Guesses (n, g, g, 3) uint8."""
+        if len(inputs.z) == 0:
+            return np.zeros((0, self.guess_size, self.guess_size, 3), np.uint8)
+        return self.batches.guess.run(lambda z: torch.from_numpy(self.network.guess(z)), inputs.z).numpy()
+
+    def paint_prepared(self, inputs: PaintInputs) -> np.ndarray:
+        """Reconstructions (n, S, S, 3) uint8; what of picture and text is absent: see `StableDiffusion.paint`."""
+        if len(inputs.start) == 0:
+            return np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+        painted = self.network.paint(
+            inputs.guesses,
+            inputs.text,
+            start_noise=inputs.start,
+            encode_noise=inputs.encode,
+            options=self.options,
+            batches=self.batches,
+        )
+        return painted.numpy()
