@@ -350,11 +350,11 @@ def images(title: str, per_partition: int, per_chunk: int) -> StoreSpec:
 
 
 def guesses(per_partition: int) -> StoreSpec:
-    return images("Guesses: stage-1 images of the VDVAE", per_partition, per_partition)
+    return images("Guesses: the pictures that painting starts from", per_partition, per_partition)
 
 
 def reconstructions(per_partition: int) -> StoreSpec:
-    return images("Reconstructions: stage-2 images of Versatile Diffusion", per_partition, 1)
+    return images("Reconstructions: the pictures that a painter made", per_partition, 1)
 
 
 def judges(metric: str, per_partition: int) -> StoreSpec:

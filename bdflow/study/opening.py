@@ -31,7 +31,7 @@ def open_study(path: str | Path) -> xarray.DataTree:
     Returns
     -------
     DataTree of Dask arrays, a node for each store (README.md lists them), without the journal, the marks of progress
-    and the copies of metadata. Stimuli are found by id: `tree["stimuli/shared"].image.sel(nsd_id=2950)`; `nsd_id` (and
+    and the copies of metadata. Stimuli are found by id: `tree["stimuli/shared"].image.sel(nsd_id=2050)`; `nsd_id` (and
     `photo_nsd_id`, `train_nsd_id`) are indexes of the dimension they label. `region` (roi, voxel) gives, beside
     `roi_label`, the name of each voxel's region in each collection: "" for none, "not cortex"; a collection whose names
     are not known keeps its numbers.

@@ -51,8 +51,8 @@ def pictures(title: str) -> StoreSpec:
 
 
 def guesses() -> StoreSpec:
-    return pictures("Guesses of regions: stage-1 images of the VDVAE")
+    return pictures("Guesses of regions: the pictures that painting starts from")
 
 
 def images() -> StoreSpec:
-    return pictures("Pictures of regions: stage-2 images of Versatile Diffusion")
+    return pictures("Pictures of regions: what a painter made of them")
