@@ -18,7 +18,13 @@ log = logging.getLogger(__name__)
 LONGEST = 107  # bytes that the path of a socket may have
 SESSION = len("/bdflow-0123456789ab-01234567/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 SHORT = "/tmp"
-NO_METRICS = {"RAY_enable_metrics_collection": "0"}  # whose server asks for no token
+NO_PORT = "70000"  # above the highest there is: Ray notes that it could not listen, and goes on
+NO_METRICS = {
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": NO_PORT,
+    "DASHBOARD_METRIC_PORT": NO_PORT,
+}
+"""Against servers of metrics, which ask for no token."""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 

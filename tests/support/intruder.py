@@ -21,7 +21,7 @@ from distributed.core import rpc
 from distributed.security import Security
 
 NOBODY = 65534
-PAGES = ("/", "/health", "/metrics", "/status", "/info/main/workers.html", "/json/identity.json", "/api/jobs/")
+PAGES = ("/", "/healthz", "/metrics", "/status", "/info/main/workers.html", "/json/identity.json", "/api/jobs/")
 CALLS = (
     "ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
     "ray.rpc.InternalKVGcsService/InternalKVKeys",
