@@ -248,7 +248,7 @@ class RemoteStore(Store):
     def __repr__(self) -> str:
         return f"RemoteStore({self.bucket.url!r})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _reopened, (self.bucket.url, self.read_only)
 
     def with_read_only(self, read_only: bool = False) -> RemoteStore:

@@ -123,7 +123,7 @@ class Encoder(ABC):
         return {}
 
     @classmethod
-    def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, Any]:
+    def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, object]:
         """What decides how latents round (`NetworkSettings.arithmetic`)."""
         return networks.arithmetic(encode=batch_size)
 
@@ -255,7 +255,7 @@ class CLIPTextEncoder(BundleEncoder):
     takes = ("captions",)
 
     @classmethod
-    def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, Any]:
+    def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, object]:
         return networks.arithmetic(encode=TEXT_BATCH)
 
     @cached_property
@@ -344,7 +344,7 @@ class ArrayEncoder(Encoder):
         return ids, latent
 
     @classmethod
-    def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, Any]:
+    def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, object]:
         return {}
 
     @property
@@ -432,7 +432,7 @@ def encoder_of(config: Config, space: str) -> Encoder:
     return made(setup, **options)
 
 
-def encoder_settings(config: Config, space: str) -> dict[str, Any]:
+def encoder_settings(config: Config, space: str) -> dict[str, object]:
     """What of the configuration shapes the latents of a space: encoder, its options and version, seed if it draws."""
     settings, (made, _) = config.spaces[space], encoder_class(config, space)
     name = ARRAY.rstrip(":") if settings.encoder.startswith(ARRAY) else settings.encoder

@@ -84,15 +84,15 @@ class PainterKind(ABC):
     def inputs(self) -> Mapping[str, str]:
         """Digests of what pictures depend on beside latents and settings, such as weights, by what they are."""
 
-    def variant_settings(self, variant: str) -> dict[str, Any]:
+    def variant_settings(self, variant: str) -> dict[str, object]:
         """The settings that shape pictures of a variant."""
         return {} if variant in self.enlarges else content(self.settings)
 
-    def guess_arithmetic(self) -> Mapping[str, Any]:
+    def guess_arithmetic(self) -> Mapping[str, object]:
         """What decides how guesses round (`NetworkSettings.arithmetic`)."""
         return self.networks.arithmetic(guess=self.settings.batch_size)
 
-    def arithmetic(self, variant: str) -> Mapping[str, Any]:
+    def arithmetic(self, variant: str) -> Mapping[str, object]:
         """What decides how pictures of a variant round."""
         if variant in self.enlarges:
             return {}
@@ -134,7 +134,7 @@ class VersatileDiffusionKind(PainterKind):
     def inputs(self) -> Mapping[str, str]:
         return {"bundle": open_bundle(self.networks.bundle).fingerprint}
 
-    def variant_settings(self, variant: str) -> dict[str, Any]:
+    def variant_settings(self, variant: str) -> dict[str, object]:
         if variant in self.enlarges:
             return {}
         found = {name: value for name, value in content(self.settings).items() if name in PaintOptions.model_fields}
@@ -170,7 +170,7 @@ class StableDiffusionKind(PainterKind):
     def inputs(self) -> Mapping[str, str]:
         return {"bundle": open_bundle(self.networks.bundle).fingerprint}
 
-    def variant_settings(self, variant: str) -> dict[str, Any]:
+    def variant_settings(self, variant: str) -> dict[str, object]:
         shaping = PaintOptions.model_fields.keys() - {"mixing"}
         return {name: value for name, value in content(self.settings).items() if name in shaping}
 

@@ -51,7 +51,7 @@ def page(
     context: Context,
     stores: Stores,
     scores: Scores,
-    gallery: Mapping[str, Any],
+    gallery: Mapping[str, object],
     regions: Sequence[Sheet],
     weight: str,
     journal: Sequence[Mapping[str, Any]],

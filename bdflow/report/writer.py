@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -107,7 +106,7 @@ def _configuration(context: Context) -> str:
     return yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, Any]:
+def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, object]:
     """What the gallery's script knows: names, captions, and the scores of every picture."""
     stimuli, first = photos(context, stores), next(iter(context.config.painters))
     rows = stimuli.rows("nsd_id", scores.nsd_id)

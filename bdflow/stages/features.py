@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -77,13 +76,13 @@ class Extractor:
             if any(of[space].missing() for of in stores.values()):
                 encoder.load()
 
-    def prepare(self, task: Task) -> dict[str, Any]:
+    def prepare(self, task: Task) -> dict[str, object]:
         part, partition = task
         wanted = {s: self.encoders[s] for s, store in self.stores[part].items() if not store.markers()[partition]}
         stimuli = self._read(task, {what for encoder in wanted.values() for what in encoder.takes})
         return {space: encoder.prepare(stimuli) for space, encoder in wanted.items()}
 
-    def work(self, prepared: dict[str, Any]) -> dict[str, np.ndarray]:
+    def work(self, prepared: dict[str, object]) -> dict[str, np.ndarray]:
         return {space: self.encoders[space].work(inputs) for space, inputs in prepared.items()}
 
     def finish(self, task: Task, made: dict[str, np.ndarray]) -> None:

@@ -52,7 +52,7 @@ class Reconstruct(Stage):
         common = {"networks": content(config.networks), **guess_settings(config, painter)}
         guesses = keys.guesses(painter, subject)
 
-        def made_from(spaces: Iterable[str]) -> dict[str, Any]:
+        def made_from(spaces: Iterable[str]) -> dict[str, object]:
             return {} if subject == TRUE else {s: config.ridge_of(s).standardise for s in spaces}
 
         if "guess" in roles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bdflow.config import ROLES, Config
 from bdflow.models.painters import Painting, painter_kind
@@ -49,7 +49,7 @@ def batch_painting(config: Config, painter: str) -> Painting:
     return painter_kind(config, painter).load()
 
 
-def guess_settings(config: Config, painter: str) -> dict[str, Any]:
+def guess_settings(config: Config, painter: str) -> dict[str, object]:
     """The settings that shape a painter's guesses."""
     settings, kind = config.painters[painter], painter_kind(config, painter)
     return {"kind": settings.kind, "version": kind.version, "options": dict(settings.options), "seed": config.seed}

@@ -43,7 +43,7 @@ class Context:
     counts: Counts | None = field(default=None, repr=False, compare=False)
     _looked_at: dict[str, Store] = field(default_factory=dict, repr=False, compare=False)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.config, self.study, dict(self.expected), self.subjects)
 
     @property
@@ -101,7 +101,7 @@ class Work:
     make_worker: Callable[[], Any] = field(default=lambda: _no_worker)
 
 
-def _no_worker(task: Any) -> None:
+def _no_worker(task: object) -> None:
     raise AssertionError(f"no worker for {task}")
 
 

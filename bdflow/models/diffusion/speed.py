@@ -1,6 +1,6 @@
 """The UNet called faster: memory order, compilation, recorded CUDA graphs; and with deep features kept over steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ class Evaluator:
         return self._recorded[key].replay(x, t, given)
 
 
-def _sides(given: dict[str, Any]) -> tuple[str, ...]:
+def _sides(given: Mapping[str, object]) -> tuple[str, ...]:
     """The conditions that are there."""
     return tuple(side for side, value in given.items() if side != "mixing" and value is not None)
 

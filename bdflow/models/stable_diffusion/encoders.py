@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from bdflow.errors import InputError
 from bdflow.models.encoders import BundleEncoder, CLIPTextEncoder, Setup, Stimuli
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from torch import Tensor
 
     from bdflow.models.stable_diffusion.text import StableText
@@ -44,9 +45,9 @@ class SDVAEEncoder(BundleEncoder):
         return (self.bundle.z_shape,)
 
     @cached_property
-    def network(self) -> Any:
+    def network(self) -> AutoencoderKL:
         """The autoencoder."""
-        return self.bundle.load("sd_vae", self.setup.device, self.setup.dtype)
+        return self.bundle.load("sd_vae", self.setup.device, self.setup.dtype)  # type: ignore[return-value]
 
     def load(self) -> None:
         self.network  # noqa: B018

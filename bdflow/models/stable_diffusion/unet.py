@@ -39,7 +39,7 @@ class TextTransformer(nn.Module):
         return (self.text(hidden_states, encoder_hidden_states=text, return_dict=False)[0],)
 
 
-def build_text_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
+def build_text_unet(config: Mapping[str, object]) -> UNet2DConditionModel:
     """A UNet2DConditionModel of this diffusers configuration with a TextTransformer at each attention."""
     unet = UNet2DConditionModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
     for name, module in list(unet.named_modules()):

@@ -51,7 +51,7 @@ class DualTransformer(nn.Module):
         return transformer(hidden_states, encoder_hidden_states=condition, return_dict=False)[0]
 
 
-def build_dual_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
+def build_dual_unet(config: Mapping[str, object]) -> UNet2DConditionModel:
     """A UNet2DConditionModel of this diffusers configuration with a DualTransformer at each attention.
 
     Raises InputError for a UNet that a diffusers pipeline has already made dual.

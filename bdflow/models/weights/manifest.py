@@ -262,8 +262,8 @@ def write_manifest(root: Path, name: str | None = None) -> Path:
 
     def network(
         layout: str, licence: str, inline: dict[str, Any] | None = None, **files: Path | None
-    ) -> dict[str, Any]:
-        entry: dict[str, Any] = {"layout": layout, "licence": licence}
+    ) -> dict[str, object]:
+        entry: dict[str, object] = {"layout": layout, "licence": licence}
         if inline is not None:
             entry["config"] = inline
         entry["files"] = {
@@ -276,7 +276,7 @@ def write_manifest(root: Path, name: str | None = None) -> Path:
     def clip(folder: str) -> tuple[Path | None, Path | None]:
         return weights(folder, "model", "pytorch_model"), find(f"{folder}config.json")
 
-    def versatile() -> dict[str, Any]:
+    def versatile() -> dict[str, object]:
         vdvae = find(VDVAE_FILE)
         if any(root.rglob("image_unet")):
             vision, vision_config = clip("image_encoder/")
@@ -304,7 +304,7 @@ def write_manifest(root: Path, name: str | None = None) -> Path:
             SHARED: scheduler,
         }
 
-    def stable() -> dict[str, Any]:
+    def stable() -> dict[str, object]:
         if any(root.rglob(CHECKPOINT)):
             file = find(CHECKPOINT)
             words = {"vocab": find("vocab.json"), "merges": find("merges.txt")}

@@ -166,7 +166,7 @@ def _targets(config: Config, subject: str, space: str) -> tuple[str, ...]:
     return parts.targets(space, parts.of_pictures(config, subject))
 
 
-def _validation_settings(config: Config) -> dict[str, Any]:
+def _validation_settings(config: Config) -> dict[str, object]:
     found = {**content(config.ridge.validation), "seed": config.seed}
     del found["columns"]
     if config.ridge.validation.method == "leave_one_out":
