@@ -34,7 +34,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.errors import InputError
 from bdflow.metrics import image_metrics
-from bdflow.models.latents import FeatureExtractor, Painter
+from bdflow.models.latents import FeatureExtractor
+from bdflow.models.versatile.painter import Painter
 from bdflow.models.versatile.unet import VersatileDiffusion, build_dual_unet
 from bdflow.models.weights.bundle import open_bundle
 from bdflow.models.weights.manifest import KL_F8, SCHEDULER, VERSATILE_UNET

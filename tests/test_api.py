@@ -83,6 +83,7 @@ def test_a_study_is_opened_lazily_by_ids_and_names(decoded, nsd):
     assert (labels == 1).any()
 
 
+@pytest.mark.slow(kind="long checks")
 def test_a_study_in_an_object_store_is_opened(settings, tmp_path, s3):
     config = parse(settings(tmp_path, study=f"{s3.bucket}/study.zarr"))
     bdflow.run(config, until="ingest")

@@ -1,6 +1,8 @@
 """Who may import whom; what may not be imported early; words that do not belong in a package."""
 
 import ast
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -144,3 +146,12 @@ def test_files_that_are_named_in_words_exist():
             if not any(file in at or file.endswith(f"/{path}") for file in listed) and path not in ELSEWHERE:
                 wrong.append(f"{name}: {path}")
     assert wrong == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda file: file.name)
+def test_what_benchmarks_import_is_there(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("bdflow"):
+            module = importlib.import_module(str(node.module))
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), (file.name, name)

@@ -171,6 +171,7 @@ def test_any_batch_size_and_number_of_threads_within_what_status_states(settings
     assert moved, "otherwise this would compare a study with itself"
 
 
+@pytest.mark.slow(kind="long checks")
 def test_in_half_precision_a_store_never_mixes_batch_sizes(settings, finished, tmp_path):
     """What was half painted is refused, gone on with as it was begun to the same bytes, or replaced."""
     stages, study = ("reconstruct",), tmp_path / "study.zarr"

@@ -140,6 +140,7 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(config):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow(kind="long checks")
 def test_two_runs_at_once_on_one_study_the_second_is_refused(config):
     first = subprocess.Popen([str(BDFLOW), "run", str(config), "--until", "features"], stderr=subprocess.DEVNULL)
     study = config.parent / "study.zarr/zarr.json"

@@ -25,6 +25,7 @@ def make_worker():
     return os.path.basename
 
 
+@pytest.mark.slow(kind="folders of Ray")
 @pytest.mark.usefixtures("no_ray")
 def test_work_is_done_though_the_folder_for_temporary_files_is_too_long(long_folder, caplog):
     done = []
@@ -51,6 +52,7 @@ def test_paths_are_short_enough(length, tmp_path, monkeypatch):
     assert str(session.logs) == f"{session.options['_temp_dir']}/session_latest/logs"
 
 
+@pytest.mark.slow(kind="folders of Ray")
 @pytest.mark.usefixtures("no_ray")
 def test_logs_stay_where_a_run_failed_until_the_next(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")

@@ -216,6 +216,7 @@ def takagi(settings: Any, root: Path, bundle: Path, **sections: Any) -> Any:
     return parse(content)
 
 
+@pytest.mark.slow(kind="recipes")
 def test_a_study_is_painted_by_settings_alone(published: Path, settings: Any, tmp_path: Path) -> None:
     """From photos to a report; pictures from the true latents are those that the network itself paints from them."""
     config = takagi(settings, tmp_path, published, reconstruct={"upper_bound": True})

@@ -11,9 +11,9 @@ from bdflow.config import PUBLISHED_METRICS, parse
 from bdflow.errors import InputError
 from bdflow.metrics import image_metrics
 from bdflow.models.clip import resize
+from bdflow.models.diffusion.inputs import BICUBIC
 from bdflow.models.judges.networks import Panel, load_panel
 from bdflow.models.judges.weights import JUDGES
-from bdflow.models.versatile.painter import BICUBIC
 from bdflow.pipeline import Pipeline, stages_until
 from bdflow.stores import NotReady, Store, Study
 from tests.conftest import SUBJECTS, painter, snapshot
@@ -143,6 +143,7 @@ def test_a_metric_without_weights_is_missing_and_says_why(study):
         assert store.provenance["settings"]["missing"] == {"CLIP": why[at]}
 
 
+@pytest.mark.slow(kind="long checks")
 def test_the_photos_themselves_score_one_and_those_of_others_do_not(settings, study, copied, sections):
     """Reconstructions replaced by the photos themselves, then by the photos of other stimuli."""
     photos, _ = pictures(study, "subj01", "full")
@@ -243,6 +244,7 @@ def test_the_mean_waits_for_all_subjects(settings, tmp_path, sections, study):
     assert snapshot(run(settings, tmp_path, sections)) == snapshot(study)
 
 
+@pytest.mark.slow(kind="long checks")
 def test_a_mean_of_raw_predictions(settings, tmp_path, sections, study):
     shutil.copytree(study, tmp_path / "study.zarr")
     raw = {"ridge": {"standardise": "none"}, "painters": painter(variants=["only_vdvae"])}

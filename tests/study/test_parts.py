@@ -80,6 +80,7 @@ def test_parts_know_their_sizes_and_where_ids_are(joined):
         Joined([Store(of.first.study, "targets/1")]).rows("nsd_id", np.array([3]))
 
 
+@pytest.mark.slow(kind="orders of work")
 def test_a_subject_added_later_leaves_all_that_was_made_alone(settings, undisturbed, tmp_path):
     until = tuple(stages_until("evaluate"))
     first = Pipeline(parse(settings(tmp_path, subjects=["subj02"])))
@@ -102,6 +103,7 @@ def test_a_subject_added_later_leaves_all_that_was_made_alone(settings, undistur
     }, "and a subject that is left out too"
 
 
+@pytest.mark.slow(kind="recipes")
 def test_a_split_that_names_own_stimuli_has_test_photos_of_every_part(settings, undisturbed, nsd, tmp_path):
     own = {subject: Store(undisturbed, f"stimuli/{subject}").read("nsd_id")[:3].tolist() for subject in SUBJECTS}
     listed = sorted([*own["subj01"], *own["subj02"]])
