@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from bdflow.cluster import Resources
 from bdflow.config import Config
 from bdflow.errors import InputError
+from bdflow.models.judges.weights import JUDGE_OF
 from bdflow.runner import Runner, executor_options
 from bdflow.stages.encode import Encode
 from bdflow.stages.evaluate import Evaluate, judged, weights_of
 from bdflow.stages.features import Features
 from bdflow.stages.ingest import Ingest
-from bdflow.stages.reconstruct import Reconstruct
+from bdflow.stages.reconstruct.stage import Reconstruct
 from bdflow.stages.regress.stage import Regress
 from bdflow.stages.roi import Roi
 from bdflow.stores import CorruptMetadata, Damage, NotReady, Provenance, State, Study, checks
@@ -211,7 +212,7 @@ class Pipeline:
             sizes.networks_of(config),
             rates.figures(figures, config),
             machine,
-            tuple(metric for metric in judges if metric in plan.JUDGES),
+            tuple(metric for metric in judges if metric in JUDGE_OF),
         )
 
     def serve(self, **options: Any) -> None:

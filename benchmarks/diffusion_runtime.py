@@ -19,7 +19,7 @@ from bdflow.cluster import Completed, Resources, open_executor
 from bdflow.config import parse
 from bdflow.pipeline import Pipeline
 from bdflow.simulation.dataset import SimulateOptions, simulate
-from bdflow.stages.reconstruct import Reconstruct
+from bdflow.stages.reconstruct.stage import Reconstruct
 
 IMAGES_A_TASK = 32
 KINDS = ("serial", "dask", "ray")

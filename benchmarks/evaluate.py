@@ -110,14 +110,15 @@ def fill(
 ) -> Provenance:
     """A sealed store of pictures, block by block."""
     provenance = Provenance("benchmark", {"benchmark": path})
-    sizes = {"stimulus": len(ids), "y": pixels, "x": pixels, "rgb": 3, "caption_number": 1}
+    sizes = {"stimulus": len(ids), "y": pixels, "x": pixels, "rgb": 3, "caption_number": 1, "picture": 1}
     sizes = {dim: size for dim, size in sizes.items() if any(dim in array.dims for array in spec.arrays)}
     store = study.declare(path, spec, sizes, {"nsd_id": ids, **given}, provenance)
     if store.missing():
         pictures = noise(len(ids), pixels, seed)
         for partition in store.missing():
             rows = spec.region(sizes, partition)["stimulus"]
-            data: dict[str, np.ndarray] = {"image": pictures[rows]}
+            images = pictures[rows]
+            data: dict[str, np.ndarray] = {"image": images[:, None] if "picture" in sizes else images}
             if "caption_number" in sizes:
                 data["caption"] = text([""] * (rows.stop - rows.start)).reshape(-1, 1)
             store.write(partition, data)

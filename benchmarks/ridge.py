@@ -203,6 +203,7 @@ def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str,
         sizes = {"stimulus": scale.test + scale.train, "voxel": voxels}
         given = {
             "repeats": np.full(sizes["stimulus"], 3),
+            "trial": np.arange(sizes["stimulus"]),
             "nsd_id": np.concatenate([test, own[subject]]),
             "split": split,
         }

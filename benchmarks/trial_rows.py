@@ -40,7 +40,7 @@ def fill(study: Study, trials: int, tests: int, voxels: int) -> Store:
     ids = np.concatenate([np.arange(tests), tests + np.repeat(np.arange(stimuli), REPEATS)])
     split = text(["test"] * tests + ["train"] * (stimuli * REPEATS))
     repeats = np.where(np.arange(len(ids)) < tests, REPEATS, 1)
-    given = {"nsd_id": ids, "split": split, "repeats": repeats}
+    given = {"nsd_id": ids, "split": split, "repeats": repeats, "trial": np.arange(len(ids))}
     sizes = {"row": len(ids), "voxel": voxels}
     store = study.declare("responses", catalog.responses(VOXELS, "trials"), sizes, given, Provenance("benchmark"))
     train = ids >= tests

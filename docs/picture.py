@@ -24,7 +24,8 @@ def main(study: str, out: str) -> None:
         ("from true latents", f"reconstructions/{painter}/true/full"),
     ]:
         if f"/{path}" in tree.groups:
-            rows.append((name, tree[path].to_dataset().swap_dims(stimulus="nsd_id").image))
+            images = tree[path].to_dataset().swap_dims(stimulus="nsd_id").image
+            rows.append((name, images.isel(picture=0) if "picture" in images.dims else images))
     ids = rows[1][1].nsd_id.values
     chosen = ids[np.linspace(0, len(ids) - 1, COLUMNS).round().astype(int)]
 

@@ -301,7 +301,7 @@ def test_verify_names_and_repairs(settings, finished, copied):
     study = copied / "study.zarr"
     victims = [
         "betas/subj01/beta/c/1/0",
-        "reconstructions/brain_diffuser/subj02/full/image/c/3/0/0/0",
+        "reconstructions/brain_diffuser/subj02/full/image/c/3/0/0/0/0",
         "metrics/brain_diffuser/subj01/written/c/0",
     ]
     for victim in victims:

@@ -5,6 +5,7 @@ from bdflow.config.loading import load, parse, recipes
 from bdflow.config.sections import (
     PUBLISHED_METRICS,
     ROLES,
+    TAKAGI_METRICS,
     ClusterSettings,
     Config,
     DatasetSettings,
@@ -22,6 +23,7 @@ __all__ = [
     "ARRAY",
     "PUBLISHED_METRICS",
     "ROLES",
+    "TAKAGI_METRICS",
     "ClusterSettings",
     "Config",
     "DatasetSettings",

@@ -29,10 +29,16 @@ from bdflow.config.values import (
 )
 
 Metric = Literal[
-    "PixCorr", "SSIM", "AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV", "CLIP (bundle)"
-]
+    "PixCorr", "SSIM", "AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV", "CLIP (bundle)",
+    "Takagi AlexNet(2)", "Takagi AlexNet(5)", "Takagi AlexNet(fc7)", "Takagi Inception", "Takagi CLIP",
+    "Takagi CLIP(6)", "Takagi CLIP(12)",
+]  # fmt: skip
 PUBLISHED_METRICS: tuple[Metric, ...] = (
     "PixCorr", "SSIM", "AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV",
+)  # fmt: skip
+TAKAGI_METRICS: tuple[Metric, ...] = (
+    "Takagi AlexNet(2)", "Takagi AlexNet(5)", "Takagi AlexNet(fc7)", "Takagi Inception", "Takagi CLIP",
+    "Takagi CLIP(6)", "Takagi CLIP(12)",
 )  # fmt: skip
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 FolderName = Annotated[str, Field(pattern=r"^\w[^/\\\s]*$")]
@@ -135,11 +141,16 @@ class FeatureSettings(Section):
 
 
 class ValidationSettings(Section):
-    """Cross-validation within the training set: which stimuli are predicted from the others, and how. All rows of a
-    stimulus are left out together. `columns` latents, drawn at random, choose a penalty of a whole space.
+    """Cross-validation within the training set: what is predicted from the rest, and how.
+
+    method : `leave_one_out` and `k_fold` leave all rows of a stimulus out together, predict `stimuli` of them, drawn at
+        random, and score by R^2. `k_fold_rows` is what scikit-learn's and himalaya's RidgeCV do: folds are runs of rows
+        in the order of presentation, every row is predicted, and the score is the mean squared error, averaged over
+        folds. Trials of one stimulus then lie in several folds, so that penalties are chosen too small.
+    columns : latents, drawn at random, that choose a penalty of a whole space.
     """
 
-    method: Literal["leave_one_out", "k_fold"] = "leave_one_out"
+    method: Literal["leave_one_out", "k_fold", "k_fold_rows"] = "leave_one_out"
     folds: Annotated[Whole, Field(ge=2)] = 5
     stimuli: Count = 512
     columns: Count = 1024
@@ -253,6 +264,11 @@ class PainterSettings(PaintOptions):
     """One painter: predicted latents into pictures. `kind` is a registered name (`versatile_diffusion`) or a class of
     one's own, `package.module:Class`. `guess`, `vision` and `text` name the spaces it paints from; `variants` what is
     painted: `full`, or ablations.
+
+    pictures : how many are painted of an item, each from noise of its own; the start from a guess is the same.
+    select : which of them are scored and shown: `all` (scores are means over them), the `first`, or the `best`: the one
+        whose latent, by the encoder of the space `select_by`, correlates most with the predicted latent. The photo is
+        not looked at.
     """
 
     kind: str = "versatile_diffusion"
@@ -260,10 +276,19 @@ class PainterSettings(PaintOptions):
     vision: str | None = "clip_vision"
     text: str | None = "clip_text"
     variants: Annotated[tuple[Name, ...], Field(min_length=1), NOT_CONTENT] = ("full",)
+    pictures: Annotated[Count, shapes("reconstructions")] = 1
+    select: Annotated[Literal["all", "first", "best"], shapes("selected", "similarities", "metrics")] = "all"
+    select_by: Annotated[str | None, shapes("selected")] = None
     batch_size: Annotated[Count, NOT_CONTENT] = 8
     encode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
     decode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
     options: Options = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _best_by_a_space(self) -> Self:
+        if self.select == "best" and self.select_by is None:
+            raise ValueError("select: found best, and no select_by; expected the space that says which picture is best")
+        return self
 
     @property
     def paint_options(self) -> PaintOptions:
@@ -281,7 +306,8 @@ class ReconstructSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """Which metrics, by which protocol, and where the judging networks' weights lie besides the usual caches."""
+    """Which metrics (those named `Takagi` are always identification among reconstructions, as Takagi & Nishimoto),
+    by which protocol the others, and where the judging networks' weights lie besides the usual caches."""
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = PUBLISHED_METRICS
     ssim: Literal["paper", "2d"] = "paper"
@@ -396,6 +422,17 @@ class Config(Section):
     chunks: ChunkSettings = ChunkSettings()
     execution: Annotated[ExecutionSettings, NOT_CONTENT] = ExecutionSettings()
     cluster: Annotated[ClusterSettings, NOT_CONTENT] = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _held_out_stimuli(self) -> Self:
+        if self.ridge.validation.method == "k_fold_rows":
+            for space in self.spaces:
+                if self.ridge_of(space).standardise == "held_out":
+                    raise ValueError(
+                        f"ridge.validation.method: found k_fold_rows, and standardise: held_out of the space {space}; "
+                        "expected leave_one_out or k_fold, which predict stimuli that were left out as a whole"
+                    )
+        return self
 
     def ridge_of(self, space: str) -> RidgeSettings:
         """How a space is decoded: `ridge`, with what the space says otherwise."""

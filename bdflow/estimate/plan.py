@@ -19,7 +19,7 @@ from bdflow.regression import ridge
 from bdflow.regression.memory_budget import BASE, Extent
 from bdflow.regression.memory_budget import plan as ridge_plan
 from bdflow.study import catalog
-from bdflow.study.designs import candidates, designs, validates
+from bdflow.study.designs import by_rows, candidates, designs, validates
 from bdflow.study.graph import Graph
 from bdflow.study.system import folds
 
@@ -115,7 +115,8 @@ def ridge_flop(config: Config, counts: PlannedCounts) -> float:
 
     n training rows and m test stimuli, p voxels, t latents: n^2 p + 2 m n p + a (n^3 / 3 + 2 m n^2) + 2 m n t, with a
     penalties; for each penalty tried, a factor, s rows, and 2 s n operations a latent that votes; of weights 2 p n^2
-    and 2 p n a latent. Predictions, votes and weights take as many rows as there are training stimuli.
+    and 2 p n a latent. Predictions, votes and weights take as many rows as there are training stimuli. Folds of rows:
+    a system and a factor for each fold and penalty, 2 n^2 p for predictions of all rows, and 2 n k^2 for their errors.
     """
     settings, total = config.ridge.validation, 0.0
     lengths = {space: math.prod(counts.shape(space)) for space in config.spaces}
@@ -129,14 +130,19 @@ def ridge_flop(config: Config, counts: PlannedCounts) -> float:
             else:
                 total += p * p * n + kept * (p**3 / 3 + 2 * m * p * p + 2 * m * n * p)
             total += 2 * m * k * latents
-            if validates(config, spaces):
+            if validates(config, spaces) and by_rows(config):
+                fold = n**3 / 3 + 2 * n**3 if ridge.dual_is_cheaper(n, p, m) else p * p * n + p**3 / 3
+                errors = 2 * n * n * p + 2 * n * k * k
+                total += len(candidates(config, spaces)) * (settings.folds * fold + errors)
+            elif validates(config, spaces):
                 s = min(settings.stimuli, k)
                 folds = 1 if settings.method == "leave_one_out" else settings.folds
                 total += len(candidates(config, spaces)) * (folds * n**3 / 3 + 2 * s * n * n)
             for space in spaces:
                 of = config.ridge_of(space)
                 if validates(config, (space,)):
-                    s, tried = min(settings.stimuli, k), len(candidates(config, (space,)))
+                    s = k if by_rows(config) else min(settings.stimuli, k)
+                    tried = len(candidates(config, (space,)))
                     voting = min(settings.columns, lengths[space]) if of.choose == "per_space" else lengths[space]
                     total += 2 * s * k * (tried * voting if of.choose != "fixed" else lengths[space])
                 if of.weights:
@@ -260,10 +266,12 @@ class _Reckoning:
             m, k = counts.test_stimuli(subject), counts.train_stimuli(subject)
             for design, spaces in designs(config).items():
                 n, p = counts.train_rows(subject, design.rows), counts.design_voxels(subject, design)
-                held = min(config.ridge.validation.stimuli, k) if validates(config, spaces) else 0
-                held *= math.ceil(n / k)
+                held = min(config.ridge.validation.stimuli, k) * math.ceil(n / k)
+                if by_rows(config):
+                    held = min(n, k)
+                held = held if validates(config, spaces) else 0
                 dual, tried = ridge.dual_is_cheaper(n, p, m), len(candidates(config, spaces))
-                extents[f"{subject}, {design.name}"] = Extent(n, m, p, held, tried, dual, k)
+                extents[f"{subject}, {design.name}"] = Extent(n, m, p, held, tried, dual, k, by_rows(config))
         columns = 0
         for space in config.spaces:
             shape = counts.shape(space)
@@ -285,9 +293,9 @@ class _Reckoning:
             return self.row("reconstruct", "no painter", "", 0.0, BASE)
         painted, flop = 0, 0.0
         for settings in painters.values():
-            painted += len([variant for variant in settings.variants if variant != "only_vdvae"])
+            painted += settings.pictures * len([variant for variant in settings.variants if variant != "only_vdvae"])
             an_image = sum(networks.painting(v, settings.steps, settings.strength) for v in settings.variants)
-            flop += tests * (networks.guessing + an_image)
+            flop += tests * (networks.guessing + settings.pictures * an_image)
         speed, text = self.speed(
             "reconstruct",
             lambda: self.rate("gpu") * self.rate("painting on gpu"),
@@ -308,7 +316,8 @@ class _Reckoning:
 
     def evaluate(self) -> StagePlan:
         tests = sum(pictures(self.config, self.sizes).values())
-        made = tests * sum(len(painter.variants) for painter in self.config.painters.values())
+        painters = self.config.painters.values()
+        made = tests * sum(len(of.variants) * (of.pictures if of.select == "all" else 1) for of in painters)
         looked = (made + self.sizes.test) * len(self.judges) / len(JUDGES)
         settings, at_once = self.config.execution.evaluate, self.parallel("evaluate")
         if settings.gpus:

@@ -43,8 +43,11 @@ class Painting(Protocol):
         text: np.ndarray | None,
         subject: str,
         nsd_ids: Sequence[int],
+        pictures: Sequence[int] | None = None,
     ) -> Any:
-        """What `paint_prepared` needs; what a variant leaves out is None."""
+        """What `paint_prepared` needs; what a variant leaves out is None. `pictures`: which of several pictures of its
+        stimulus each row is, from 0: its noise is another one. None: all are the first.
+        """
 
     def paint_prepared(self, inputs: Any) -> np.ndarray:
         """Reconstructions (n, s, s, 3) uint8."""
@@ -86,7 +89,7 @@ class PainterKind(ABC):
 
     def variant_settings(self, variant: str) -> dict[str, object]:
         """The settings that shape pictures of a variant."""
-        return {} if variant in self.enlarges else content(self.settings)
+        return {} if variant in self.enlarges else content(self.settings, "painting")
 
     def guess_arithmetic(self) -> Mapping[str, object]:
         """What decides how guesses round (`NetworkSettings.arithmetic`)."""

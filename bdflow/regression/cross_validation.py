@@ -1,13 +1,15 @@
-"""Predictions of training stimuli from models that were fitted without them: leave-one-out, exactly, and k-fold."""
+"""Predictions of training stimuli from models that were fitted without them: leave-one-out, exactly, and k-fold, by
+stimuli or by rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_numpy_array
 
-from bdflow.regression.ridge import Array, System, take
+from bdflow.regression.grouping import Grouping
+from bdflow.regression.ridge import Array, Primal, System, take
 
 
 def leave_one_out(system: System, rows: np.ndarray, alphas: Sequence[float], intercept: bool = True) -> Iterator[Array]:
@@ -91,6 +93,72 @@ def leave_group_out(
             solved = xp.linalg.solve(xp.eye(len(rows), dtype=hat.dtype) - inside, rest)
             found.append(xp.mean(solved, axis=0))
         yield xp.stack(found)
+
+
+def k_fold_errors(
+    system: System, alphas: Sequence[float], fold: np.ndarray, grouping: Grouping, intercept: bool = True
+) -> Iterator[Array]:
+    """How far k-fold predictions of all training rows are off, as matrices E over stimuli: the column sums of (E @ Y)^2
+    are the mean squared errors of the targets Y (s, t), averaged over the folds.
+
+    Rows whose fold is left out are predicted from all others, whichever stimulus they are of: what scikit-learn's and
+    himalaya's RidgeCV do. Where there are more rows than stimuli, E is the triangular factor of the errors, which has
+    the same sums of squares.
+
+    Parameters
+    ----------
+    system : of the n training rows.
+    alphas : ridge penalties, each > 0.
+    fold : number of each training row's fold, shape (n,).
+    grouping : which rows are of which of the s stimuli.
+    intercept : whether each fold's model has one.
+
+    Yields
+    ------
+    E, shape (min(n, s), s).
+
+    Raises
+    ------
+    ValueError : as `hat_matrices`; a fold that leaves no training row.
+    """
+    stimuli = np.arange(len(grouping.counts))
+    numbers, stimulus = np.unique(fold), np.repeat(stimuli, grouping.counts)
+    grams: dict[int, Array] = {}
+    for alpha in alphas:
+        errors = []
+        for number in numbers.tolist():
+            kept, left_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+            if not kept.size:
+                raise ValueError(f"fold {number} holds all {system.n} training rows")
+            inner, right = system.without(kept, left_out)
+            known = Grouping(stimulus[kept])
+            if isinstance(inner, Primal):  # rows of a stimulus are added up before they are multiplied, not after
+                if number not in grams:
+                    grams[number] = inner.gram
+                (hat,) = Primal(known.sum_rows(inner.train), grams[number], intercept=False).hat_matrices(
+                    right, [alpha]
+                )
+            else:
+                (hat,) = (known.sum_columns(each) for each in inner.hat_matrices(right, [alpha]))
+            xp = array_namespace(hat)
+            if intercept and inner.intercept:
+                hat = hat + xp.asarray((known.counts / len(kept)).astype(str(hat.dtype)))
+            absent = np.setdiff1d(stimuli, known.ids)
+            nothing = xp.zeros((len(left_out), len(absent)), dtype=hat.dtype)
+            back = np.argsort(np.concatenate([known.ids, absent]))
+            predicted = take(xp.concat([hat, nothing], axis=1), back, 1)
+            own = xp.asarray(stimulus[left_out])[:, None] == xp.asarray(stimuli)[None, :]
+            errors.append((xp.astype(own, hat.dtype) - predicted) / float(np.sqrt(len(numbers) * len(left_out))))
+        together = xp.concat(errors)
+        del errors, predicted, hat, own
+        yield _triangle(together) if together.shape[0] > together.shape[1] else together
+
+
+def _triangle(values: Array) -> Array:
+    """R of a QR decomposition of (n, s), n > s: R' R = values' values."""
+    if is_numpy_array(values):
+        return np.linalg.qr(values, mode="r")
+    return array_namespace(values).linalg.qr(values)[1]
 
 
 def k_fold(

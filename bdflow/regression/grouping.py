@@ -77,6 +77,10 @@ class Grouping:
                 found[:, having] += part
         return found
 
+    def sum_rows(self, values: Array) -> Array:
+        """(n, p) over rows to (s, p) over stimuli: rows of a stimulus added up."""
+        return values if self.trivial else self.sum_columns(values.T).T
+
     def groups(self, stimuli: np.ndarray) -> Iterator[np.ndarray]:
         """Rows of each of these stimuli, given by their positions."""
         return (self.rows(int(stimulus)) for stimulus in stimuli)

@@ -17,7 +17,8 @@ WIDTHS = (4096, 2048, 1024, 512)
 @dataclass(frozen=True)
 class Extent:
     """One subject's problem: training rows and test stimuli, voxels, rows and penalties of cross-validation, whether
-    the kernel of rows is solved (`dual`) or the covariance of voxels; training stimuli, where rows are single trials.
+    the kernel of rows is solved (`dual`) or the covariance of voxels; training stimuli, where rows are single trials;
+    whether cross-validation multiplies errors, one penalty after the other (`one_by_one`), or all predictions at once.
     """
 
     train: int
@@ -27,6 +28,7 @@ class Extent:
     alphas: int
     dual: bool
     stimuli: int | None = None
+    one_by_one: bool = False
 
     @property
     def targets(self) -> int:
@@ -72,7 +74,7 @@ def plan(
     """
     whole = {"system": max(_whole(extent, voxels) for extent in extents.values())}
     hats = sum(4 * (e.test + e.held_out) * e.targets * e.alphas for e in extents.values())
-    rows = max(e.test + e.held_out * (1 + e.alphas) for e in extents.values())
+    rows = max(e.test + e.held_out * (1 if e.one_by_one else 1 + e.alphas) for e in extents.values())
 
     def predictions(piece_rows: int) -> int:
         return _with_base(hats + columns * (10 * piece_rows + 12 * rows))

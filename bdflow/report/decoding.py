@@ -12,7 +12,7 @@ from bdflow.report.page import Row, Table, number
 from bdflow.report.plots import Line, Plot, heat_maps, histograms, lines
 from bdflow.stores import Store
 from bdflow.study import keys
-from bdflow.study.designs import averaged_design, chosen_spaces, design_of
+from bdflow.study.designs import averaged_design, by_rows, chosen_spaces, design_of
 from bdflow.study.keys import SHARED
 from bdflow.study.stage import MEAN, Context
 from bdflow.study.target_reader import layers_of
@@ -156,11 +156,23 @@ def _patch_plot(title: str, by_token: Mapping[str, np.ndarray]) -> Plot:
     return heat_maps(title, patches, "r", note)
 
 
+LEAKS = (
+    "Folds are runs of trials, as in RidgeCV: trials of one stimulus lie in several folds, so a penalty is judged by "
+    "stimuli that its model has seen, and comes out too small."
+)
+
+
 def alpha_plots(context: Context, stores: Stores) -> list[Plot]:
     """Cross-validated scores over the penalties tried, where regress chose among several."""
     plots = []
+    score_name = "error (minus the mean square)" if by_rows(context.config) else "R²"
     for space in context.config.spaces:
         series = []
+        note = "Over the latents that were drawn. The stroke marks the penalty chosen for the whole space. "
+        if not by_rows(context.config):
+            note += "All rows of a stimulus were left out together."
+        elif context.config.ridge_of(space).rows == "trials":
+            note += LEAKS
         for colour, subject in enumerate(context.subjects):
             path = keys.selection(subject, space)
             if path not in stores:
@@ -174,12 +186,12 @@ def alpha_plots(context: Context, stores: Stores) -> list[Plot]:
         if series:
             plots.append(
                 lines(
-                    f"{space}: cross-validated R² by penalty",
+                    f"{space}: cross-validated {score_name} by penalty",
                     series,
                     "alpha",
-                    "mean R²",
+                    f"mean {score_name}",
                     logarithmic=True,
-                    note="Over the latents that were drawn. The stroke marks the penalty chosen for the whole space.",
+                    note=note,
                 )
             )
     return plots

@@ -21,6 +21,7 @@ from bdflow.study import keys
 from bdflow.study.keys import SHARED
 from bdflow.study.painting import picture_label, pictures_of, spaces_of
 from bdflow.study.parts import Joined
+from bdflow.study.selection import Selected, selected
 from bdflow.study.stage import Context
 from bdflow.study.target_reader import layers_of
 
@@ -124,8 +125,9 @@ def score_figure(scores: Scores, *, comparable: bool) -> Figure:
                 axis.plot([found.low, found.high], [y, y], color=colour, lw=1)
                 axis.plot(found.mean, y, "o", ms=3, color=colour, label=label(row) if not v else None)
         for v, variant in enumerate(scores.variants):
-            known = published.score(published.TABLE_2[variant], metric)
-            if comparable and known is not None:
+            in_table = published.TABLE_2.get(variant) if comparable else None
+            known = None if in_table is None else published.score(in_table, metric)
+            if known is not None:
                 axis.plot(known, v, "x", color="black", ms=5, label=None if v else "published, subj01")
         axis.set_title(f"{metric} {'↓' if scores.lower_is_better(metric) else '↑'}")
         axis.grid(axis="x", color="#dddddd", lw=0.6)
@@ -158,9 +160,13 @@ def distribution_figure(scores: Scores) -> Figure:
     return figure
 
 
-def _image(store: Store | Joined, nsd_id: int) -> np.ndarray | None:
+def _image(made: Store | Joined | Selected, nsd_id: int) -> np.ndarray | None:
+    store = made.images if isinstance(made, Selected) else made
     at = np.flatnonzero(store.read("nsd_id") == nsd_id)
-    return store.read("image", {"stimulus": slice(int(at[0]), int(at[0]) + 1)})[0] if at.size else None
+    if not at.size:
+        return None
+    rows = slice(int(at[0]), int(at[0]) + 1)
+    return made.shown(rows)[0] if isinstance(made, Selected) else made.read("image", {"stimulus": rows})[0]
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], titles: Sequence[str] = ()) -> Figure:
@@ -184,20 +190,22 @@ def subject_figure(context: Context, stores: Stores, scores: Scores, chosen: Seq
     """Photo, guess of the first subject, and everyone's reconstructions in the first variant."""
     config, first = context.config, scores.subjects[0]
     painter, variant = pictures_of(config)[0]
-    rows: list[tuple[str, Store | Joined]] = [("shown", photos(context, stores))]
+    rows: list[tuple[str, Store | Joined | Selected]] = [("shown", photos(context, stores))]
     if "guess" in spaces_of(config, painter):
         rows.append((f"{first}, guess", stores[keys.guesses(painter, first)]))
-    rows += [(label(subject), stores[keys.reconstructions(painter, subject, variant)]) for subject in scores.subjects]
+    for subject in scores.subjects:
+        rows.append((label(subject), selected(config, stores.__getitem__, painter, subject, variant)))
     return sheet([(name, [_image(store, i) for i in chosen]) for name, store in rows])
 
 
 def variant_figure(context: Context, stores: Stores, scores: Scores, chosen: Sequence[int]) -> Figure:
     """Photo and every variant of the first subject."""
     first = scores.subjects[0]
-    rows: list[tuple[str, Store | Joined]] = [("shown", photos(context, stores))]
+    rows: list[tuple[str, Store | Joined | Selected]] = [("shown", photos(context, stores))]
     for painter, variant in pictures_of(context.config):
         named = picture_label(context.config, painter, variant)
-        rows.append((f"{first}, {named}", stores[keys.reconstructions(painter, first, variant)]))
+        made = selected(context.config, stores.__getitem__, painter, first, variant)
+        rows.append((f"{first}, {named}", made))
     return sheet([(name, [_image(store, i) for i in chosen]) for name, store in rows])
 
 

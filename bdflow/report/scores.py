@@ -114,6 +114,29 @@ class Scores:
             if full in self.variants and variant != full and not self.missing[m]
         }
 
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """The variant that stands for each painter: `full`, or its first; none where there is one painter alone."""
+        by_painter: dict[str, str] = {}
+        for variant in self.variants:
+            painter, slash, name = variant.rpartition("/")
+            if slash and (painter not in by_painter or name == "full"):
+                by_painter[painter] = variant
+        return tuple(by_painter.values()) if len(by_painter) > 1 else ()
+
+    @cached_property
+    def between_systems(self) -> dict[tuple[str, str, str, str], Difference]:
+        """(row, system, other, metric) -> how two systems differ on the stimuli that both painted."""
+        return {
+            (row, a, b, metric): difference(
+                self.of(row)[self.variants.index(a), m], self.of(row)[self.variants.index(b), m]
+            )
+            for row in self.rows
+            for a, b in combinations(self.systems, 2)
+            for m, metric in enumerate(self.metrics)
+            if not self.missing[m]
+        }
+
     @cached_property
     def contrasts(self) -> dict[tuple[str, str, str], Difference]:
         """(subject, other, metric) -> how two subjects differ in the first variant, on stimuli both have."""
@@ -135,7 +158,8 @@ class Scores:
             for m, metric in enumerate(self.metrics)
         ]
         differences = [
-            *[[row, variant, row, "full", metric, *found] for (row, variant, metric), found in self.ablations.items()],
+            *[[row, v, row, full_of(v), metric, *found] for (row, v, metric), found in self.ablations.items()],
+            *[[row, a, row, b, metric, *found] for (row, a, b, metric), found in self.between_systems.items()],
             *[[a, self.variants[0], b, self.variants[0], m, *found] for (a, b, m), found in self.contrasts.items()],
         ]
         return {

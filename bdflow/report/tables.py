@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,11 @@ def page(
             ("seed", str(config.seed)),
         ),
         scores=[table_1(scores, comparable=comparable), table_2(scores, comparable=comparable)],
-        comparisons=[table for table in (other_subjects(scores), ablations(scores), contrasts(scores)) if table.groups],
+        comparisons=[
+            table
+            for table in (other_subjects(scores), systems(scores), ablations(scores), contrasts(scores))
+            if table.groups
+        ],
         distributions=distributions(scores, comparable=comparable),
         decoding=decoding.tables(context, stores),
         decoding_plots=decoding.plots(context, stores),
@@ -126,17 +131,24 @@ def _published(scores: Scores, text: str, known: published.Scores) -> Row | None
 
 
 def table_1(scores: Scores, *, comparable: bool) -> Table:
-    """All subjects in the first variant, beside Table 1."""
-    variant = scores.variants[0]
-    kinds = {AVERAGE: "average"}
-    rows = [_row(scores, row, variant, label(row), kinds.get(row, "run")) for row in scores.rows]
-    if variant == "full":
+    """All subjects in the first variant, or in that of each painter, beside Table 1."""
+    kinds, shown = {AVERAGE: "average"}, scores.systems or scores.variants[:1]
+    groups = []
+    for variant in shown:
+        rows = [_row(scores, row, variant, label(row), kinds.get(row, "run")) for row in scores.rows]
+        groups.append((variant if scores.systems else "", rows))
+    if all(variant == full_of(variant) for variant in shown):
         found = [_published(scores, name, known) for name, known in published.TABLE_1.items()]
-        rows += [row for row in found if row is not None]
+        beside = [row for row in found if row is not None]
+        if scores.systems and beside:
+            groups.append(("published", beside))
+        else:
+            groups[0][1].extend(beside)
     return Table(
-        f"Table 1. Agreement of the reconstructions with the photos, {variant}",
+        "Table 1. Agreement of the reconstructions with the photos"
+        + ("" if scores.systems else f", {scores.variants[0]}"),
         ["", *_columns(scores), "n"],
-        [("", rows)],
+        groups,
         " ".join([f"Mean over the test stimuli; below it its {INTERVAL}.", *_notes(scores, comparable)]),
     )
 
@@ -216,6 +228,24 @@ def ablations(scores: Scores) -> Table:
         ["variant minus full", *_columns(scores)],
         groups if scores.ablations else [],
         f"Mean difference, and p of a {TEST}.",
+    )
+
+
+def systems(scores: Scores) -> Table:
+    """The painters against each other."""
+    groups = []
+    for row in scores.rows if scores.systems else ():
+        rows = [_row(scores, row, of, of) for of in scores.systems]
+        for a, b in combinations(scores.systems, 2):
+            found = (scores.between_systems.get((row, a, b, metric)) for metric in scores.metrics)
+            both = np.isfinite(scores.of(row)[[scores.variants.index(a), scores.variants.index(b)]]).all(axis=0)
+            rows.append(Row([f"{a} minus {b}", *map(_difference, found), str(int(both.any(axis=0).sum()))]))
+        groups.append((label(row), rows))
+    return Table(
+        "Systems on the same stimuli",
+        ["", *_columns(scores), "n"],
+        groups,
+        f"Means with their {INTERVAL}; mean difference over the stimuli both painted, and p of a {TEST}.",
     )
 
 

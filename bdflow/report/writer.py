@@ -27,6 +27,7 @@ from bdflow.stores.store import disk_full_as_error
 from bdflow.study import keys, parts
 from bdflow.study.painting import picture_label, pictures_of, spaces_of
 from bdflow.study.parts import Joined
+from bdflow.study.selection import Selected, selected, stores_of_pictures
 from bdflow.study.stage import Context
 
 MARKER = "bdflow-report.json"
@@ -88,7 +89,7 @@ def read_stores(context: Context) -> dict[str, Store]:
             paths.append(keys.metrics(painter, subject))
             if "guess" in spaces_of(config, painter):
                 paths.append(keys.guesses(painter, subject))
-        paths += [keys.reconstructions(painter, subject, variant) for painter, variant in pictures_of(config)]
+            paths += stores_of_pictures(config, painter, subject)
     return {path: context.ready(path) for path in paths}
 
 
@@ -160,7 +161,7 @@ class _Pictures:
                 self._thumbnails(self.stores[keys.guesses(painters[0], subject)], subject, "-guess")
             for painter, variant in pictures_of(self.config):
                 suffix = picture_label(self.config, painter, variant).replace("/", "-")
-                made = self.stores[keys.reconstructions(painter, subject, variant)]
+                made = selected(self.config, self.stores.__getitem__, painter, subject, variant)
                 self._thumbnails(made, subject, f"-{suffix}")
 
     def weight(self) -> str:
@@ -169,14 +170,17 @@ class _Pictures:
             f"each is at most {self.pixels} px: the stores hold them in full size."
         )
 
-    def _thumbnails(self, store: Store | Joined, folder: str, suffix: str, rows: np.ndarray | None = None) -> None:
+    def _thumbnails(
+        self, made: Store | Joined | Selected, folder: str, suffix: str, rows: np.ndarray | None = None
+    ) -> None:
+        store = made.images if isinstance(made, Selected) else made
         ids = store.read("nsd_id")
         rows = np.arange(len(ids)) if rows is None else rows
         place = self.folder / "images" / folder
         place.mkdir(parents=True, exist_ok=True)
         for start, stop in pairwise([*range(0, len(rows), BLOCK), len(rows)]):
             block = rows[start:stop]
-            images = store.read("image", {"stimulus": block})
+            images = made.shown(block) if isinstance(made, Selected) else made.read("image", {"stimulus": block})
             thumbnails = self.pool.map(thumbnail, images, [self.pixels] * len(images))
             for nsd_id, data in zip(ids[block].tolist(), thumbnails, strict=True):
                 (place / f"nsd{nsd_id:05d}{suffix}.webp").write_bytes(data)

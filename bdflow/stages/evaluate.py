@@ -18,13 +18,22 @@ from bdflow.config import Config, content
 from bdflow.datasets.nsd import identity
 from bdflow.errors import NotAtHand
 from bdflow.metrics import image_metrics
-from bdflow.models.judges.weights import BUNDLE_CLIP, DISTANCES, JUDGE_OF, JUDGES, Weights, find_weights
+from bdflow.models.judges.weights import (
+    BUNDLE_CLIP,
+    DISTANCES,
+    JUDGE_OF,
+    JUDGES,
+    Weights,
+    distractors_of,
+    find_weights,
+)
 from bdflow.models.weights.bundle import open_bundle
 from bdflow.stores import Store, Study, text
 from bdflow.study import catalog, keys, parts, scoring
 from bdflow.study.graph import Counts, StoreDecl
 from bdflow.study.parts import Joined
 from bdflow.study.scoring import PIXELS
+from bdflow.study.selection import Selected, selected, stores_of_pictures
 from bdflow.study.stage import TRUE, Context, Stage, Step, Work, missing_in_any, painted, pairs
 
 if TYPE_CHECKING:
@@ -92,12 +101,13 @@ class Evaluate(Stage):
             yield StoreDecl(keys.judge(metric), layout, about, inputs, shown, chunks, rounding)
         for painter, of in config.painters.items():
             for subject in painted(config, config.subjects):
-                pictures = tuple(keys.reconstructions(painter, subject, variant) for variant in of.variants)
+                pictures = tuple(stores_of_pictures(config, painter, subject))
                 similarities = keys.similarities(painter, subject)
                 if seen:
                     settings = {
                         "variants": list(of.variants),
                         "metrics": seen,
+                        "select": of.select,
                     }
                     upstream = (*pictures, *(keys.judge(metric) for metric in seen))
                     layout = partial(_similarities, config, painter, subject, len(seen))
@@ -109,6 +119,7 @@ class Evaluate(Stage):
                     "variants": list(of.variants),
                     "evaluate": content(config.evaluate, "metrics"),
                     "missing": missing(config, weights),
+                    "select": of.select,
                 }
                 shown = parts.stimuli(parts.of_pictures(config, subject))
                 upstream = (*shown, *pictures, *((similarities,) if seen else ()))
@@ -125,11 +136,9 @@ class Evaluate(Stage):
         if seen:
             shown = parts.stimuli(parts.of_tests(config))
             yield Step("photos judged", "blocks of photos", shown, judges, partial(_start_judges, context))
-        for painter, of in config.painters.items():
+        for painter in config.painters:
             named = f" ({painter})" if len(config.painters) > 1 else ""
-            pictures = tuple(
-                keys.reconstructions(painter, s, variant) for s in context.painted for variant in of.variants
-            )
+            pictures = tuple(key for s in context.painted for key in stores_of_pictures(config, painter, s))
             similarities = tuple(keys.similarities(painter, s) for s in context.painted) if seen else ()
             if seen:
                 yield Step(
@@ -209,9 +218,9 @@ def _start_judges(context: Context) -> Work:
     return Work(missing_in_any(stores.values()), partial(PhotoJudge, _load(context.config), stimuli, stores))
 
 
-def _images_of(context: Context, painter: str) -> dict[tuple[str, str], Store]:
+def _images_of(context: Context, painter: str) -> dict[tuple[str, str], Selected]:
     return {
-        (subject, variant): context.ready(keys.reconstructions(painter, subject, variant))
+        (subject, variant): selected(context.config, context.ready, painter, subject, variant)
         for subject in context.painted
         for variant in context.config.painters[painter].variants
     }
@@ -223,7 +232,7 @@ def _start_similarities(context: Context, painter: str) -> Work:
     judges = {metric: context.ready(keys.judge(metric)) for metric in judged(config, weights_of(config))}
     stores = {}
     for subject in context.painted:
-        own = images[subject, variants[0]].read("nsd_id")
+        own = images[subject, variants[0]].images.read("nsd_id")
         given = {"variant": text(variants), "metric": text(judges), "nsd_id": own, "photo_nsd_id": own}
         stores[subject] = context.declare(keys.similarities(painter, subject), given)
     return Work(pairs(stores), partial(Comparer, _load(config), variants, judges, images, stores))
@@ -238,7 +247,7 @@ def _start_metrics(context: Context, painter: str) -> Work:
         similarities = {subject: context.ready(keys.similarities(painter, subject)) for subject in context.painted}
     stores = {}
     for subject in context.painted:
-        own = images[subject, variants[0]].read("nsd_id")
+        own = images[subject, variants[0]].images.read("nsd_id")
         lonely = {m: "two-way identification needs at least two photos" for m in names if m not in ALONE}
         gaps = (lonely if len(own) < 2 else {}) | missing(config, weights)
         given = {
@@ -287,7 +296,7 @@ class Comparer:
         load: Callable[[], Panel],
         variants: Sequence[str],
         judges: Mapping[str, Store],
-        images: Mapping[tuple[str, str], Store],
+        images: Mapping[tuple[str, str], Selected],
         stores: Mapping[str, Store],
     ) -> None:
         self.panel, self.variants, self.images, self.stores = load(), variants, images, stores
@@ -314,12 +323,16 @@ class Comparer:
             self.subject, self.rows = subject, judge.rows("nsd_id", store.read("photo_nsd_id"))
         region = store.spec.region(store.sizes, partition)
         variant = self.variants[region["variant"].start]
-        seen = self.panel(self.images[subject, variant].read("image", {"stimulus": region["stimulus"]}))
-        correlation = [
-            (image_metrics.unit(seen[metric]) @ self.photos[metric].T).cpu().numpy()[:, self.rows]
-            for metric in self.judges
-        ]
-        store.write(partition, {"correlation": np.array([correlation], dtype=np.float32)})
+        pictures = self.images[subject, variant].read(region["stimulus"])
+        of_each = [self._correlations(of) for of in np.moveaxis(pictures, 1, 0)]
+        correlation = np.stack(of_each).mean(axis=0, dtype=np.float64)
+        store.write(partition, {"correlation": correlation[None].astype(np.float32)})
+
+    def _correlations(self, pictures: np.ndarray) -> np.ndarray:
+        """(metric, picture, photo) of pictures (n, y, x, 3)."""
+        seen = self.panel(np.ascontiguousarray(pictures))
+        found = [image_metrics.unit(seen[metric]) @ self.photos[metric].T for metric in self.judges]
+        return np.stack([each.cpu().numpy()[:, self.rows] for each in found])
 
 
 class Scorer:
@@ -330,7 +343,7 @@ class Scorer:
         config: Config,
         painter: str,
         stimuli: Joined,
-        images: Mapping[tuple[str, str], Store],
+        images: Mapping[tuple[str, str], Selected],
         similarities: Mapping[str, Store],
         stores: Mapping[str, Store],
     ) -> None:
@@ -365,11 +378,11 @@ class Scorer:
         found = {name: np.full(len(ids), np.nan) for name in scores}
         if wanted:
             truths = self.stimuli.read("image", {"stimulus": self.stimuli.rows("nsd_id", ids)})
-            pictures = self.images[subject, self.variants[region["variant"].start]].read("image", rows)
-            for i, (truth, picture) in enumerate(zip(truths, pictures, strict=True)):
-                resized = image_metrics.at_size(picture, *truth.shape[:2])
+            pictures = self.images[subject, self.variants[region["variant"].start]].read(region["stimulus"])
+            for i, (truth, several) in enumerate(zip(truths, pictures, strict=True)):
+                resized = [image_metrics.at_size(picture, *truth.shape[:2]) for picture in several]
                 for name, score in wanted.items():
-                    found[name][i] = score(truth, resized)
+                    found[name][i] = np.mean([score(truth, picture) for picture in resized])
         return found
 
     def _network_score(self, subject: str, metric: str, region: Mapping[str, slice]) -> np.ndarray:
@@ -380,4 +393,5 @@ class Scorer:
         if metric in DISTANCES:
             return 1 - np.diagonal(store.read("correlation", {**which, "stimulus": rows, "photo": rows})[0, 0])
         correlation = store.read("correlation", which)[0, 0]
-        return image_metrics.identification(correlation, self.config.evaluate.distractors)[rows]
+        rule = distractors_of(metric, self.config.evaluate.distractors)
+        return image_metrics.identification(correlation, rule)[rows]

@@ -140,6 +140,7 @@ def _start_responses(context: Context, kinds: dict[str, Design]) -> Work:
         for kind, design in kinds.items():
             row_ids, row_split, repeats = training_rows(ids, split, shown, design.rows)
             given = {"nsd_id": row_ids, "split": text(row_split), "repeats": repeats}
+            given["trial"] = first_trials(of, row_ids, row_split, design.rows)
             stores[subject, kind] = context.declare(keys.responses(subject, kind), given)
     return Work(pairs(stores), partial(RowMaker, betas, stores, kinds, context.config.dataset.bad_voxels))
 
@@ -164,6 +165,22 @@ def training_rows(
         return ids, split, repeats
     times = np.where(split == "train", repeats, 1)
     return np.repeat(ids, times), np.repeat(split, times), np.repeat(np.where(split == "train", 1, repeats), times)
+
+
+def first_trials(betas: Store, ids: np.ndarray, split: np.ndarray, rows: str) -> np.ndarray:
+    """The trial (row,) of each row of a subject's responses, or the first of those that are averaged; positions in the
+    betas.
+    """
+    usable = np.flatnonzero(trials.usable(betas))
+    shown = betas.read("nsd_id")[usable]
+    order = np.argsort(shown, kind="stable")
+    first = np.searchsorted(shown, ids, sorter=order)
+    if rows == "trials":
+        starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+        number = np.arange(len(ids)) - np.repeat(starts, np.diff([*starts, len(ids)]))
+        first = first + np.where(split == "train", number, 0)
+    found: np.ndarray = usable[order[first]].astype(np.int32)
+    return found
 
 
 def _check_voxels(context: Context, kinds: tuple[str, ...]) -> Work:

@@ -2,7 +2,7 @@
 
 Dimensions: `stimulus` (test stimuli first, each ascending; join by the `nsd_id` coordinate, never by position),
 `trial` (presentations in the order of the scan), `voxel` (of the subject's mask), `token` and `feature` (of a target
-space), `y`, `x`, `rgb` (of a picture).
+space), `picture` (of several that were painted of a stimulus), `y`, `x`, `rgb` (of a picture).
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ def responses(voxels_per_partition: int, rows: str = "averaged", z_scored: bool 
             ArraySpec("missing_trials", ("voxel",), "i4", "trials without a measurement, in no mean", chunks=chunks),
             ArraySpec("clipped_trials", ("voxel",), "i4", "trials whose beta int16 cut off", chunks=chunks),
             ArraySpec("repeats", (dim,), "i2", "number of trials averaged, where the voxel has them all", role="given"),
+            ArraySpec("trial", (dim,), "i4", "trial of the betas, from 0; of an average, the first", role="given"),
             replace(NSD_ID, dims=(dim,)),
             replace(SPLIT, dims=(dim,)),
         ),
@@ -221,8 +222,28 @@ def validation() -> StoreSpec:
     )
 
 
-def selection(shape: Sequence[int], columns: int) -> StoreSpec:
+def validation_by_rows() -> StoreSpec:
+    """Where every training row is predicted, in folds of rows: the errors, not the predictions."""
+    return StoreSpec(
+        "Validation: mean squared errors of cross-validation = column sums of (error @ latents)^2",
+        (
+            ArraySpec(
+                "error",
+                ("alpha", "error_row", "train_stimulus"),
+                "f4",
+                "what predictions of training rows miss, over stimuli, or its triangular factor",
+                chunks={"alpha": 1, "error_row": 512, "train_stimulus": 4096},
+            ),
+            ALPHA,
+            TRAIN_NSD_ID,
+        ),
+        {"alpha": 1},
+    )
+
+
+def selection(shape: Sequence[int], columns: int, *, by_rows: bool = False) -> StoreSpec:
     dims, cut = space_dims(shape), column_blocks(shape, columns)
+    score = "minus the mean squared error, averaged over folds of rows" if by_rows else "cross-validated R^2"
     return StoreSpec(
         "Selection: how well each penalty predicts training stimuli that were left out",
         (
@@ -230,7 +251,7 @@ def selection(shape: Sequence[int], columns: int) -> StoreSpec:
                 "score",
                 ("alpha", *dims),
                 "f4",
-                "cross-validated R^2; not a number where the latent was not drawn",
+                f"{score}; not a number where the latent was not drawn",
                 chunks=cut,
             ),
             ArraySpec("best_alpha", dims, "f4", "penalty with the highest score", chunks=cut),
@@ -338,23 +359,43 @@ def predictions(shape: Sequence[int], columns: int, *, held_out: bool = False) -
     )
 
 
-def images(title: str, per_partition: int, per_chunk: int) -> StoreSpec:
+def guesses(per_partition: int) -> StoreSpec:
+    chunks = {"stimulus": per_partition}
     return StoreSpec(
-        title,
-        (
-            ArraySpec("image", IMAGE_DIMS, "u1", "picture", "sRGB", {"stimulus": per_chunk}, "zstd"),
-            NSD_ID,
-        ),
+        "Guesses: the pictures that painting starts from",
+        (ArraySpec("image", IMAGE_DIMS, "u1", "picture", "sRGB", chunks, "zstd"), NSD_ID),
         {"stimulus": per_partition},
     )
 
 
-def guesses(per_partition: int) -> StoreSpec:
-    return images("Guesses: the pictures that painting starts from", per_partition, per_partition)
-
-
 def reconstructions(per_partition: int) -> StoreSpec:
-    return images("Reconstructions: the pictures that a painter made", per_partition, 1)
+    dims, chunks = ("stimulus", "picture", *IMAGE_DIMS[1:]), {"stimulus": 1, "picture": 1}
+    return StoreSpec(
+        "Reconstructions: the pictures that a painter made, one or several of each stimulus",
+        (ArraySpec("image", dims, "u1", "picture", "sRGB", chunks, "zstd"), NSD_ID),
+        {"stimulus": per_partition},
+    )
+
+
+def selected(per_partition: int) -> StoreSpec:
+    """Which picture of an item agrees most with the latent that was predicted."""
+    chunks = {"variant": 1, "stimulus": per_partition}
+    return StoreSpec(
+        "Selected: which of several pictures of a stimulus agrees most with its predicted latent",
+        (
+            ArraySpec(
+                "agreement",
+                ("variant", "stimulus", "picture"),
+                "f4",
+                "Pearson correlation of the picture's latent with the predicted one; not a number where it is constant",
+                chunks=chunks,
+            ),
+            ArraySpec("best", ("variant", "stimulus"), "i2", "number of the picture, from 0", chunks=chunks),
+            ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
+            NSD_ID,
+        ),
+        {"variant": 1, "stimulus": per_partition},
+    )
 
 
 def judges(metric: str, per_partition: int) -> StoreSpec:

@@ -82,6 +82,11 @@ def validates(config: Config, spaces: tuple[str, ...]) -> bool:
     return bool(chosen_spaces(config, spaces)) or bool(held_out_spaces(config, spaces))
 
 
+def by_rows(config: Config) -> bool:
+    """Whether cross-validation leaves rows out, whichever stimulus they are of, and scores by mean squared errors."""
+    return config.ridge.validation.method == "k_fold_rows"
+
+
 def candidates(config: Config, spaces: tuple[str, ...]) -> list[float]:
     """The penalties that these spaces may get, ascending."""
     found: set[float] = set()

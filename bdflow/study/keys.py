@@ -80,9 +80,14 @@ def reconstructions(painter: str, subject: str, variant: str) -> str:
     return f"reconstructions/{painter}/{subject}/{variant}"
 
 
+def selected(painter: str, subject: str) -> str:
+    """Which of several pictures of an item is the best."""
+    return f"selected/{painter}/{subject}"
+
+
 def judge(metric: str) -> str:
     """What a judging network sees in test photos. A metric such as `AlexNet(2)` becomes `alexnet_2`."""
-    slug = metric.lower().replace(" (", "_").replace("(", "_").replace(")", "").replace("-", "_")
+    slug = metric.lower().replace(" (", "_").replace("(", "_").replace(")", "").replace("-", "_").replace(" ", "_")
     return f"judges/{slug}"
 
 

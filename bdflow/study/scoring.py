@@ -15,7 +15,14 @@ from bdflow.config import PUBLISHED_METRICS
 from bdflow.errors import InputError, os_errors_named
 from bdflow.metrics import image_metrics
 from bdflow.metrics.statistics import Estimate, estimate
-from bdflow.models.judges.weights import DISTANCES, JUDGE_OF, JUDGES, find_weights
+from bdflow.models.judges.weights import (
+    AMONG_RECONSTRUCTIONS,
+    DISTANCES,
+    JUDGE_OF,
+    JUDGES,
+    distractors_of,
+    find_weights,
+)
 from bdflow.user_paths import local_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -30,7 +37,7 @@ def full_name(metric: str, ssim: str, distractors: str) -> str:
     """A metric with its protocol where that is not the paper's, or where there are several to keep apart."""
     if metric == "SSIM":
         return f"SSIM ({ssim})"
-    if metric in PIXELS or metric in DISTANCES or distractors == "photos":
+    if metric in PIXELS or metric in DISTANCES or metric in AMONG_RECONSTRUCTIONS or distractors == "photos":
         return metric
     return f"{metric} (among reconstructions)"
 
@@ -87,7 +94,8 @@ def score(
     ----------
     photos, pictures : uint8 arrays (n, y, x, 3), matched by position; or folders of PNG or JPEG files, matched by the
         name of the file without its suffix. Pictures may have another size than photos.
-    metrics : some of PixCorr, SSIM, AlexNet(2), AlexNet(5), Inception, CLIP, EffNet-B, SwAV.
+    metrics : some of PixCorr, SSIM, AlexNet(2), AlexNet(5), Inception, CLIP, EffNet-B, SwAV, and of Takagi &
+        Nishimoto's (`bdflow.config.TAKAGI_METRICS`), whose distractors are reconstructions.
     ssim : protocol, `paper` or `2d`. distractors : of two-way identification, `photos` or `reconstructions`.
     weights : folder of the judging networks' published weights; None for the caches of torch and Hugging Face. Nothing
         is downloaded: a metric without weights is in `missing`.
@@ -143,7 +151,8 @@ def score(
             if metric in DISTANCES:
                 found[metric] = 1 - (of_made[metric] * of_photos[metric]).sum(axis=1, dtype=np.float64)
             else:
-                found[metric] = image_metrics.identification(of_made[metric] @ of_photos[metric].T, distractors)
+                correlation = of_made[metric] @ of_photos[metric].T
+                found[metric] = image_metrics.identification(correlation, distractors_of(metric, distractors))
     named = {metric: full_name(metric, ssim, distractors) for metric in metrics}
     values = {named[metric]: found[metric] for metric in metrics if metric in found}
     return Scores(

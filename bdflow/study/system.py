@@ -20,7 +20,7 @@ from bdflow.regression.streaming import Scratch
 from bdflow.stores import Provenance, Store, Study
 from bdflow.stores.paths import AnyPath, remove_tree, scratch_folder
 from bdflow.study import catalog, keys
-from bdflow.study.designs import Design, candidates, designs, validates
+from bdflow.study.designs import Design, by_rows, candidates, designs, validates
 
 Pair = tuple[str, Design]  # of a subject
 
@@ -59,16 +59,22 @@ class Solver:
         """Which training rows are of which stimulus."""
         return Grouping(self.responses.read("nsd_id")[self.train])
 
-    def ridge_system(self, keep: bool = False) -> ridge.System | Panels | Streamed:
-        """The system of the training rows; with `keep` it holds its factors, unless it is solved in parts."""
+    def ridge_system(self, keep: bool = False, *, intercept: bool = True) -> ridge.System | Panels | Streamed:
+        """The system of the training rows; with `keep` it holds its factors, unless it is solved in parts. Without
+        `intercept`, folds of it are not centred anew.
+        """
         if not self.dual:
             gram = to_device(self.system.read("gram"), self.device)
             if not self.plan.whole:
                 return Streamed(self, gram)
-            return ridge.Primal(to_device(self._voxels()[self.train], self.device), gram, keep)
+            return ridge.Primal(to_device(self._voxels()[self.train], self.device), gram, keep, intercept)
         if not self.plan.whole:
             return Panels(self)
-        return ridge.Dual(to_device(self.kernel_rows(np.flatnonzero(self.train)), self.device), keep)
+        return ridge.Dual(to_device(self.kernel_rows(np.flatnonzero(self.train)), self.device), keep, intercept)
+
+    def trial_order(self) -> np.ndarray:
+        """Positions of the training rows in the order of presentation, of averages by the first."""
+        return np.argsort(self.responses.read("trial")[self.train], kind="stable")
 
     def of_test(self) -> Any:
         """What the system's `hat_matrices` takes for the test stimuli."""
@@ -276,15 +282,18 @@ def extent_of(config: Config, spaces: tuple[str, ...], responses: Store, voxels:
     test = responses.read("split") == "test"
     grouping = Grouping(responses.read("nsd_id")[~test])
     rows, tests, stimuli = int((~test).sum()), int(test.sum()), len(grouping.counts)
-    held_out = min(config.ridge.validation.stimuli, stimuli) if validates(config, spaces) else 0
+    held_out = min(config.ridge.validation.stimuli, stimuli) * int(grouping.counts.max())
+    if by_rows(config):
+        held_out = min(rows, stimuli)
     return Extent(
         rows,
         tests,
         voxels,
-        held_out * int(grouping.counts.max()),
+        held_out if validates(config, spaces) else 0,
         len(candidates(config, spaces)),
         ridge.dual_is_cheaper(rows, voxels, tests),
         stimuli,
+        by_rows(config),
     )
 
 
@@ -304,4 +313,4 @@ def plan_of(config: Config, extents: dict[str, Extent], shapes: Sequence[tuple[i
 def folds(config: Config) -> bool:
     """Whether there is cross-validation by folds, which needs systems whole."""
     validated = any(validates(config, spaces) for spaces in designs(config).values())
-    return validated and config.ridge.validation.method == "k_fold"
+    return validated and config.ridge.validation.method != "leave_one_out"

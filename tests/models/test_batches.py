@@ -112,7 +112,7 @@ def test_each_stage_of_painting_finds_its_own_size(
     vision = rng.standard_normal((7, 65, 48)).astype(np.float32) * 0.15
     options = PaintOptions(steps=4)
     roomy = Painter("tiny", options=options)
-    text = rng.standard_normal((7, *roomy.spaces["clip_text"])).astype(np.float32) * 0.15
+    text = rng.standard_normal((7, *roomy.bundle.spaces["clip_text"])).astype(np.float32) * 0.15
     guesses = roomy.guess(latents, "subj01", IDS)
     painted = roomy.paint(guesses, vision, text, "subj01", IDS)
 
@@ -137,7 +137,7 @@ def test_pictures_do_not_depend_on_what_is_painted_beside_them() -> None:
     rng = np.random.default_rng(4)
     painter = Painter("tiny", options=PaintOptions(steps=4), sizes=BatchSizes(4, 4, 4, 4, fixed=True))
     latents = rng.standard_normal((7, 1988)).astype(np.float32) * 0.5
-    vision = rng.standard_normal((7, *painter.spaces["clip_vision"])).astype(np.float32) * 0.15
+    vision = rng.standard_normal((7, *painter.bundle.spaces["clip_vision"])).astype(np.float32) * 0.15
     guesses = painter.guess(latents, "subj01", IDS)
     painted = painter.paint(guesses, vision, None, "subj01", IDS)
     for rows in ([6], [3, 0], [6, 5, 3, 2, 1, 0], [5, 6, 4, 3, 2]):

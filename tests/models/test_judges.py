@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
+from bdflow.config import TAKAGI_METRICS
 from bdflow.errors import InputError
 from bdflow.models.judges import weights
 from bdflow.models.judges.networks import bundle_clip, load_network, load_panel
@@ -51,11 +52,11 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def as_the_authors(pictures: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def as_the_authors(pictures: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...], size: int = 224) -> Tensor:
     """The authors' preprocessing: torchvision's transforms on PIL images."""
     from torchvision.transforms import functional
 
-    rows = [functional.to_tensor(functional.resize(Image.fromarray(image), [224, 224])) for image in pictures]
+    rows = [functional.to_tensor(functional.resize(Image.fromarray(image), [size, size])) for image in pictures]
     return torch.stack([functional.normalize(row, list(mean), list(std)) for row in rows])
 
 
@@ -68,6 +69,20 @@ def alexnet(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     for layer in conv[2:]:
         x = torch.relu(nn.functional.conv2d(x, layer.weight, layer.bias, padding=1))
     return {"AlexNet(2)": second, "AlexNet(5)": x}
+
+
+def takagi_alexnet(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Behind the pooling, and the second fully connected layer after its ReLU."""
+    seen = alexnet(model, x)
+    second, fifth = (nn.functional.max_pool2d(seen[f"AlexNet({layer})"], 3, 2) for layer in (2, 5))
+    pooled = nn.functional.adaptive_avg_pool2d(fifth, (6, 6)).flatten(1)
+    linear = [layer for layer in model.classifier if isinstance(layer, nn.Linear)]
+    fc7 = torch.relu(linear[1](torch.relu(linear[0](pooled))))
+    return {"Takagi AlexNet(2)": second, "Takagi AlexNet(5)": fifth, "Takagi AlexNet(fc7)": fc7}
+
+
+def takagi_inception_v3(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    return {"Takagi Inception": inception_v3(model, x)["Inception"]}
 
 
 def inception_v3(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -98,6 +113,8 @@ STEPS: dict[str, Callable[[nn.Module, Tensor], dict[str, Tensor]]] = {
     "inception_v3": inception_v3,
     "efficientnet_b1": efficientnet_b1,
     "swav": swav,
+    "takagi_alexnet": takagi_alexnet,
+    "takagi_inception_v3": takagi_inception_v3,
 }
 
 
@@ -105,7 +122,8 @@ def published(name: str, folder: Path) -> nn.Module:
     """A network of random weights, and its weights in a file like the published one."""
     from torchvision import models
 
-    if name == "swav":
+    network = JUDGES[name].network
+    if network == "swav":
         model = randomise(models.resnet50())
         content = {f"module.{key}": value for key, value in model.state_dict().items() if not key.startswith("fc.")}
         content |= {
@@ -113,8 +131,8 @@ def published(name: str, folder: Path) -> nn.Module:
             "module.prototypes.weight": torch.ones(9),
         }
     else:
-        options = {"init_weights": False, "transform_input": False} if name == "inception_v3" else {}
-        model = randomise(getattr(models, name)(**options))
+        options = {"init_weights": False, "transform_input": False} if network == "inception_v3" else {}
+        model = randomise(getattr(models, network)(**options))
         content = model.state_dict()
     torch.save(content, folder / JUDGES[name].file)
     return model
@@ -127,7 +145,7 @@ def test_layers_and_preprocessing_are_those_of_the_real_architecture(name, pictu
     assert found == Weights((tmp_path / JUDGES[name].file,))
     judge = load_network(name, found)
     seen = load_panel({name: found})(pictures)
-    x = as_the_authors(pictures, *weights.IMAGENET)
+    x = as_the_authors(pictures, *weights.IMAGENET, JUDGES[name].size)
     with torch.inference_mode():
         expected = STEPS[name](model, x)
     assert set(seen) == set(expected) == set(JUDGES[name].layers)
@@ -192,6 +210,29 @@ def test_clip_vit_l_14_whole(pictures, tmp_path):
     model = clip_folder(tmp_path / "clip-vit-large-patch14", VIT_L_14)
     assert 303e6 < sum(p.numel() for p in model.parameters()) < 305e6
     check_clip(model, tmp_path, pictures)
+
+
+def test_clip_of_takagi_and_nishimoto_takes_hidden_states_and_bicubic_pictures(pictures, tmp_path):
+    """Against transformers' own list of hidden states, of pictures as CLIP's processor brings them to 224 px."""
+    small = VIT_L_14 | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 13, "num_attention_heads": 2}
+    model = clip_folder(tmp_path / "clip-vit-large-patch14", small)
+    found = find_weights("takagi_clip", tmp_path)
+    seen = load_panel({"takagi_clip": found})(pictures)
+    assert set(seen) == set(JUDGES["takagi_clip"].layers)
+    resized = [Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC) for image in pictures]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in OPENAI_CLIP)
+    x = torch.stack([(torch.from_numpy(np.array(one)).permute(2, 0, 1) / 255 - mean) / std for one in resized])
+    with torch.inference_mode():
+        expected = model(pixel_values=x, output_hidden_states=True)
+    layers = {"Takagi CLIP(6)": 6, "Takagi CLIP(12)": 12}
+    wanted = {"Takagi CLIP": expected.image_embeds, **{m: expected.hidden_states[i] for m, i in layers.items()}}
+    for metric, values in wanted.items():
+        values = values.flatten(1)
+        assert seen[metric].shape == values.shape
+        torch.testing.assert_close(seen[metric], values, rtol=1e-4, atol=1e-5 * float(values.abs().max()))
+    assert wanted["Takagi CLIP(6)"][0].numel() == 257 * 32
+    assert JUDGES["takagi_clip"].layers["Takagi CLIP(6)"][1] == 257 * VIT_L_14["hidden_size"]
+    assert not torch.allclose(seen["Takagi CLIP(6)"], seen["Takagi CLIP(12)"])
 
 
 def test_the_clip_of_a_bundle_is_its_own(pictures):
@@ -270,4 +311,5 @@ def test_a_file_of_another_network_is_refused(tmp_path):
 
 
 def test_every_published_metric_has_its_judge():
-    assert set(JUDGE_OF) == {"AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV"}
+    published = {"AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV"}
+    assert set(JUDGE_OF) == published | set(TAKAGI_METRICS) == published | weights.AMONG_RECONSTRUCTIONS

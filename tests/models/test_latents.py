@@ -125,11 +125,11 @@ def test_noise_differs_by_subject_item_and_seed(painter: Painter, latents: dict[
 
 DIGEST = """
 import hashlib, torch
-from bdflow.models.diffusion.draws import draws_of, stack
+from bdflow.models.diffusion.draws import draws_of, items_of, stack
 from bdflow import random
 torch.set_num_threads(1)
 draws = draws_of([(4, 1, 1), (4, 8, 8)], 7, "vdvae prior", ("subj01",), {ids})
-draws.append(stack(random.uniform, (3, 5), 7, "mixture value", ("subj01",), {ids}))
+draws.append(stack(random.uniform, (3, 5), 7, "mixture value", items_of("subj01", {ids})))
 index = {ids}.index(42)
 print(hashlib.sha256(b"".join(d[index].numpy().tobytes() for d in draws)).hexdigest())
 """

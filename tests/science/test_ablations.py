@@ -83,7 +83,7 @@ def scores(study: Path, extractor: FeatureExtractor) -> Scores:
     for folder in sorted((study / "reconstructions/brain_diffuser").glob("*/*/")):
         name = f"{folder.parent.name}/{folder.name}"
         store = Store(study, f"reconstructions/brain_diffuser/{name}")
-        made = store.read("image")
+        made = store.read("image")[:, 0]
         truth = stimuli.read("image", {"stimulus": stimuli.rows("nsd_id", store.read("nsd_id"))})
         pixels = [
             image_metrics.pixcorr(a, image_metrics.at_size(b, *a.shape[:2])) for a, b in zip(truth, made, strict=True)

@@ -93,7 +93,7 @@ def pictures(study: Path, subject: str, variant: str) -> tuple[np.ndarray, np.nd
     """Photos and reconstructions, uint8."""
     store, stimuli = Store(study, f"reconstructions/brain_diffuser/{subject}/{variant}"), whole(study, "stimuli")
     rows = stimuli.rows("nsd_id", store.read("nsd_id"))
-    return stimuli.read("image")[rows], store.read("image")
+    return stimuli.read("image")[rows], store.read("image")[:, 0]
 
 
 def values(study: Path, subject: str, variant: str) -> dict[str, np.ndarray]:
@@ -151,7 +151,7 @@ def test_the_photos_themselves_score_one_and_those_of_others_do_not(settings, st
     for subject, order in (("subj01", np.arange(n)), ("subj02", np.roll(np.arange(n), 1))):
         store = Store(copied / "study.zarr", f"reconstructions/brain_diffuser/{subject}/full")
         size = store.sizes["y"]
-        store.arrays["image"][...] = resize(photos[order], size, BICUBIC)
+        store.arrays["image"][...] = resize(photos[order], size, BICUBIC)[:, None]
     for path in ("similarities", "metrics"):
         shutil.rmtree(copied / "study.zarr" / path)
     run(settings, copied, sections)

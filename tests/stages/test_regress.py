@@ -151,7 +151,7 @@ def test_held_out_statistics_make_a_prediction_independent_of_the_other_test_sti
         )
         np.testing.assert_allclose(store.read("held_out_mean").ravel(), alone.mean(0), atol=1e-3 * y.std())
         np.testing.assert_allclose(store.read("held_out_std").ravel(), alone.std(0), atol=1e-3 * y.std())
-    from bdflow.stages.reconstruct import Latents
+    from bdflow.stages.reconstruct.workers import Latents
 
     predictions = {space: Store(config.study, f"predictions/{SUBJECT}/{space}") for space in SPACES}
     latents = Latents(predictions, dict.fromkeys(predictions, "held_out"))

@@ -33,7 +33,9 @@ def everything(nsd: Path, root: Path) -> dict[str, Any]:
         root,
         ridge={"choose": "per_space", "standardise": "held_out", "weights": True, "validation": {"method": "k_fold"}},
         spaces=spaces(vdvae={"choose": "fixed"}, clip_text={"choose": "fixed", "alpha": None}),
-        painters=painter(variants=["full", "only_vdvae", "no_clip_vision"]),
+        painters=painter(
+            variants=["full", "only_vdvae", "no_clip_vision"], pictures=2, select="best", select_by="clip_vision"
+        ),
         reconstruct={"subject_mean": True, "upper_bound": True},
         evaluate={"metrics": ["PixCorr", "SSIM", "CLIP (bundle)"]},
         roi={"sets": {"areas": ["V1", "mine"]}, "masks": {"mine": {"subj01": str(root / "mask.npy")}}},
@@ -70,6 +72,8 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
         "spaces.vdvae.ridge.intercept": False,
         "spaces.vdvae.ridge.regions": "V1",
         "ridge.regions": "V1 | V2",
+        "ridge.validation.method": "leave_one_out",
+        "painters.brain_diffuser.select_by": "vdvae",
         "painters.brain_diffuser.kind": "bdflow.models.painters:VersatileDiffusionKind",
         "painters.brain_diffuser.guess": "clip_text",
         "painters.brain_diffuser.vision": "clip_text",
@@ -96,6 +100,7 @@ NOT_PLAIN = {
     "networks.bundle",
     *(f"painters.brain_diffuser.{name}" for name in ("kind", "guess", "vision", "text", "variants", "options")),
     "painters.brain_diffuser.guidance_interval",
+    "painters.brain_diffuser.select_by",
 }
 """What has no other value of its type, and of which it is known that it shapes content."""
 
@@ -242,8 +247,8 @@ def test_a_mixing_that_a_variant_does_not_use_leaves_its_pictures(full):
 
 
 ROUNDS = {
-    "features.batch_size": {"targets"},
-    "networks.device": {"targets", "guesses", "reconstructions", "rois", "judges", "similarities"},
+    "features.batch_size": {"targets", "selected"},
+    "networks.device": {"targets", "guesses", "reconstructions", "selected", "rois", "judges", "similarities"},
     "networks.speed.joint_guidance": {"reconstructions", "rois"},
     "networks.speed.cached_conditions": {"reconstructions", "rois"},
     "networks.speed.channels_last": {"reconstructions", "rois"},

@@ -9,7 +9,7 @@ from bdflow.errors import InputError
 from bdflow.models.painters import painter_kind
 from bdflow.models.versatile.unet import VersatileDiffusion
 from bdflow.pipeline import Pipeline
-from bdflow.stages.reconstruct import Reconstruct
+from bdflow.stages.reconstruct.stage import Reconstruct
 from bdflow.stores import Store
 from bdflow.study.painting import packs
 from tests.conftest import SUBJECTS

@@ -15,7 +15,7 @@ from bdflow.datasets.nsd.identity import identity
 from bdflow.datasets.nsd.values import as_stored
 from bdflow.datasets.reader import SessionBetas
 
-ROI_FILES = ("prf-visualrois", "prf-eccrois", "floc-faces", "floc-words", "floc-places", "floc-bodies")
+ROI_FILES = ("prf-visualrois", "prf-eccrois", "floc-faces", "floc-words", "floc-places", "floc-bodies", "streams")
 
 
 class NSDReader:

@@ -13,19 +13,29 @@ Draw = Callable[..., np.ndarray]
 Item = tuple[str | int, ...]
 
 
-def stack(
-    draw: Draw, shape: tuple[int, ...], seed: int, purpose: str, before: Item, nsd_ids: Sequence[int], *after: int
-) -> Tensor:
-    """(n, *shape) draws, each item from its own key (purpose, *before, nsd_id, *after)."""
-    rows = [draw(shape, seed, purpose, *before, int(nsd_id), *after) for nsd_id in nsd_ids]
+def stack(draw: Draw, shape: tuple[int, ...], seed: int, purpose: str, items: Sequence[Item]) -> Tensor:
+    """(n, *shape) draws, each item from its own key (purpose, *item)."""
+    rows = [draw(shape, seed, purpose, *item) for item in items]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros((0, *shape))
+
+
+def items_of(subject: str, nsd_ids: Sequence[int], pictures: Sequence[int] | None = None) -> list[Item]:
+    """What names the noise of each row: subject, stimulus and, for pictures after the first, the picture's number."""
+    numbers = [0] * len(nsd_ids) if pictures is None else pictures
+    return [
+        (subject, int(nsd_id), int(number)) if number else (subject, int(nsd_id))
+        for nsd_id, number in zip(nsd_ids, numbers, strict=True)
+    ]
 
 
 def draws_of(
     shapes: Sequence[tuple[int, ...]], seed: int, purpose: str, before: Item, nsd_ids: Sequence[int]
 ) -> list[Tensor]:
     """Standard-normal draws, one (n, c, h, w) tensor a block."""
-    return [stack(random.normal, shape, seed, purpose, before, nsd_ids, block) for block, shape in enumerate(shapes)]
+    return [
+        stack(random.normal, shape, seed, purpose, [(*before, int(nsd_id), block) for nsd_id in nsd_ids])
+        for block, shape in enumerate(shapes)
+    ]
 
 
 def uint8_images(what: str, images: np.ndarray, n: int) -> np.ndarray:

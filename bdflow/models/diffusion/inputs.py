@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,9 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from bdflow import random
+from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.models.clip import resize
+from bdflow.models.config import BatchSizes
 from bdflow.models.diffusion.batches import pinned
-from bdflow.models.diffusion.draws import one_row_each, stack, uint8_images
+from bdflow.models.diffusion.draws import items_of, one_row_each, stack, uint8_images
+from bdflow.models.diffusion.img2img import PaintBatches
+from bdflow.models.weights.bundle import open_bundle
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -37,23 +43,51 @@ class PaintInputs(Joined):
     encode: Tensor
 
 
-class PictureInputs:
-    """A painter's inputs of a block, made in another thread beside its work.
+class PictureInputs(ABC):
+    """What every painter of a bundle has: its settings, and inputs of a block, made in another thread beside its work.
+    Networks are loaded when they are first needed, and kept.
 
-    Attributes
+    Parameters
     ----------
-    device, seed : where its networks run; of all noise.
-    image_size : pixels a side of a reconstruction.
+    bundle : `tiny` or a directory.
+    device, dtype : where and in which precision the networks run.
+    seed : of all noise, which each item has of its own.
+    options : steps, strength, guidance, mixing, ...
+    speed : how the networks are called.
+    sizes : images a batch in each stage; by default all that are handed in. A batch that does not fit into memory is
+        made smaller, with a warning in the log; where `sizes` are fixed, in half precision, it is an error, since
+        pictures painted in smaller batches differ from those before.
     """
 
-    device: str
-    seed: int
-    image_size: int
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int = 0,
+        options: PaintOptions | None = None,
+        speed: SpeedSettings | None = None,
+        sizes: BatchSizes | None = None,
+    ) -> None:
+        self.bundle, self.device, self.dtype = open_bundle(bundle), device, dtype
+        self.seed, self.options, self.speed = seed, options or PaintOptions(), speed or SpeedSettings()
+        self.batches = PaintBatches(sizes, halve=sizes is None or not sizes.fixed or dtype == "float32")
 
     @property
+    @abstractmethod
+    def guess_size(self) -> int:
+        """Pixels a side of a guess."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Pixels a side of a reconstruction."""
+
+    @property
+    @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
         """(c, h, w) of what is denoised."""
-        raise NotImplementedError
 
     def paint_inputs(
         self,
@@ -62,19 +96,22 @@ class PictureInputs:
         text: np.ndarray | None,
         subject: str,
         nsd_ids: Sequence[int],
+        pictures: Sequence[int] | None = None,
     ) -> PaintInputs:
-        """What `paint_prepared` needs: guesses resized, noise drawn; arguments and errors as of `paint`."""
+        """What `paint_prepared` needs: guesses resized, noise drawn; arguments and errors as of `paint`. `pictures`:
+        the number of each row among several pictures of its stimulus; they share the draw that encodes the guess.
+        """
         resized = None if guesses is None else self.enlarged(guesses, len(nsd_ids))
         for name, array in (("vision", vision), ("text", text)):
             if array is not None:
                 one_row_each(name, array, len(nsd_ids))
-        shape = self.latent_shape
+        shape, start = self.latent_shape, items_of(subject, nsd_ids, pictures)
         return PaintInputs(
             resized,
             None if vision is None else self._pinned(torch.as_tensor(vision)),
             None if text is None else self._pinned(torch.as_tensor(text)),
-            self._pinned(stack(random.normal, shape, self.seed, "diffusion start", (subject,), nsd_ids)),
-            self._pinned(stack(random.normal, shape, self.seed, "guess posterior", (subject,), nsd_ids)),
+            self._pinned(stack(random.normal, shape, self.seed, "diffusion start", start)),
+            self._pinned(stack(random.normal, shape, self.seed, "guess posterior", items_of(subject, nsd_ids))),
         )
 
     def enlarged(self, guesses: np.ndarray, n: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Networks that judge reconstructions: pictures in, features of named layers out (paper, Methods: evaluation).
 
 The architectures are torchvision's (the authors' choice) and, for CLIP, transformers'; a forward hook takes each
-layer. Weights come from files that are already here (`bdflow.models.judges.networks.weights`).
+layer. Weights come from files that are already here (`bdflow.models.judges.weights`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from bdflow.models.weights.networks import build_module, number_positions, parts
 if TYPE_CHECKING:
     from bdflow.models.weights.networks import Part
 
-HEADS = {"alexnet": "classifier", "inception_v3": "fc", "efficientnet_b1": "classifier", "swav": "fc"}
+HEADS = {"alexnet": "classifier.6", "inception_v3": "fc", "efficientnet_b1": "classifier", "swav": "fc"}
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 UNUSED = {"inception_v3": ("AuxLogits.",), "swav": ("projection_head.", "prototypes.")}
 
 
@@ -48,9 +49,9 @@ class Network:
         for metric, (layer, _) in judge.layers.items():
             module.get_submodule(layer).register_forward_hook(self._keep(metric))
 
-    def _keep(self, metric: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            self.seen[metric] = output
+    def _keep(self, metric: str) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            self.seen[metric] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
@@ -68,7 +69,7 @@ class Network:
 
 
 class Panel:
-    """Several judges that look at the same pictures; these are resized once for all judges of one size."""
+    """Several judges that look at the same pictures; these are resized once for all judges of one size and filter."""
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self.networks = networks
@@ -80,11 +81,11 @@ class Panel:
 
     def __call__(self, images: np.ndarray) -> dict[str, Tensor]:
         """Features (n, F) float32 by metric, of uint8 pictures (n, h, w, 3) of any size."""
-        sizes = {network.judge.size for network in self.networks}
-        resized = {size: resize(images, size, Image.Resampling.BILINEAR) for size in sizes}
+        wanted = {(network.judge.size, network.judge.filter) for network in self.networks}
+        resized = {of: resize(images, of[0], FILTERS[of[1]]) for of in wanted}
         found: dict[str, Tensor] = {}
         for network in self.networks:
-            found |= network.features(resized[network.judge.size])
+            found |= network.features(resized[network.judge.size, network.judge.filter])
         return found
 
 
@@ -101,7 +102,8 @@ def load_panel(weights: Mapping[str, Weights], bundle: str | Path | None = None,
 
 def load_network(name: str, weights: Weights, device: str = "cpu") -> Network:
     """One judge of `JUDGES` with its published weights. Raises InputError as `load_panel` does."""
-    if name == "clip":
+    network = JUDGES[name].network
+    if network == "clip":
         roles = zip(("config", "weights"), weights.files, strict=True)
         files = {role: FileEntry(path, path.stat().st_size) for role, path in roles}
         entry = NetworkEntry("clip_vision", "transformers", files)
@@ -109,8 +111,8 @@ def load_network(name: str, weights: Weights, device: str = "cpu") -> Network:
             module = build_module(entry)
         parts = parts_of(entry, module)
     else:
-        module = _torchvision(name)
-        parts = [_part(name, module, weights.files[0])]
+        module = _torchvision(network)
+        parts = [_part(network, module, weights.files[0])]
     action = "put the published file in its place; docs/evaluation.md says which."
     load_into(module, parts, device=device, dtype="float32", action=action)
     number_positions(module, device)
@@ -128,7 +130,7 @@ def _torchvision(name: str) -> nn.Module:
             module.AuxLogits = None
         else:
             module = getattr(models, name)()
-    setattr(module, HEADS[name], nn.Identity())
+    module.set_submodule(HEADS[name], nn.Identity())
     return module
 
 
@@ -160,5 +162,6 @@ def bundle_clip(bundle: str | Path, device: str = "cpu") -> Network:
     tower = open_bundle(bundle).clip_vision(device, "float32")
     steps = tower.processing
     width = tower.model.config.projection_dim
-    judge = Judge({BUNDLE_CLIP: ("visual_projection", width)}, str(bundle), steps.size, steps.mean, steps.std)
+    layers = {BUNDLE_CLIP: ("visual_projection", width)}
+    judge = Judge("clip", layers, steps.size, "bilinear", steps.mean, steps.std)
     return Network(tower.model, judge, device)

@@ -3,19 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bdflow.config import PaintOptions, SpeedSettings
-from bdflow.models.config import BatchSizes
 from bdflow.models.diffusion.draws import one_row_each
-from bdflow.models.diffusion.img2img import PaintBatches
 from bdflow.models.diffusion.inputs import Joined, PaintInputs, PictureInputs
 from bdflow.models.stable_diffusion.unet import StableDiffusion
-from bdflow.models.weights.bundle import open_bundle
 
 
 @dataclass(frozen=True)
@@ -26,34 +21,15 @@ class ZInputs(Joined):
 
 
 class StablePainter(PictureInputs):
-    """Stable Diffusion of a bundle: z to guesses, guesses and c to reconstructions. The network is loaded when it is
-    first needed, and kept.
+    """Stable Diffusion of a bundle, z to guesses, guesses and c to reconstructions; parameters: see `PictureInputs`."""
 
-    Parameters
-    ----------
-    bundle : the directory of a bundle that holds Stable Diffusion.
-    device, dtype : where and in which precision the networks run.
-    seed : of all noise, which each item has of its own (the authors' script gives all items the same).
-    options : steps, strength, guidance, ...
-    speed : how the networks are called.
-    sizes : see `bdflow.models.versatile.painter.Painter`.
-    """
+    @property
+    def guess_size(self) -> int:
+        return self.bundle.z_size
 
-    def __init__(
-        self,
-        bundle: str | Path,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        seed: int = 0,
-        options: PaintOptions | None = None,
-        speed: SpeedSettings | None = None,
-        sizes: BatchSizes | None = None,
-    ) -> None:
-        self.bundle, self.device, self.dtype = open_bundle(bundle), device, dtype
-        self.seed, self.options, self.speed = seed, options or PaintOptions(), speed or SpeedSettings()
-        self.batches = PaintBatches(sizes, halve=sizes is None or not sizes.fixed or dtype == "float32")
-        self.guess_size, self.image_size = self.bundle.z_size, self.bundle.stable_size
+    @property
+    def image_size(self) -> int:
+        return self.bundle.stable_size
 
     @cached_property
     def network(self) -> StableDiffusion:

@@ -4,21 +4,16 @@ network, painting them nothing else."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bdflow import random
-from bdflow.config import PaintOptions, SpeedSettings
-from bdflow.models.config import BatchSizes
-from bdflow.models.diffusion.draws import draws_of, one_row_each, stack
-from bdflow.models.diffusion.img2img import PaintBatches
+from bdflow.models.diffusion.draws import draws_of, items_of, one_row_each, stack
 from bdflow.models.diffusion.inputs import Joined, PaintInputs, PictureInputs
 from bdflow.models.vdvae import VDVAE
 from bdflow.models.versatile.unet import VersatileDiffusion
-from bdflow.models.weights.bundle import open_bundle
 
 
 @dataclass(frozen=True)
@@ -33,36 +28,16 @@ class GuessInputs(Joined):
 
 class Painter(PictureInputs):
     """The VDVAE's decoder and Versatile Diffusion of a bundle, predictions to guesses and
-    reconstructions. Each network is loaded when it is first needed, and kept.
-
-    Parameters
-    ----------
-    bundle : `tiny` or a directory.
-    device, dtype : where and in which precision the networks run.
-    seed : of all noise.
-    options : steps, strength, guidance, mixing, ...
-    speed : how the networks are called.
-    sizes : images a batch in each stage; by default all that are handed in. A batch that does not fit into memory is
-        made smaller, with a warning in the log; where `sizes` are fixed, in half precision, it is an error, since
-        pictures painted in smaller batches differ from those before.
+    reconstructions; parameters as of `PictureInputs`.
     """
 
-    def __init__(
-        self,
-        bundle: str | Path,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        seed: int = 0,
-        options: PaintOptions | None = None,
-        speed: SpeedSettings | None = None,
-        sizes: BatchSizes | None = None,
-    ) -> None:
-        self.bundle, self.device, self.dtype = open_bundle(bundle), device, dtype
-        self.seed, self.options, self.speed = seed, options or PaintOptions(), speed or SpeedSettings()
-        self.batches = PaintBatches(sizes, halve=sizes is None or not sizes.fixed or dtype == "float32")
-        self.guess_size, self.image_size = self.bundle.guess_size, self.bundle.image_size
-        self.spaces = self.bundle.spaces
+    @property
+    def guess_size(self) -> int:
+        return self.bundle.guess_size
+
+    @property
+    def image_size(self) -> int:
+        return self.bundle.image_size
 
     @cached_property
     def vdvae(self) -> VDVAE:
@@ -90,11 +65,11 @@ class Painter(PictureInputs):
     def guess_inputs(self, latents: np.ndarray, subject: str, nsd_ids: Sequence[int]) -> GuessInputs:
         """What `decode_guesses` needs; arguments and errors as of `guess`."""
         one_row_each("latents", latents, len(nsd_ids))
-        mixture_shape, logistic_shape = self.vdvae.uniform_shapes
+        (mixture_shape, logistic_shape), items = self.vdvae.uniform_shapes, items_of(subject, nsd_ids)
         return GuessInputs(
             self._pinned(torch.as_tensor(latents)),
-            self._pinned(stack(random.uniform, mixture_shape, self.seed, "mixture component", (subject,), nsd_ids)),
-            self._pinned(stack(random.uniform, logistic_shape, self.seed, "mixture value", (subject,), nsd_ids)),
+            self._pinned(stack(random.uniform, mixture_shape, self.seed, "mixture component", items)),
+            self._pinned(stack(random.uniform, logistic_shape, self.seed, "mixture value", items)),
             [self._pinned(d) for d in draws_of(self.vdvae.prior_shapes, self.seed, "vdvae prior", (subject,), nsd_ids)],
         )
 

@@ -34,6 +34,7 @@ from bdflow.stores import Store, text
 from bdflow.study import catalog, keys, parts, region_patterns
 from bdflow.study.designs import (
     Design,
+    by_rows,
     candidates,
     chosen_spaces,
     design_of,
@@ -171,6 +172,8 @@ def _validation_settings(config: Config) -> dict[str, object]:
     del found["columns"]
     if config.ridge.validation.method == "leave_one_out":
         del found["folds"]
+    if by_rows(config):
+        del found["stimuli"], found["seed"]
     return found
 
 
@@ -187,15 +190,19 @@ def _system(subject: str, design: Design, counts: Counts) -> catalog.Laid:
 
 def _validation(config: Config, subject: str, spaces: tuple[str, ...], counts: Counts) -> catalog.Laid:
     train = counts.train_stimuli(subject)
+    alphas = len(candidates(config, spaces))
+    if by_rows(config):
+        rows = min(train, counts.train_rows(subject, config.ridge_of(spaces[0]).rows))
+        return catalog.validation_by_rows(), {"alpha": alphas, "error_row": rows, "train_stimulus": train}
     held_out = min(config.ridge.validation.stimuli, train)
-    sizes = {"alpha": len(candidates(config, spaces)), "held_out_stimulus": held_out, "train_stimulus": train}
+    sizes = {"alpha": alphas, "held_out_stimulus": held_out, "train_stimulus": train}
     return catalog.validation(), sizes
 
 
 def _selection(config: Config, space: str, counts: Counts) -> catalog.Laid:
     shape = counts.shape(space)
     sizes = {"alpha": len(candidates(config, (space,))), **catalog.space_sizes(shape)}
-    return catalog.selection(shape, config.chunks.columns), sizes
+    return catalog.selection(shape, config.chunks.columns, by_rows=by_rows(config)), sizes
 
 
 def _decoder(subject: str, design: Design, spaces: tuple[str, ...], counts: Counts) -> catalog.Laid:
@@ -313,7 +320,9 @@ def _start_validation(context: Context, validated: dict[str, Design]) -> Work:
             wanted = min(config.ridge.validation.stimuli, len(train))
             held_out = np.sort(rng.choice(len(train), wanted, replace=False))
             alphas = np.array(candidates(config, spaces[name]))
-            given = {"alpha": alphas, "held_out_nsd_id": train[held_out], "train_nsd_id": train}
+            given = {"alpha": alphas, "train_nsd_id": train}
+            if not by_rows(config):
+                given["held_out_nsd_id"] = train[held_out]
             stores[subject, name] = context.declare(keys.validation(subject, name), given)
     tasks = [pair for pair, store in stores.items() if store.missing()]
     return Work(tasks, partial(Validator, solvers, stores, config, validated))

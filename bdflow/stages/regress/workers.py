@@ -100,6 +100,13 @@ class Validator:
         missing, settings = store.missing(), self.config.ridge.validation
         alphas = store.read("alpha")[missing].tolist()
         intercept, grouping = self.designs[pair[1]].intercept, solver.grouping
+        if settings.method == "k_fold_rows":
+            fold = contiguous_folds(solver.trial_order(), settings.folds)
+            whole: Any = solver.ridge_system(intercept=intercept)
+            errors = cross_validation.k_fold_errors(whole, alphas, fold, grouping, intercept)
+            for partition, matrix in zip(missing, errors, strict=True):
+                store.write(partition, {"error": to_host(matrix)[None].astype(np.float32)})
+            return
         stimuli = held_out_rows(store)
         groups = list(grouping.groups(stimuli))
         system: Any = solver.ridge_system()
@@ -119,6 +126,14 @@ class Validator:
         for partition, matrix in zip(missing, matrices, strict=True):
             host = to_host(grouping.sum_columns(matrix))
             store.write(partition, {"matrix": host[None].astype(np.float32)})
+
+
+def contiguous_folds(order: np.ndarray, folds: int) -> np.ndarray:
+    """(n,) fold of each row: runs of rows in the order given, the first ones longer by one where they do not divide."""
+    found = np.zeros(len(order), dtype=int)
+    for number, rows in enumerate(np.array_split(order, min(folds, len(order)))):
+        found[rows] = number
+    return found
 
 
 def _means(matrix: Any, lengths: list[int]) -> Any:
@@ -182,9 +197,10 @@ class Selector:
         if self.loaded == (store.path, tuple(wanted)):
             return
         self.loaded = (store.path, tuple(wanted))
-        self.train, self.rows, self.alphas = store.read("train_nsd_id"), held_out_rows(store), wanted
-        at = np.searchsorted(store.read("alpha"), wanted)
-        self.matrices = [to_device(store.read("matrix", {"alpha": slice(i, i + 1)})[0], self.device) for i in at]
+        self.train, self.alphas, self.by_rows = store.read("train_nsd_id"), wanted, "error" in store.arrays
+        self.rows = np.zeros(0, int) if self.by_rows else held_out_rows(store)
+        at, name = np.searchsorted(store.read("alpha"), wanted), "error" if self.by_rows else "matrix"
+        self.matrices = [to_device(store.read(name, {"alpha": slice(i, i + 1)})[0], self.device) for i in at]
 
     def __call__(self, task: tuple[str, str, int]) -> None:
         subject, space, partition = task
@@ -200,11 +216,14 @@ class Selector:
             pieces = ahead(self.reading.columns(space, self.train).requests(region, self.scratch), self.device)
             whole = columns.size == scores.shape[1]
             drawn = pieces if whole else (piece[:, columns] for piece in pieces)
-            found = streaming.validate_block(self.matrices, self.rows, drawn, self.scratch, self.intercepts[space])
-            scores[:, columns] = to_host(found)
+            if self.by_rows:
+                scores[:, columns] = -to_host(streaming.error_block(self.matrices, drawn))
+            else:
+                found = streaming.validate_block(self.matrices, self.rows, drawn, self.scratch, self.intercepts[space])
+                scores[:, columns] = to_host(found)
         best = np.full(scores.shape[1], np.nan, dtype=np.float32)
         known = np.isfinite(scores).all(axis=0)
-        best[known] = self.alphas[scores[:, known].argmax(axis=0)]
+        best[known] = self.alphas[len(scores) - 1 - scores[::-1, known].argmax(axis=0)]  # of equals the largest
         store.write(partition, {"score": scores.reshape(-1, *shape), "best_alpha": best.reshape(shape)})
 
     def _columns(self, store: Store, region: dict[str, slice], space: str) -> np.ndarray:

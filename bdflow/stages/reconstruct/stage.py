@@ -7,26 +7,22 @@ subjects go through the networks together, so that what is left over of each fil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
-from typing import Any
-
-import numpy as np
 
 from bdflow.config import Config, content
+from bdflow.errors import InputError
+from bdflow.models.encoders import encoder_class, encoder_of, encoder_settings
 from bdflow.models.painters import painter_kind
-from bdflow.regression import average, ridge
-from bdflow.stores import Store, StoreError
+from bdflow.stages.reconstruct.selection import Selector
+from bdflow.stages.reconstruct.workers import Averager, Guesser, Latents, Reconstructor, Task, ids_of, shared_ids
+from bdflow.stores import Store, StoreError, text
 from bdflow.study import catalog, keys, parts
-from bdflow.study.graph import Counts, StoreDecl
-from bdflow.study.painting import batch_painting, guess_settings, packs, painter_inputs, roles_of, spaces_of
+from bdflow.study.graph import Counts, Inputs, StoreDecl
+from bdflow.study.painting import guess_settings, packs, painter_inputs, roles_of, spaces_of
 from bdflow.study.parts import Joined
-from bdflow.study.stage import MEAN, TRUE, Context, Stage, Step, Work, decoded, missing_in_any, painted
-
-Pack = tuple[tuple[str, int], ...]  # (subject, partition) of blocks that fill batches together
-Task = tuple[str, Pack]  # (variant, pack)
+from bdflow.study.stage import MEAN, TRUE, Context, Stage, Step, Work, decoded, missing_in_any, painted, pairs
 
 
 class Reconstruct(Stage):
@@ -47,7 +43,8 @@ class Reconstruct(Stage):
                 yield from self._pictures(config, painter, subject)
 
     def _pictures(self, config: Config, painter: str, subject: str) -> Iterator[StoreDecl]:
-        roles, inputs = spaces_of(config, painter), partial(painter_inputs, config, painter)
+        roles = spaces_of(config, painter)
+        inputs: Inputs = partial(painter_inputs, config, painter)
         kind = painter_kind(config, painter)
         common = {"networks": content(config.networks), **guess_settings(config, painter)}
         guesses = keys.guesses(painter, subject)
@@ -67,12 +64,27 @@ class Reconstruct(Stage):
                 "standardise": made_from(used.values()),
                 "variant": variant,
                 "painting": kind.variant_settings(variant),
+                "pictures": config.painters[painter].pictures,
             }
             made = (latent_keys(config, subject, of) if role != "guess" else (guesses,) for role, of in used.items())
             upstream = tuple(chain.from_iterable(made))
             key, layout = keys.reconstructions(painter, subject, variant), partial(_images, config, painter, subject)
             chunks = content(config.chunks, "reconstructions")
             yield StoreDecl(key, layout, settings, inputs, upstream, chunks, kind.arithmetic(variant))
+        space = config.painters[painter].select_by
+        if space is not None and config.painters[painter].select == "best":
+            _refuse_blind(config, painter, space)
+            settings = {
+                "variants": list(config.painters[painter].variants),
+                "standardise": made_from([space]),
+                "encoder": encoder_settings(config, space),
+            }
+            variants = (keys.reconstructions(painter, subject, v) for v in config.painters[painter].variants)
+            upstream = (*variants, *latent_keys(config, subject, space))
+            layout, chunks = partial(_selected, config, painter, subject), content(config.chunks, "selected")
+            rounding = encoder_class(config, space)[0].arithmetic(config.networks, config.features.batch_size)
+            inputs = partial(_encoder_inputs, config, space)
+            yield StoreDecl(keys.selected(painter, subject), layout, settings, inputs, upstream, chunks, rounding)
 
     def steps(self, context: Context) -> Iterable[Step]:
         config = context.config
@@ -94,6 +106,11 @@ class Reconstruct(Stage):
             images = tuple(keys.reconstructions(painter, s, v) for s in context.painted for v in settings.variants)
             needs = tuple(dict.fromkeys([*latents, *guesses]))
             yield Step(f"reconstructions{named}", "tasks", needs, images, partial(_start_images, context, painter))
+            if settings.select == "best" and settings.select_by is not None:
+                latents = [key for s in context.painted for key in latent_keys(config, s, settings.select_by)]
+                best = tuple(keys.selected(painter, s) for s in context.painted)
+                begin = partial(_start_selection, context, painter, settings.select_by)
+                yield Step(f"best pictures{named}", "blocks of pictures", (*images, *latents), best, begin)
 
 
 def latent_keys(config: Config, subject: str, space: str) -> tuple[str, ...]:
@@ -101,6 +118,29 @@ def latent_keys(config: Config, subject: str, space: str) -> tuple[str, ...]:
     if subject == TRUE:
         return parts.targets(space, parts.of_pictures(config, TRUE))
     return (keys.predictions(subject, space),)
+
+
+def _encoder_inputs(config: Config, space: str) -> dict[str, str]:
+    return dict(encoder_of(config, space).inputs())
+
+
+def _refuse_blind(config: Config, painter: str, space: str) -> None:
+    """InputError unless the space can be had of a picture alone."""
+    key = f"painters.{painter}.select_by"
+    if space not in config.spaces:
+        raise InputError(
+            key, found=f"{space!r}", expected="a space: " + ", ".join(config.spaces), action="name one of them"
+        )
+    takes = encoder_class(config, space)[0].takes
+    if tuple(takes) != ("image",):
+        raise InputError(
+            key,
+            found=f"{space!r}, whose encoder takes {' and '.join(takes) or 'nothing'}",
+            expected="a space whose encoder takes pictures alone",
+            meaning="The best picture is the one whose own latent is closest to the predicted one; a picture that was "
+            "painted has no captions.",
+            action="name another space",
+        )
 
 
 # --- what the stores look like ----------------------------------------------------------------------------------------
@@ -120,8 +160,14 @@ def _guesses(config: Config, painter: str, subject: str, counts: Counts) -> cata
 
 def _images(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
     pixels = counts.image_size(painter)
-    sizes = {"stimulus": counts.test_stimuli(subject), "y": pixels, "x": pixels, "rgb": 3}
-    return catalog.reconstructions(config.chunks.images), sizes
+    sizes = {"stimulus": counts.test_stimuli(subject), "picture": config.painters[painter].pictures}
+    return catalog.reconstructions(config.chunks.images), {**sizes, "y": pixels, "x": pixels, "rgb": 3}
+
+
+def _selected(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
+    settings = config.painters[painter]
+    sizes = {"variant": len(settings.variants), "stimulus": counts.test_stimuli(subject), "picture": settings.pictures}
+    return catalog.selected(config.chunks.images), sizes
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -165,8 +211,24 @@ def _start_images(context: Context, painter: str) -> Work:
     tasks: list[Task] = []
     for variant in settings.variants:
         blocks = [((s, p), n) for (s, v), store in stores.items() if v == variant for p, n in _missing(store)]
-        tasks += [(variant, pack) for pack in packs(blocks, settings.batch_size)]
+        rows = [(block, n * settings.pictures) for block, n in blocks]
+        tasks += [(variant, pack) for pack in packs(rows, settings.batch_size)]
     return Work(tasks, partial(Reconstructor, config, painter, latents, guesses, stores))
+
+
+def _start_selection(context: Context, painter: str, space: str) -> Work:
+    config, variants = context.config, context.config.painters[painter].variants
+    latents: dict[str, Latents] = {}
+    images: dict[tuple[str, str], Store] = {}
+    stores: dict[str, Store] = {}
+    for subject in context.painted:
+        rule = _rule(config, subject, space)
+        latents[subject] = Latents({space: parts.joined(context, latent_keys(config, subject, space))}, {space: rule})
+        of = {variant: context.ready(keys.reconstructions(painter, subject, variant)) for variant in variants}
+        images |= {(subject, variant): store for variant, store in of.items()}
+        given = {"variant": text(variants), "nsd_id": of[variants[0]].read("nsd_id")}
+        stores[subject] = context.declare(keys.selected(painter, subject), given)
+    return Work(pairs(stores), partial(Selector, config, space, variants, latents, images, stores))
 
 
 def _start_means(context: Context) -> Work:
@@ -192,25 +254,9 @@ def _start_means(context: Context) -> Work:
     return Work(tasks, partial(Averager, rules, sources, stores))
 
 
-def shared_ids(ids: Sequence[np.ndarray]) -> np.ndarray:
-    """The stimuli that are in all of these, in the order of the first."""
-    found = ids[0]
-    for others in ids[1:]:
-        found = found[np.isin(found, others)]
-    return found
-
-
 def _missing(store: Store) -> list[tuple[int, int]]:
     """(partition, pictures in it) of every partition that is not written yet."""
-    return [(partition, len(_ids(store, partition))) for partition in store.missing()]
-
-
-def _ids(store: Store, partition: int) -> np.ndarray:
-    return store.read("nsd_id", {"stimulus": _rows_of(store, partition)})
-
-
-def _rows_of(store: Store, partition: int) -> slice:
-    return store.spec.region(store.sizes, partition)["stimulus"]
+    return [(partition, len(ids_of(store, partition))) for partition in store.missing()]
 
 
 def _rule(config: Config, subject: str, space: str) -> str | None:
@@ -220,150 +266,3 @@ def _rule(config: Config, subject: str, space: str) -> str | None:
     if subject == TRUE:
         return None
     return "none" if subject == MEAN and rule == "held_out" else rule
-
-
-class Averager:
-    """Averages one block of latents over subjects a task; `sources` are their predictions, and the targets."""
-
-    def __init__(
-        self,
-        rules: Mapping[str, str],
-        sources: Mapping[str, tuple[Sequence[Store], Joined]],
-        stores: Mapping[str, Store],
-    ) -> None:
-        self.rules, self.sources, self.stores = rules, sources, stores
-
-    def __call__(self, task: tuple[str, int]) -> None:
-        space, partition = task
-        store, (predictions, targets) = self.stores[space], self.sources[space]
-        rule = self.rules[space]
-        block, ids = store.spec.region(store.sizes, partition), store.read("nsd_id")
-        latents = []
-        for source in predictions:
-            statistics = {name: source.read(name, block) for name in ridge.RULES[rule]}
-            latents.append(ridge.restandardise(_rows(source, ids, block), rule, statistics))
-        means, scales, alphas = (
-            [source.read(name, block) for source in predictions] for name in ("train_mean", "train_std", "alpha")
-        )
-        found = average.mean_prediction(latents, means, scales, _rows(targets, ids, block))
-        same = np.all([alpha == alphas[0] for alpha in alphas], axis=0)
-        store.write(partition, {**found, "alpha": np.where(same, alphas[0], np.float32(np.nan))})
-
-
-def _rows(store: Store | Joined, ids: np.ndarray, block: Mapping[str, slice] | None = None) -> np.ndarray:
-    """Latents of some stimuli in the order asked for, float32; `block` cuts the other dimensions."""
-    rows = store.rows("nsd_id", ids)
-    order = np.argsort(rows)
-    latent = store.read("latent", {"stimulus": rows[order], **(block or {})})
-    return latent[np.argsort(order)].astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Latents:
-    """The latents one subject's pictures are made from, by space: its predictions, re-standardised by the space's rule,
-    or the targets (rule None).
-    """
-
-    stores: Mapping[str, Joined]
-    rules: Mapping[str, str | None]
-
-    def test_ids(self) -> np.ndarray:
-        """nsd_id of the test stimuli, in the order of the pictures."""
-        found = []
-        for space, store in self.stores.items():
-            ids = store.read("nsd_id")
-            found.append(ids[store.read("split") == "test"] if self.rules[space] is None else ids)
-        return shared_ids(found)
-
-    def read(self, space: str, ids: np.ndarray) -> np.ndarray:
-        """Latents (n, ...) float32 of some stimuli; predictions are re-standardised.
-
-        Raises StoreError if they are not finite.
-        """
-        store, rule = self.stores[space], self.rules[space]
-        latent = _rows(store, ids)
-        if rule is not None:
-            statistics = {name: store.read(name) for name in ridge.RULES[rule]}
-            latent = ridge.restandardise(latent, rule, statistics).astype(np.float32)
-        if not np.isfinite(latent).all():
-            raise StoreError(
-                f"{store.path}: found latents that are not finite; expected numbers.\n"
-                "What to do: look at `r2` and `train_std` of this store, and at the targets it was made from."
-            )
-        return latent
-
-
-class Guesser:
-    """Loads what guesses are made by; a task is a pack of blocks of test stimuli, each with its subject."""
-
-    def __init__(self, config: Config, painter: str, latents: dict[str, Latents], stores: dict[str, Store]) -> None:
-        self.painting = batch_painting(config, painter)
-        self.space = spaces_of(config, painter)["guess"]
-        self.latents, self.stores = latents, stores
-
-    def prepare(self, pack: Pack) -> Any:
-        parts = []
-        for subject, partition in pack:
-            ids = _ids(self.stores[subject], partition)
-            latents = self.latents[subject].read(self.space, ids)
-            parts.append(self.painting.guess_inputs(latents, subject, ids.tolist()))
-        return parts[0].join(parts)
-
-    def work(self, inputs: Any) -> np.ndarray:
-        return self.painting.decode_guesses(inputs)
-
-    def finish(self, pack: Pack, made: np.ndarray) -> None:
-        _write([(self.stores[subject], partition) for subject, partition in pack], made)
-
-
-class Reconstructor:
-    """Loads a painter; a task is a variant and a pack of blocks of test stimuli, each with its subject."""
-
-    def __init__(
-        self,
-        config: Config,
-        painter: str,
-        latents: dict[str, Latents],
-        guesses: dict[str, Store],
-        stores: Mapping[tuple[str, str], Store],
-    ) -> None:
-        self.painting = batch_painting(config, painter)
-        self.roles = {variant: roles_of(config, painter, variant) for variant in config.painters[painter].variants}
-        self.enlarges = painter_kind(config, painter).enlarges
-        self.latents, self.guesses, self.stores = latents, guesses, stores
-
-    def prepare(self, task: Task) -> Any:
-        variant, pack = task
-        parts: list[Any] = []
-        pictures: list[np.ndarray] = []
-        for subject, partition in pack:
-            store = self.stores[subject, variant]
-            ids = _ids(store, partition)
-            given: dict[str, np.ndarray] = {}
-            for role, space in self.roles[variant].items():
-                if role == "guess":
-                    given[role] = self.guesses[subject].read("image", {"stimulus": _rows_of(store, partition)})
-                else:
-                    given[role] = self.latents[subject].read(space, ids)
-            if variant in self.enlarges:
-                pictures.append(self.painting.enlarged(given["guess"], len(ids)).numpy())
-            else:
-                guess, vision, text = (given.get(role) for role in ("guess", "vision", "text"))
-                parts.append(self.painting.paint_inputs(guess, vision, text, subject, ids.tolist()))
-        return parts[0].join(parts) if parts else np.concatenate(pictures)
-
-    def work(self, inputs: Any) -> np.ndarray:
-        return inputs if isinstance(inputs, np.ndarray) else self.painting.paint_prepared(inputs)
-
-    def finish(self, task: Task, made: np.ndarray) -> None:
-        variant, pack = task
-        _write([(self.stores[subject, variant], partition) for subject, partition in pack], made)
-
-
-def _write(places: Sequence[tuple[Store, int]], images: np.ndarray) -> None:
-    """Pictures of several blocks, one block after the other, each into its place."""
-    start = 0
-    for store, partition in places:
-        count = len(_ids(store, partition))
-        store.write(partition, {"image": images[start : start + count]})
-        start += count

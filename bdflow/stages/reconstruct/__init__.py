@@ -1,0 +1,1 @@
+"""Predicted latents into pictures: the stage, and its workers."""
