@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bdflow.config import Config
-from bdflow.stores import Provenance, Study
+from bdflow.stores import Provenance, Store, Study
 from bdflow.study import keys
 from bdflow.study.counts import StudyCounts
-from bdflow.study.designs import averaged_design
+from bdflow.study.designs import response_kinds
 from bdflow.study.graph import Declares, Graph, StoreDecl
 from bdflow.study.keys import SHARED
 from bdflow.study.stage import MEAN, TRUE, Context
@@ -37,17 +37,21 @@ def _no_layout(counts: object) -> None:
 class GivenCounts(StudyCounts):
     """Counted in the benchmark's stores, not in a dataset."""
 
+    def _responses(self, subject: str) -> Store:
+        """The subject's responses of any kind of rows."""
+        every = (keys.responses(subject, kind) for kind in response_kinds(self.context.config))
+        return self.context.ready(next(key for key in every if key in self.context.expected))
+
     def _ids(self, subject: str, part: str) -> np.ndarray:
-        design = averaged_design(self.context.config)
-        store = self.context.ready(keys.responses(subject, design.responses))
+        store = self._responses(subject)
         found: np.ndarray = store.read("nsd_id")[store.read("split") == part]
         return found
 
     def train_stimuli(self, subject: str) -> int:
-        return len(self._ids(subject, "train"))
+        return len(np.unique(self._ids(subject, "train")))
 
     def train_rows(self, subject: str, rows: str) -> int:
-        return self.train_stimuli(subject)
+        return len(self._ids(subject, "train"))
 
     def test_stimuli(self, subject: str) -> int:
         if keys.stimuli(SHARED) in self.context.expected:
@@ -55,8 +59,7 @@ class GivenCounts(StudyCounts):
         return len(self._ids(self.context.subjects[0] if subject in (MEAN, TRUE) else subject, "test"))
 
     def voxels(self, subject: str) -> int:
-        design = averaged_design(self.context.config)
-        return self.context.ready(keys.responses(subject, design.responses)).sizes["voxel"]
+        return self._responses(subject).sizes["voxel"]
 
     def shape(self, space: str) -> tuple[int, ...]:
         return tuple(self.context.ready(keys.targets(space, SHARED)).arrays["latent"].shape[1:])

@@ -51,7 +51,8 @@ def fill(study: Study, trials: int, tests: int, voxels: int) -> Store:
         mean, scale = values[train].mean(axis=0), values[train].std(axis=0, ddof=1)
         valid = np.ones(len(mean), "u1")
         data = {"response": values, "voxel_mean": mean, "voxel_scale": scale, "valid": valid}
-        store.write(partition, data)
+        none = np.zeros(len(mean), "i4")
+        store.write(partition, {**data, "missing_trials": none, "clipped_trials": none})
     store.seal()
     return store
 

@@ -40,7 +40,6 @@ from bdflow.study.designs import (
     design_of,
     designs,
     held_out_spaces,
-    response_kinds,
     validates,
 )
 from bdflow.study.graph import Counts, Inputs, StoreDecl, no_inputs
@@ -127,7 +126,8 @@ class Regress(Stage):
     def steps(self, context: Context) -> Iterable[Step]:
         config, subjects = context.config, context.subjects
         all_designs = {design.name: design for design in designs(config)}
-        responses = tuple(keys.responses(s, kind) for s in subjects for kind in response_kinds(config))
+        kinds = dict.fromkeys(design.responses for design in all_designs.values())
+        responses = tuple(keys.responses(s, kind) for s in subjects for kind in kinds)
         systems = tuple(keys.system(s, name) for s in subjects for name in all_designs)
         labels = tuple(keys.betas(s) for s in subjects) if any(d.regions for d in all_designs.values()) else ()
         targets = tuple(
