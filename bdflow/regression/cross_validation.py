@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
+from array_api_compat import array_namespace
 
 from bdflow.regression.grouping import Grouping
-from bdflow.regression.ridge import Array, Primal, System, take
+from bdflow.regression.ridge import Array, Primal, System, add_gram, mirrored, take
 
 
 def leave_one_out(system: System, rows: np.ndarray, alphas: Sequence[float], intercept: bool = True) -> Iterator[Array]:
@@ -125,40 +125,77 @@ def k_fold_errors(
     numbers, stimulus = np.unique(fold), np.repeat(stimuli, grouping.counts)
     grams: dict[int, Array] = {}
     for alpha in alphas:
-        errors = []
+        blocks: list[Array] = []
+        total = _SquaredErrors(len(stimuli))
         for number in numbers.tolist():
             kept, left_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
             if not kept.size:
                 raise ValueError(f"fold {number} holds all {system.n} training rows")
-            inner, right = system.without(kept, left_out)
             known = Grouping(stimulus[kept])
-            if isinstance(inner, Primal):  # rows of a stimulus are added up before they are multiplied, not after
-                if number not in grams:
-                    grams[number] = inner.gram
-                (hat,) = Primal(known.sum_rows(inner.train), grams[number], intercept=False).hat_matrices(
-                    right, [alpha]
-                )
-            else:
-                (hat,) = (known.sum_columns(each) for each in inner.hat_matrices(right, [alpha]))
+            hat = _fold_hat(system, kept, left_out, known, alpha, grams, number)
             xp = array_namespace(hat)
-            if intercept and inner.intercept:
-                hat = hat + xp.asarray((known.counts / len(kept)).astype(str(hat.dtype)))
-            absent = np.setdiff1d(stimuli, known.ids)
-            nothing = xp.zeros((len(left_out), len(absent)), dtype=hat.dtype)
-            back = np.argsort(np.concatenate([known.ids, absent]))
-            predicted = take(xp.concat([hat, nothing], axis=1), back, 1)
-            own = xp.asarray(stimulus[left_out])[:, None] == xp.asarray(stimuli)[None, :]
-            errors.append((xp.astype(own, hat.dtype) - predicted) / float(np.sqrt(len(numbers) * len(left_out))))
-        together = xp.concat(errors)
-        del errors, predicted, hat, own
-        yield _triangle(together) if together.shape[0] > together.shape[1] else together
+            if intercept and system.intercept:
+                hat += xp.asarray((known.counts / len(kept)).astype(str(hat.dtype)))
+            block = xp.zeros((len(left_out), len(stimuli)), dtype=hat.dtype)
+            block[:, xp.asarray(known.ids)] = -hat
+            block[xp.arange(len(left_out)), xp.asarray(stimulus[left_out])] += 1
+            block /= float(np.sqrt(len(numbers) * len(left_out)))
+            if system.n > len(stimuli):
+                total.add(block)
+            else:
+                blocks.append(block)
+        yield xp.concat(blocks) if blocks else total.factor()
 
 
-def _triangle(values: Array) -> Array:
-    """R of a QR decomposition of (n, s), n > s: R' R = values' values."""
-    if is_numpy_array(values):
-        return np.linalg.qr(values, mode="r")
-    return array_namespace(values).linalg.qr(values)[1]
+def _fold_hat(
+    system: System,
+    kept: np.ndarray,
+    left_out: np.ndarray,
+    known: Grouping,
+    alpha: float,
+    grams: dict[int, Array],
+    number: int,
+) -> Array:
+    """The hat matrix of rows left out, (left out, stimuli kept): columns of a stimulus added up. Covariances of voxels
+    are kept in `grams` by the number of the fold.
+    """
+    inner, right = system.without(kept, left_out)
+    if not isinstance(inner, Primal):
+        (hat,) = (known.sum_columns(each) for each in inner.hat_matrices(right, [alpha]))
+        return hat
+    if number not in grams:
+        grams[number] = inner.gram
+    together = Primal(known.sum_rows(inner.train), grams[number], intercept=False)  # added up before, not after
+    (hat,) = together.hat_matrices(right, [alpha])
+    return hat
+
+
+class _SquaredErrors:
+    """E' E of blocks of rows of E (n, s), in float64, and a triangular factor of it."""
+
+    def __init__(self, s: int) -> None:
+        self.s, self.gram = s, None
+
+    def add(self, block: Array) -> None:
+        """More rows."""
+        xp = array_namespace(block)
+        self.dtype = block.dtype
+        if self.gram is None:
+            self.gram = xp.zeros((self.s, self.s), dtype=xp.float64)
+        for start in range(0, block.shape[0], 512):
+            rows = xp.astype(block[start : start + 512, :], xp.float64)
+            add_gram(self.gram, rows.T)
+
+    def factor(self) -> Array:
+        """R (s, s) with R' R = E' E, in the type of the blocks. A constant target may have no error at all, so
+        that E' E is singular: what is added to its diagonal is of the order of its rounding.
+        """
+        gram = mirrored(self.gram)
+        xp = array_namespace(gram)
+        least = self.s * float(xp.finfo(xp.float64).eps) * float(xp.max(xp.linalg.diagonal(gram)))
+        index = xp.arange(self.s)
+        gram[index, index] += least
+        return xp.astype(xp.linalg.cholesky(gram).T, self.dtype)
 
 
 def k_fold(

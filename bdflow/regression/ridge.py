@@ -108,11 +108,11 @@ def kernel_matrix(blocks: Iterable[tuple[Array, Array]], n: int, m: int) -> tupl
         if kernel is None:
             xp = array_namespace(train, other)
             kernel, cross = xp.zeros((n, n), dtype=train.dtype), xp.zeros((m, n), dtype=train.dtype)
-        _add_gram(kernel, train)
+        add_gram(kernel, train)
         cross += other @ train.T
     if kernel is None:
         raise ValueError("no voxels to decode from")
-    return _mirrored(kernel), cross
+    return mirrored(kernel), cross
 
 
 class Dual:
@@ -165,8 +165,8 @@ class Primal:
         if self._gram is None:
             xp, p = array_namespace(self.train), self.train.shape[1]
             gram = xp.zeros((p, p), dtype=self.train.dtype)
-            _add_gram(gram, self.train.T)
-            self._gram = _mirrored(gram)
+            add_gram(gram, self.train.T)
+            self._gram = mirrored(gram)
         return self._gram
 
     def of_training(self, rows: np.ndarray) -> Array:
@@ -212,7 +212,7 @@ def _check(alphas: Sequence[float], *responses: Array) -> None:
             raise ValueError("responses hold values that are not finite")
 
 
-def _add_gram(gram: Array, block: Array) -> None:
+def add_gram(gram: Array, block: Array) -> None:
     """gram += block @ block.T; with NumPy only one triangle of gram is kept up."""
     if is_numpy_array(gram):
         from scipy.linalg import get_blas_funcs
@@ -224,8 +224,8 @@ def _add_gram(gram: Array, block: Array) -> None:
         gram += block @ block.T
 
 
-def _mirrored(gram: Array) -> Array:
-    """Both triangles of a matrix kept up by `_add_gram`."""
+def mirrored(gram: Array) -> Array:
+    """Both triangles of a matrix kept up by `add_gram`."""
     if is_numpy_array(gram):
         n = gram.shape[0]
         for start in range(0, n, 512):

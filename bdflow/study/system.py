@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,6 @@ class Solver:
     plan: Plan
     scratch: AnyPath
     device: str = "cpu"
-    _held: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dual(self) -> bool:
@@ -67,7 +66,7 @@ class Solver:
             gram = to_device(self.system.read("gram"), self.device)
             if not self.plan.whole:
                 return Streamed(self, gram)
-            return ridge.Primal(to_device(self._voxels()[self.train], self.device), gram, keep, intercept)
+            return ridge.Primal(to_device(self.rows_of(np.flatnonzero(self.train)), self.device), gram, keep, intercept)
         if not self.plan.whole:
             return Panels(self)
         return ridge.Dual(to_device(self.kernel_rows(np.flatnonzero(self.train)), self.device), keep, intercept)
@@ -80,9 +79,7 @@ class Solver:
         """What the system's `hat_matrices` takes for the test stimuli."""
         if self.dual:
             return to_device(self.kernel_rows(np.flatnonzero(~self.train)), self.device)
-        if not self.plan.whole:
-            return to_device(self.rows_of(np.flatnonzero(~self.train)), self.device)
-        return to_device(self._voxels()[~self.train], self.device)
+        return to_device(self.rows_of(np.flatnonzero(~self.train)), self.device)
 
     def of_patterns(self, patterns: np.ndarray) -> Any:
         """What the system's `hat_matrices` takes for z-scored patterns (k, voxels)."""
@@ -127,14 +124,10 @@ class Solver:
 
     def rows_of(self, rows: np.ndarray) -> np.ndarray:
         """Some rows, z-scored, of the used voxels: (k, p)."""
-        return np.concatenate([values[rows] for _, values in self.blocks()], axis=1)
-
-    def _voxels(self) -> np.ndarray:
-        """All rows, z-scored, of the used voxels: (rows, p)."""
-        if "voxels" not in self._held:
-            blocks = [values.copy() for _, values in z_scored_blocks(self.responses, self.used)]
-            self._held["voxels"] = np.concatenate(blocks, axis=1)[:, self.used]
-        return self._held["voxels"]
+        found = np.empty((len(rows), int(self.used.sum())), dtype=np.float32)
+        for voxels, values in self.blocks():
+            found[:, voxels] = values[rows]
+        return found
 
     def kernel_rows(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the kernel."""

@@ -41,19 +41,37 @@ BANDS_ARE_SHOWN = pytest.mark.slow(kind="science", case="eccentricity of regions
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Config:
-    """The demo's brains to their decoders, and pictures of their areas, bands and random voxels; CLIP's latents decoded
-    with as light a penalty as the VDVAE's, so that weak areas show."""
+    """The demo's brains to their decoders; CLIP's latents decoded with as light a penalty as the VDVAE's, so that weak
+    areas show."""
     root = tmp_path_factory.mktemp("roi")
     simulate(root / "nsd", SimulateOptions(subjects=SUBJECTS))
     paths = [f"study={root / 'study.zarr'}", f"dataset.root={root / 'nsd'}", f"report.path={root / 'report'}"]
     stages = ("ingest", "features", "regress", "roi")
     paths += [f"execution.{stage}={{executor: dask, workers: 2}}" for stage in stages]
-    sets = {"areas": [*AREAS, *BASELINE, *CONTROLS], "eccentricity": list(BANDS)}
     painting = [*(f"spaces.{space}.ridge.alpha=1000" for space in SPACES), "painters.brain_diffuser.strength=0.75"]
-    config = load("demo", [*paths, *painting, f"roi={{sets: {sets}, seeds: {SEEDS}}}"])
-    pipeline = Pipeline(config)
-    pipeline.run((*stages_until("regress"), "roi"))
+    config = load("demo", [*paths, *painting])
+    Pipeline(config).run(tuple(stages_until("regress")))
     return config
+
+
+def with_regions(study: Config, seeds: int, sets: dict[str, list[str]]) -> Config:
+    """The study with pictures of these sets of regions."""
+    roi = study.roi.model_copy(update={"sets": {name: tuple(of) for name, of in sets.items()}, "seeds": seeds})
+    config = study.model_copy(update={"roi": roi})
+    Pipeline(config).run(("roi",))
+    return config
+
+
+@pytest.fixture(scope="module")
+def areas(study: Config) -> Config:
+    """Areas and random voxels, with the pictures."""
+    return with_regions(study, SEEDS, {"areas": [*AREAS, *BASELINE, *CONTROLS]})
+
+
+@pytest.fixture(scope="module")
+def bands(study: Config) -> Config:
+    """Bands of eccentricity and random voxels; their latents are what is used, so one picture of each is enough."""
+    return with_regions(study, 1, {"eccentricity": list(BANDS), "controls": list(CONTROLS)})
 
 
 # --- kinds ----------------------------------------------------------------------------------------------------
@@ -70,12 +88,12 @@ def kinds(study) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def likeness(study, kinds) -> dict[str, dict[str, np.ndarray]]:
+def likeness(areas, kinds) -> dict[str, dict[str, np.ndarray]]:
     """{subject: {region: (kinds,)}}: correlation with each kind of what CLIP sees in a region's pictures (the mean over
     seeds), less what it sees in those of random voxels."""
     extractor, found = FeatureExtractor("tiny"), {}
     for subject in (*SUBJECTS, "mean"):
-        store = Store(study.study, f"rois/areas/{subject}/images/brain_diffuser")
+        store = Store(areas.study, f"rois/areas/{subject}/images/brain_diffuser")
         images, regions = store.read("image")[:, 0], store.read("region").tolist()
         seen = extractor.vision_embeddings(images.reshape(-1, *images.shape[2:]))[:, 0]
         seen = dict(zip(regions, seen.reshape(len(regions), SEEDS, -1).mean(axis=1), strict=True))
@@ -130,11 +148,11 @@ def mean_eccentricity(energy: np.ndarray) -> np.ndarray:
 
 def of_patterns(study: Config, subject: str, space: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latents of the bands and the controls; mean and SD of the training latents."""
-    bands, areas = (
-        Store(study.study, f"rois/{chosen}/{subject}/latents/{space}") for chosen in ("eccentricity", "areas")
+    bands, controls = (
+        Store(study.study, f"rois/{chosen}/{subject}/latents/{space}") for chosen in ("eccentricity", "controls")
     )
-    assert areas.read("region").tolist()[-len(CONTROLS) :] == CONTROLS
-    latent = np.concatenate([bands.read("latent"), areas.read("latent")[-len(CONTROLS) :]])
+    assert controls.read("region").tolist() == CONTROLS
+    latent = np.concatenate([bands.read("latent"), controls.read("latent")])
     return latent, bands.read("train_mean"), bands.read("train_std")
 
 
@@ -144,12 +162,13 @@ def changed(made: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def energy(study) -> dict[str, dict[str, np.ndarray]]:
+def energy(bands) -> dict[str, dict[str, np.ndarray]]:
     """{subject: {"latents", "guesses", "pictures": (bands + controls,)}}: mean eccentricity, in degrees, of the energy
     of what a pattern changes. In the latents of layers of 8 px and more, in SD; in guesses and finished pictures, the
     mean over seeds less that of the training mean's, all with the same noise. Rescaled by `deviation`, so that it does
     not matter how large a region is; pictures painted with all three predictions, at strength FAINT.
     """
+    study = bands
     faint = {"brain_diffuser": study.painters["brain_diffuser"].model_copy(update={"strength": FAINT})}
     networks: Any = painting(study.model_copy(update={"painters": faint}), "brain_diffuser")
     found: dict[str, dict[str, np.ndarray]] = {}
