@@ -144,3 +144,28 @@ def test_held_out_statistics_need_stimuli_left_out_as_a_whole(settings: Any, tmp
     config["ridge"]["standardise"] = "held_out"
     with pytest.raises(InputError, match=r"found k_fold_rows, and standardise: held_out of the space vdvae"):
         parse(config)
+
+
+@pytest.mark.parametrize("grid", ["small", "large"])
+def test_scores_and_penalties_are_those_of_the_authors_script(grid: str) -> None:
+    """Takagi & Nishimoto's own ridge (himalaya's RidgeCV) on its rows, sorted by stimulus as a study holds them; in
+    float32, by the functions of the stage.
+    """
+    stored = np.load(Path(__file__).parents[1] / "reference/takagi_ridge_a.npz")
+    of = {name.removeprefix(f"{grid}."): stored[name] for name in stored.files if name.startswith(f"{grid}.")}
+    by_stimulus = np.argsort(of["train_image"], kind="stable")
+    grouping = Grouping(of["train_image"][by_stimulus])
+    x = ((of["X_train"] - of["scaler_mean"]) / of["scaler_scale"])[by_stimulus].astype("f4")
+    y = of["Y_train"][by_stimulus][grouping.starts]
+    np.testing.assert_array_equal(y[np.repeat(np.arange(len(y)), grouping.counts)], of["Y_train"][by_stimulus])
+    fold = contiguous_folds(np.argsort(by_stimulus), 5)
+    presented = np.empty_like(fold)
+    presented[by_stimulus] = fold
+    assert (np.diff(presented) >= 0).all(), "runs of trials as they were presented"
+    alphas, wanted = of["alphas"].tolist(), of["cv_scores_float64"]
+    system = ridge.Primal(x, intercept=False) if x.shape[0] > x.shape[1] else ridge.Dual(x @ x.T, intercept=False)
+    errors = cross_validation.k_fold_errors(system, alphas, fold, grouping, intercept=False)
+    scores = -streaming.error_block(list(errors), [y])
+    np.testing.assert_allclose(scores, wanted, rtol=1e-3)
+    largest = len(alphas) - 1 - scores[::-1].argmax(axis=0)
+    np.testing.assert_array_equal(largest, of["best_index"])
