@@ -21,7 +21,15 @@ from bdflow.regression import average, ridge
 from bdflow.stores import Store, StoreError
 from bdflow.study import catalog, keys, parts
 from bdflow.study.graph import Counts, StoreDecl
-from bdflow.study.painting import batch_painting, guess_settings, packs, painter_inputs, roles_of, spaces_of
+from bdflow.study.painting import (
+    batch_painting,
+    guess_inputs,
+    guess_settings,
+    packs,
+    roles_of,
+    spaces_of,
+    variant_inputs,
+)
 from bdflow.study.parts import Joined
 from bdflow.study.stage import MEAN, TRUE, Context, Stage, Step, Work, decoded, missing_in_any, painted
 
@@ -47,8 +55,7 @@ class Reconstruct(Stage):
                 yield from self._pictures(config, painter, subject)
 
     def _pictures(self, config: Config, painter: str, subject: str) -> Iterator[StoreDecl]:
-        roles, inputs = spaces_of(config, painter), partial(painter_inputs, config, painter)
-        kind = painter_kind(config, painter)
+        roles, kind = spaces_of(config, painter), painter_kind(config, painter)
         common = {"networks": content(config.networks), **guess_settings(config, painter)}
         guesses = keys.guesses(painter, subject)
 
@@ -59,6 +66,7 @@ class Reconstruct(Stage):
             settings = {**common, "standardise": made_from([roles["guess"]])}
             layout, chunks = partial(_guesses, config, painter, subject), content(config.chunks, "guesses")
             upstream = latent_keys(config, subject, roles["guess"])
+            inputs = partial(guess_inputs, config, painter)
             yield StoreDecl(guesses, layout, settings, inputs, upstream, chunks, kind.guess_arithmetic())
         for variant in config.painters[painter].variants:
             used = roles_of(config, painter, variant)
@@ -71,7 +79,10 @@ class Reconstruct(Stage):
             made = (latent_keys(config, subject, of) if role != "guess" else (guesses,) for role, of in used.items())
             upstream = tuple(chain.from_iterable(made))
             key, layout = keys.reconstructions(painter, subject, variant), partial(_images, config, painter, subject)
-            chunks = content(config.chunks, "reconstructions")
+            chunks, inputs = (
+                content(config.chunks, "reconstructions"),
+                partial(variant_inputs, config, painter, variant),
+            )
             yield StoreDecl(key, layout, settings, inputs, upstream, chunks, kind.arithmetic(variant))
 
     def steps(self, context: Context) -> Iterable[Step]:

@@ -4,6 +4,7 @@ A new field without a row there fails. To write the table anew after a change th
 tests.study.test_fingerprints TABLE_FILE NSD_FOLDER`, and read the difference.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -239,6 +240,63 @@ def test_a_mixing_that_a_variant_does_not_use_leaves_its_pictures(full):
     stale = keys_that_differ(full, full | {"painters": {"brain_diffuser": painter_settings | {"mixing": 0.9}}})
     pictures = {key.split("/")[-1] for key in stale if kind(key) == "reconstructions"}
     assert pictures == {"full"}
+
+
+READERS = {
+    "vdvae": {"targets/vdvae", "guesses/brain_diffuser", "rois/guesses/brain_diffuser"},
+    "clip_vision": {"targets/clip_vision", "judges/clip_bundle", "reconstructions/brain_diffuser"},
+    "clip_text": {"targets/clip_text", "reconstructions/brain_diffuser"},
+    "unet": {"reconstructions/brain_diffuser"},
+    "vae": {"reconstructions/brain_diffuser"},
+    "scheduler": {"reconstructions/brain_diffuser"},
+}
+"""The stores that a network of the bundle is read for, without parts, subjects and variants; pictures of regions as
+reconstructions."""
+
+
+def readers(content: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """The stores, as in READERS, of which an input differs."""
+    before, after = (
+        {key: made.inputs for key, made in Graph(parse(of), STAGES.values()).provenances().items()}
+        for of in (content, other)
+    )
+    found = set()
+    for key in (key for key in before if before[key] != after[key]):
+        first, *rest = key.split("/")
+        if first == "rois":
+            painted = {"images": "reconstructions", "guesses": "rois/guesses"}[rest[-2]]
+            found.add(f"{painted}/{rest[-1]}")
+        else:
+            found.add(f"{first}/{rest[0]}")
+        assert not key.endswith("only_vdvae"), "a guess at the size of pictures is no network's"
+    return found
+
+
+@pytest.mark.parametrize("network", READERS)
+def test_a_network_is_an_input_of_the_stores_that_it_is_read_for_alone(full, tmp_path, network):
+    root = Path(shutil.copytree(TINY, tmp_path / "bundle"))
+    manifest = json.loads((root / "manifest.json").read_text())
+    files = manifest["networks"][network]["files"]
+    path = root / next(
+        file["path"] for role, file in sorted(files.items()) if role.endswith("weights") or len(files) == 1
+    )
+    path.write_bytes(path.read_bytes() + b" ")
+    assert readers(full, changed(full, "networks.bundle", str(root))) == READERS[network]
+
+
+def test_what_else_a_bundle_holds_makes_nothing_stale(full, tmp_path):
+    """Nor its name, licence and the names of its files."""
+    root = Path(shutil.copytree(TINY, tmp_path / "bundle"))
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest |= {"name": "another", "source": "elsewhere"}
+    (root / "vdvae/model.safetensors").rename(root / "renamed.safetensors")
+    manifest["networks"]["vdvae"]["files"]["weights"]["path"] = "renamed.safetensors"
+    manifest["networks"]["vdvae"]["licence"] = "MIT"
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert keys_that_differ(full, changed(full, "networks.bundle", str(root))) == set()
+    manifest["networks"]["vdvae"]["config"]["num_mixtures"] = 4
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert readers(full, changed(full, "networks.bundle", str(root))) == READERS["vdvae"]
 
 
 ROUNDS = {
