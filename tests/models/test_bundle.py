@@ -115,6 +115,10 @@ def test_swapped_networks_are_refused(copy: Path) -> None:
         (lambda n: n["vae"]["files"]["weights"].update(path="../x"), "outside the bundle"),
         (lambda n: n["vae"]["files"]["weights"].pop("bytes"), "needs `path` and `bytes`"),
         (lambda n: n.update(vqgan={}), "network 'vqgan'"),
+        (lambda n: n.update(sd_vae={"same_as": "clip_text"}), "sd_vae: same_as 'clip_text', where only vae may stand"),
+        (lambda n: n.update(vae={"same_as": "sd_vae"}), "vae: same_as 'sd_vae', where no network may stand"),
+        (lambda n: n.update(sd_vae={"same_as": "vae", "files": {}}), "sd_vae: files beside same_as"),
+        (lambda n: (n.update(sd_vae={"same_as": "vae"}), n.pop("vae")), "sd_vae: same_as vae, which is missing"),
     ],
 )
 def test_a_wrong_manifest_is_refused(copy: Path, change: Any, found: str) -> None:

@@ -77,9 +77,11 @@ class SDVAEEncoder(BundleEncoder):
 
         from bdflow.models.diffusion.img2img import latents_of
 
+        network = self.network  # in inference mode, files in half precision are not read into float32
+
         @torch.inference_mode()
         def encode(here: Tensor, noise: Tensor | None) -> Tensor:
-            found = latents_of(self.network, here, noise, self.latent)  # type: ignore[arg-type]
+            found = latents_of(network, here, noise, self.latent)  # type: ignore[arg-type]
             return found.flatten(1).cpu()
 
         return self.batches.run(encode, *prepared).numpy()
