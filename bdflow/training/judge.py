@@ -231,7 +231,7 @@ values, of the picture at {z_size} px | |
 ## Training
 
 `python -m bdflow.training.train --out DIR`, on CPU cores. Data: {n_scenes:,} procedural scenes with five captions
-each, ids from 1,000,000 (far above any demo's), no augmentation; the UNet saw the first {n_scenes_painted:,}.
+each, ids from 1,000,000 (far above any demo's), no augmentation; the UNets saw the first {n_scenes_painted:,}.
 
 | network | loss | batch | steps | minutes of one CPU core | seed |
 |---|---|---|---|---|---|
@@ -266,5 +266,6 @@ identification is 0.5. `guess` and `reconstruction` are Brain-Diffuser's; `z` is
 It knows nothing but these scenes: a dozen kinds of things, eight colours, five backgrounds, three places to stand.
 Backgrounds, and the colours, numbers and places of things, are mostly right; shapes are soft, so that a face, a car
 or a sign is told by its outline. Words on signs cannot be read, faces have hardly any features, small things vanish.
+Of Stable Diffusion's pictures from z alone, backgrounds are right and things are not: they become others of that size.
 Its CLIP is no judge of photos. For science on NSD, use the published weights.
 """

@@ -346,7 +346,7 @@ def check_bundle(name_or_path: str | Path) -> BundleReport:
         problems += wrong
         if not wrong:
             problems += _tensor_problems(bundle, entry)
-    return BundleReport(bundle.path, tuple(problems))
+    return BundleReport(bundle.path, tuple(dict.fromkeys(problems)))  # of a file that two networks share, once
 
 
 def describe_bundle(name_or_path: str | Path) -> BundleDescription:
