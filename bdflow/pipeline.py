@@ -200,7 +200,6 @@ class Pipeline:
         from bdflow.estimate import plan, rates, sizes
 
         config = self.config
-        sizes.refuse_unknown_costs(config)
         machine = plan.Machine(
             len(os.sched_getaffinity(0)), len(devices_here()), memory_here(), plan.free_bytes(config.study)
         )

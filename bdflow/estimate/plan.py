@@ -6,7 +6,7 @@ Arithmetic of the method over the rates of the machine; what is assumed and what
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -230,7 +230,8 @@ class _Reckoning:
         return self.row("ingest", work, f"{at_once * self.rate('unpack') / 1e9:.2f} GB/s", seconds, BASE + memory)
 
     def features(self) -> StagePlan:
-        flop = self.sizes.stimuli * self.networks.features
+        networks = self.families(self.networks.encoder(of.encoder) for of in self.config.spaces.values())
+        flop = self.sizes.stimuli * sum(of.features for of in networks)
         speed, text = self.speed(
             "features",
             lambda: self.rate("gpu") * self.rate("features on gpu"),
@@ -238,7 +239,7 @@ class _Reckoning:
         )
         seconds = max(flop / speed, self.disk["features"] / self.rate("write"))
         gpu = self.config.execution.features.gpus
-        weights = self.weight_bytes(self.networks.extracting_parameters)
+        weights = self.weight_bytes(sum(of.extracting_parameters for of in networks))
         batch = self.config.features.batch_size * 12 * PIXELS
         held = 3 * self.config.chunks.stimuli * self.sizes.photo**2
         memory = TORCH + weights + held + self.config.chunks.stimuli * 4 * self.latents
@@ -283,19 +284,26 @@ class _Reckoning:
         except InputError:
             return max(ridge_plan(*given, None, folds(config)).needs.values())
 
+    @staticmethod
+    def families(networks: Iterable[Networks]) -> list[Networks]:
+        """Each once: the networks of one system are loaded, and run over a photo, for all spaces or painters of it."""
+        return list({id(of): of for of in networks}.values())
+
     def weight_bytes(self, parameters: float) -> float:
         return parameters * (4 if self.config.networks.dtype == "float32" else 2)
 
     def reconstruct(self) -> StagePlan:
-        networks, painters = self.networks, self.config.painters
+        painters = self.config.painters
+        networks = self.families(self.networks.painter(of.kind) for of in painters.values())
         tests = sum(pictures(self.config, self.sizes).values())
         if not painters:
             return self.row("reconstruct", "no painter", "", 0.0, BASE)
         painted, flop = 0, 0.0
         for settings in painters.values():
             painted += settings.pictures * len([variant for variant in settings.variants if variant != "only_vdvae"])
-            an_image = sum(networks.painting(v, settings.steps, settings.strength) for v in settings.variants)
-            flop += tests * (networks.guessing + settings.pictures * an_image)
+            of = self.networks.painter(settings.kind)
+            an_image = sum(of.painting(v, settings.steps, settings.strength) for v in settings.variants)
+            flop += tests * (of.guessing + settings.pictures * an_image)
         speed, text = self.speed(
             "reconstruct",
             lambda: self.rate("gpu") * self.rate("painting on gpu"),
@@ -306,10 +314,11 @@ class _Reckoning:
             speed = devices * self.figures.flop / self.figures.image.value
             text = f"{self.figures.image.value:.3g} s an image a device"
         gpu = self.config.execution.reconstruct.gpus
-        weights, largest = self.weight_bytes(networks.painting_parameters), max(p.batch_size for p in painters.values())
-        share = networks.image**2 / PIXELS
+        weights = self.weight_bytes(sum(of.painting_parameters for of in networks))
+        largest, image = max(p.batch_size for p in painters.values()), max(of.image for of in networks)
+        share = image**2 / PIXELS
         on_gpu = self.figures.peak_bytes or weights + largest * GPU_ITEM * share
-        batch = self.config.chunks.images * (3 * networks.image**2 + 4 * self.latents)
+        batch = self.config.chunks.images * (3 * image**2 + 4 * self.latents)
         memory = TORCH + weights + 4 * batch + (0 if gpu else largest * GPU_ITEM * share)
         work = f"{tests * painted:,} images, {flop / 1e12:,.1f} TFLOP"
         return self.row("reconstruct", work, text, flop / speed, memory, on_gpu if gpu else 0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -66,6 +68,7 @@ class Networks:
     encoding, decoding, step : of the autoencoder, and of one evaluation of the UNet with one half of guidance.
     parameters : of all that paints, and of all that extracts.
     source : where this is from.
+    stable : the same of Stable Diffusion: its guess is the picture of z.
     """
 
     spaces: Mapping[str, tuple[int, ...]]
@@ -79,16 +82,48 @@ class Networks:
     painting_parameters: float
     extracting_parameters: float
     source: str
+    stable: Networks | None = None
+
+    def painter(self, kind: str) -> Networks:
+        """The networks that a kind of painter uses. Raises InputError where their cost is not known."""
+        return self._stable(f"painter {kind}") if kind == "stable_diffusion" else self
+
+    def encoder(self, name: str) -> Networks:
+        """The networks that an encoder is of; those of others than Stable Diffusion count as Brain-Diffuser's."""
+        return self._stable(f"encoder {name}") if name in ("sd_vae", "sd_text") else self
+
+    def _stable(self, where: str) -> Networks:
+        if self.stable is None:
+            raise InputError(
+                where,
+                found=f"{self.source}, without Stable Diffusion",
+                expected="networks whose cost is known",
+                action="name a bundle that holds Stable Diffusion in `networks.bundle` (docs/models.md).",
+            )
+        return self.stable
 
     def painting(self, variant: str, steps: int, strength: float) -> float:
         """FLOP of one reconstruction without its guess; of one condition alone, at most."""
         if variant == "only_vdvae":
             return 0.0
-        if variant == "no_vdvae":
+        if variant in ("no_vdvae", "only_c"):
             return 2 * steps * self.step + self.decoding
         return self.encoding + 2 * int(strength * steps) * self.step + self.decoding
 
 
+PUBLISHED_STABLE = Networks(
+    spaces={"sd_vae": (6400,), "sd_text": (77, 768)},
+    guess=320,
+    image=512,
+    features=0.428e12 + 5 * 0.0133e12,
+    guessing=0.974e12,
+    encoding=1.12e12,
+    decoding=2.51e12,
+    step=0.803e12,
+    painting_parameters=859.5e6 + 84e6 + 123e6,
+    extracting_parameters=84e6 + 123e6,
+    source="the published networks",
+)
 PUBLISHED = Networks(
     spaces={"vdvae": (VDVAEConfig().n_latents,), "clip_vision": (257, 768), "clip_text": (77, 768)},
     guess=64,
@@ -101,21 +136,8 @@ PUBLISHED = Networks(
     painting_parameters=1126.8e6 + 84e6 + 125e6,
     extracting_parameters=125e6 + 304e6 + 124e6,
     source="the published networks",
+    stable=PUBLISHED_STABLE,
 )
-
-
-def refuse_unknown_costs(config: Config) -> None:
-    """Raise InputError for networks whose arithmetic is not counted here, rather than reckon with that of others."""
-    named = {f"painters.{name}.kind": of.kind for name, of in config.painters.items()}
-    named |= {f"spaces.{name}.encoder": of.encoder for name, of in config.spaces.items()}
-    for key, value in named.items():
-        if value in ("stable_diffusion", "sd_vae", "sd_text"):
-            raise InputError(
-                key,
-                found=value,
-                expected="networks whose cost is known: those of VDVAE, CLIP and Versatile Diffusion",
-                action="run the stages for one subject and few sessions, and look at the timings that the study keeps",
-            )
 
 
 def sizes_of(config: Config) -> Sizes:
@@ -188,48 +210,94 @@ def networks_of(config: Config) -> Networks:
     if name != "tiny" and not Path(name).is_dir():
         return PUBLISHED
     from bdflow.models.weights.bundle import open_bundle
+    from bdflow.models.weights.manifest import STABLE, VERSATILE
 
-    opened = open_bundle(name)
-    if {space: opened.spaces.get(space) for space in PUBLISHED.spaces} == dict(PUBLISHED.spaces):
-        return PUBLISHED
-    return _counted(config)
+    opened, found = open_bundle(name), []
+    for family, published, count in (
+        (VERSATILE, PUBLISHED, _counted),
+        (STABLE, PUBLISHED_STABLE, _counted_stable),
+    ):
+        if opened.holds(family):
+            same = {space: opened.spaces.get(space) for space in published.spaces} == dict(published.spaces)
+            found.append(published if same else count(config))
+    return replace(found[0], stable=found[-1] if opened.holds(STABLE) else None)
+
+
+def _flop(work: Callable[..., object], *given: object) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work(*given)
+    return float(counter.get_total_flops())
 
 
 def _counted(config: Config) -> Networks:
-    from torch.utils.flop_counter import FlopCounterMode
-
     from bdflow.config import PaintOptions
     from bdflow.models.latents import FeatureExtractor
     from bdflow.models.versatile.painter import Painter
     from bdflow.models.weights.bundle import describe_bundle
-
-    def flop(work: object, *given: object) -> float:
-        with FlopCounterMode(display=False) as counter:
-            work(*given)  # type: ignore[operator]
-        return float(counter.get_total_flops())
+    from bdflow.models.weights.manifest import FAMILIES, VERSATILE
 
     extractor = FeatureExtractor(config.networks.bundle)
     zeros = {s: np.zeros((1, *shape), np.float32) for s, shape in extractor.spaces.items()}
     size = extractor.image_size
-    features = flop(extractor, np.zeros((1, size, size, 3), np.uint8), [[f"caption {i}" for i in range(5)]], [0])
+    features = _flop(extractor, np.zeros((1, size, size, 3), np.uint8), [[f"caption {i}" for i in range(5)]], [0])
     one, two = (Painter(config.networks.bundle, options=PaintOptions(steps=steps, strength=1.0)) for steps in (1, 2))
     guess = np.zeros((1, one.guess_size, one.guess_size, 3), np.uint8)
     conditions = (zeros["clip_vision"], zeros["clip_text"], "plan", [0])
-    started, longer = flop(one.paint, guess, *conditions), flop(two.paint, guess, *conditions)
+    started, longer = _flop(one.paint, guess, *conditions), _flop(two.paint, guess, *conditions)
     step = (longer - started) / 2
-    encoding = started - flop(one.paint, None, *conditions)
-    known = {network.name: network.parameters for network in describe_bundle(config.networks.bundle).networks}
+    encoding = started - _flop(one.paint, None, *conditions)
+    described = describe_bundle(config.networks.bundle).networks
+    known = {network.name: network.parameters for network in described if network.name in FAMILIES[VERSATILE]}
     clip = known.get("clip_vision", 0) + known.get("clip_text", 0)
     return Networks(
         extractor.spaces,
         one.guess_size,
         one.image_size,
         features,
-        flop(one.guess, zeros["vdvae"], "plan", [0]),
+        _flop(one.guess, zeros["vdvae"], "plan", [0]),
         encoding,
         started - encoding - 2 * step,
         step,
         sum(known.values()) - clip,
         clip + known.get("vdvae", 0),
+        f"bundle {config.networks.bundle}, counted",
+    )
+
+
+def _counted_stable(config: Config) -> Networks:
+    """Counted on outlines: networks without weights."""
+    import torch
+
+    from bdflow.models.weights.bundle import open_bundle
+
+    bundle = open_bundle(config.networks.bundle)
+    unet, vae, text = (cast(Any, bundle.build(name).eval()) for name in ("sd_unet", "sd_vae", "sd_text"))
+    here: Any = {"device": "meta"}
+    channels, edge, _ = bundle.z_shape
+    wide, shape = bundle.stable_size * edge // bundle.z_size, bundle.shape_of("sd_text")
+    condition, one = torch.zeros(1, *shape, **here), torch.zeros(1, **here)
+    tokens = torch.zeros(1, shape[0], dtype=torch.int64, **here)
+    with torch.inference_mode():
+        encoding, features = (
+            _flop(vae.encode, torch.zeros(1, 3, size, size, **here)) for size in (bundle.stable_size, bundle.z_size)
+        )
+        decoding, guessing = (_flop(vae.decode, torch.zeros(1, channels, size, size, **here)) for size in (wide, edge))
+        known = {"encoder_hidden_states": condition, "cross_attention_kwargs": {"text": condition}}
+        step = _flop(partial(unet, **known), torch.zeros(1, channels, wide, wide, **here), one)
+        features += 5 * _flop(partial(text, input_ids=tokens))
+    sizes = [sum(value.numel() for value in module.parameters()) for module in (unet, vae, text)]
+    return Networks(
+        {space: bundle.shape_of(space) for space in PUBLISHED_STABLE.spaces},
+        bundle.z_size,
+        bundle.stable_size,
+        features,
+        guessing,
+        encoding,
+        decoding,
+        step,
+        sum(sizes),
+        sum(sizes[1:]),
         f"bundle {config.networks.bundle}, counted",
     )

@@ -9,7 +9,7 @@ from bdflow.config import Config
 from bdflow.estimate.sizes import Networks, Sizes
 from bdflow.models.encoders import encoder_of
 from bdflow.models.judges.weights import BUNDLE_CLIP, layer_width
-from bdflow.models.painters import painter_kind
+from bdflow.models.painters import PAINTERS, painter_kind
 from bdflow.stores import StoreSpec
 from bdflow.stores.spec import ArraySpec
 from bdflow.study.designs import Design, candidates, designs
@@ -91,25 +91,28 @@ class PlannedCounts:
         return ()
 
     def guess_size(self, painter: str) -> int:
-        return self.networks.guess if _of_bundle(self.config) else painter_kind(self.config, painter).guess_size
+        known = self._of_bundle(painter)
+        return painter_kind(self.config, painter).guess_size if known is None else known.guess
 
     def image_size(self, painter: str) -> int:
-        return self.networks.image if _of_bundle(self.config) else painter_kind(self.config, painter).image_size
+        known = self._of_bundle(painter)
+        return painter_kind(self.config, painter).image_size if known is None else known.image
+
+    def _of_bundle(self, painter: str) -> Networks | None:
+        """The networks of one of the bundle's painters, whose sizes are known without it."""
+        kind = self.config.painters[painter].kind
+        return self.networks.painter(kind) if kind in PAINTERS else None
 
     def judge_width(self, metric: str) -> int:
         return self.networks.spaces["clip_vision"][-1] if metric == BUNDLE_CLIP else layer_width(metric)
 
 
-def _of_bundle(config: Config) -> bool:
-    """Whether the painters are those of the bundle, whose sizes are known without it."""
-    return all(settings.kind == "versatile_diffusion" for settings in config.painters.values())
-
-
 def shape_of(config: Config, networks: Networks, space: str) -> tuple[int, ...]:
     """Shape of a space's latents; of the published networks also where their weights are not here."""
     encoder = config.spaces[space].encoder
-    if encoder in networks.spaces:
-        return tuple(networks.spaces[encoder])
+    known = networks.encoder(encoder).spaces
+    if encoder in known:
+        return tuple(known[encoder])
     return encoder_of(config, space).shape
 
 

@@ -140,7 +140,14 @@ class Encoder(ABC):
 
 
 class BundleEncoder(Encoder):
-    """An encoder whose network is of the bundle."""
+    """An encoder whose network is of the bundle.
+
+    Attributes
+    ----------
+    network_name : which of the bundle's networks it is; what else the bundle holds makes no latents stale.
+    """
+
+    network_name: ClassVar[str]
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -152,7 +159,7 @@ class BundleEncoder(Encoder):
         return self.setup.batches(self.setup.batch_size)
 
     def inputs(self) -> Mapping[str, str]:
-        return {"bundle": self.bundle.fingerprint}
+        return self.bundle.digests(self.network_name)
 
 
 class VDVAEEncoder(BundleEncoder):
@@ -164,6 +171,7 @@ class VDVAEEncoder(BundleEncoder):
     latent : `sample` draws z from its posterior (the authors), `mean` takes the posterior mean.
     """
 
+    network_name = "vdvae"
     draws_noise = True
 
     def __init__(self, setup: Setup, latent: str = "sample") -> None:
@@ -220,6 +228,11 @@ class CLIPVisionEncoder(BundleEncoder):
     by PIL bilinear to the size of reconstructions, then through CLIP's processing.
     """
 
+    network_name = "clip_vision"
+
+    def inputs(self) -> Mapping[str, str]:
+        return {**super().inputs(), "pixels": str(self.bundle.image_size)}
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.bundle.shape_of("clip_vision")
@@ -252,6 +265,7 @@ class CLIPTextEncoder(BundleEncoder):
     stimulus's captions. Equal strings are embedded once.
     """
 
+    network_name = "clip_text"
     takes = ("captions",)
 
     @classmethod

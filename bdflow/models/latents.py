@@ -47,7 +47,8 @@ class FeatureExtractor:
             "vdvae": self._vdvae, "clip_vision": self._vision, "clip_text": self._text
         }  # fmt: skip
         opened = self._vdvae.bundle
-        self.spaces, self.guess_size, self.image_size = opened.spaces, opened.guess_size, opened.image_size
+        self.spaces = {space: encoder.shape for space, encoder in self.encoders.items()}
+        self.guess_size, self.image_size = opened.guess_size, opened.image_size
         for encoder in self.encoders.values():
             encoder.load()
         self.vdvae, self.clip_vision, self.clip_text = self._vdvae.network, self._vision.network, self._text.network

@@ -87,6 +87,14 @@ class PainterKind(ABC):
     def inputs(self) -> Mapping[str, str]:
         """Digests of what pictures depend on beside latents and settings, such as weights, by what they are."""
 
+    def guess_inputs(self) -> Mapping[str, str]:
+        """Digests of what guesses depend on beside latents and settings; by default those of `inputs`."""
+        return self.inputs()
+
+    def variant_inputs(self, variant: str) -> Mapping[str, str]:
+        """Digests of what pictures of a variant depend on beside what they are made from."""
+        return {"pixels": str(self.image_size)} if variant in self.enlarges else self.inputs()
+
     def variant_settings(self, variant: str) -> dict[str, object]:
         """The settings that shape pictures of a variant."""
         return {} if variant in self.enlarges else content(self.settings, "painting")
@@ -135,7 +143,10 @@ class VersatileDiffusionKind(PainterKind):
         return open_bundle(self.networks.bundle).image_size
 
     def inputs(self) -> Mapping[str, str]:
-        return {"bundle": open_bundle(self.networks.bundle).fingerprint}
+        return open_bundle(self.networks.bundle).digests("unet", "vae", "scheduler", "clip_vision", "clip_text")
+
+    def guess_inputs(self) -> Mapping[str, str]:
+        return open_bundle(self.networks.bundle).digests("vdvae")
 
     def variant_settings(self, variant: str) -> dict[str, object]:
         if variant in self.enlarges:
@@ -171,7 +182,10 @@ class StableDiffusionKind(PainterKind):
         return open_bundle(self.networks.bundle).stable_size
 
     def inputs(self) -> Mapping[str, str]:
-        return {"bundle": open_bundle(self.networks.bundle).fingerprint}
+        return open_bundle(self.networks.bundle).digests("sd_unet", "sd_vae", "sd_text", "scheduler")
+
+    def guess_inputs(self) -> Mapping[str, str]:
+        return open_bundle(self.networks.bundle).digests("sd_vae")
 
     def variant_settings(self, variant: str) -> dict[str, object]:
         shaping = PaintOptions.model_fields.keys() - {"mixing"}

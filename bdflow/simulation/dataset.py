@@ -25,7 +25,7 @@ from bdflow.simulation.encoding import NOISE_SD, QUANTILES, Components, Encoding
 from bdflow.simulation.files import N_SUBJECTS, make_design, write_design, write_hdf5, write_nifti, write_stim_info
 from bdflow.simulation.scenes import scene
 
-FORMAT = 2
+FORMAT = 3
 _BATCH = 32  # stimuli drawn, and their features extracted, at once
 
 Features = Callable[[np.ndarray, list[list[str]], list[int]], dict[str, np.ndarray]]

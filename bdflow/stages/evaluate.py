@@ -165,7 +165,7 @@ def _shown(context: Context) -> tuple[str, ...]:
 
 def _judge_inputs(config: Config, metric: str, weights: Mapping[str, Weights]) -> dict[str, str]:
     if metric == BUNDLE_CLIP:
-        return {"bundle": open_bundle(config.networks.bundle).fingerprint}
+        return open_bundle(config.networks.bundle).digests("clip_vision")
     files = weights[JUDGE_OF[metric]].files
     if not files:
         raise _not_at_hand(metric, config)

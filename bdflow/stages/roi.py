@@ -21,7 +21,7 @@ from bdflow.stores import Store, StoreSpec, text
 from bdflow.study import catalog, decoder, keys, region_catalog, region_patterns
 from bdflow.study.designs import averaged_design, design_of
 from bdflow.study.graph import Counts, StoreDecl
-from bdflow.study.painting import batch_painting, guess_settings, packs, painter_inputs, spaces_of
+from bdflow.study.painting import batch_painting, guess_inputs, guess_settings, packs, spaces_of, variant_inputs
 from bdflow.study.region_patterns import Key, averaged
 from bdflow.study.stage import MEAN, Context, Stage, Step, Work
 
@@ -65,19 +65,19 @@ class Roi(Stage):
             yield StoreDecl(keys.region_latents(chosen, subject, space), layout, upstream=upstream)
 
     def _pictures(self, config: Config, chosen: str, painter: str, subject: str) -> Iterator[StoreDecl]:
-        roles, inputs = spaces_of(config, painter), partial(painter_inputs, config, painter)
-        kind = painter_kind(config, painter)
+        roles, kind = spaces_of(config, painter), painter_kind(config, painter)
         rescaling = {name: value for name, value in content(config.roi).items() if name != "sets"}
         settings = {**rescaling, "networks": content(config.networks), **guess_settings(config, painter)}
         latents = {role: keys.region_latents(chosen, subject, space) for role, space in roles.items()}
         guesses = keys.region_guesses(chosen, painter, subject)
         if "guess" in latents:
-            layout = partial(_guesses, config, chosen, painter)
+            layout, inputs = partial(_guesses, config, chosen, painter), partial(guess_inputs, config, painter)
             yield StoreDecl(guesses, layout, settings, inputs, (latents["guess"],), {}, kind.guess_arithmetic())
         upstream = tuple(guesses if role == "guess" else key for role, key in latents.items())
         variant = full(config, painter)
         settings = {**settings, "painting": kind.variant_settings(variant)}
         key, layout = keys.region_images(chosen, painter, subject), partial(_images, config, chosen, painter)
+        inputs = partial(variant_inputs, config, painter, variant)
         yield StoreDecl(key, layout, settings, inputs, upstream, {}, kind.arithmetic(variant))
 
     def steps(self, context: Context) -> Iterable[Step]:

@@ -55,9 +55,14 @@ def guess_settings(config: Config, painter: str) -> dict[str, object]:
     return {"kind": settings.kind, "version": kind.version, "options": dict(settings.options), "seed": config.seed}
 
 
-def painter_inputs(config: Config, painter: str) -> Mapping[str, str]:
-    """Digests of the weights that a painter uses."""
-    return painter_kind(config, painter).inputs()
+def guess_inputs(config: Config, painter: str) -> Mapping[str, str]:
+    """Digests of the weights that a painter's guesses are decoded with."""
+    return painter_kind(config, painter).guess_inputs()
+
+
+def variant_inputs(config: Config, painter: str, variant: str) -> Mapping[str, str]:
+    """Digests of the weights that pictures of a variant are painted with."""
+    return painter_kind(config, painter).variant_inputs(variant)
 
 
 def packs(blocks: Iterable[tuple[Block, int]], batch: int) -> list[tuple[Block, ...]]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from bdflow.models.vdvae import VDVAE as VDVAE_CLASS
 from bdflow.models.weights import names
-from bdflow.models.weights.manifest import FORMAT, MANIFEST, SCHEDULER, FileEntry, NetworkEntry
+from bdflow.models.weights.manifest import FORMAT, MANIFEST, SAME, SCHEDULER, FileEntry, NetworkEntry
 from bdflow.models.weights.networks import build_module
 from bdflow.training.words import WORDS, learn_merges, vocabulary
 
@@ -72,6 +72,7 @@ UNET = {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
 }
+SD_UNET = {**UNET, "cross_attention_dim": CLIP_TEXT["hidden_size"]}
 VAE = {
     "sample_size": 64,
     "in_channels": 3,
@@ -105,6 +106,7 @@ WEIGHTS = {
         "text_weights": "text_unet/diffusion_pytorch_model.safetensors",
     },
     "vae": {"weights": "vae/diffusion_pytorch_model.safetensors"},
+    "sd_unet": {"weights": "unet/diffusion_pytorch_model.safetensors"},
     "scheduler": {},
 }
 TEXTS: dict[str, dict[str, tuple[str, Any]]] = {
@@ -120,6 +122,7 @@ TEXTS: dict[str, dict[str, tuple[str, Any]]] = {
     },
     "unet": {"config": ("image_unet/config.json", {"_class_name": "UNet2DConditionModel", **UNET})},
     "vae": {"config": ("vae/config.json", {"_class_name": "AutoencoderKL", **VAE})},
+    "sd_unet": {"config": ("unet/config.json", {"_class_name": "UNet2DConditionModel", **SD_UNET})},
     "scheduler": {"config": ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler", **SCHEDULER})},
 }
 LAYOUTS = {"vdvae": "openai", "clip_vision": "transformers", "clip_text": "transformers"}
@@ -135,8 +138,9 @@ def write_bundle(
 ) -> Path:
     """Write a bundle of tiny's shape at `out` from each network's weights (our names), stored as float16.
 
-    `scaling_factor` is the autoencoder's: its latents times this have a standard deviation of 1. Returns the
-    manifest's path; the same weights always give the same bytes.
+    `scaling_factor` is the autoencoder's: its latents times this have a standard deviation of 1. Stable Diffusion's
+    autoencoder and text encoder are those of the others. Returns the manifest's path; the same weights always give the
+    same bytes.
     """
     networks: dict[str, Any] = {}
     for network, texts in TEXTS.items():
@@ -155,12 +159,15 @@ def write_bundle(
         if network == "vdvae":
             networks[network]["config"] = VDVAE
         networks[network]["files"] = {role: _file(out, path) for role, path in files.items()}
+    networks |= {network: {"same_as": of, "licence": LICENCE} for network, of in SAME.items()}
     manifest = {"format": FORMAT, "name": name, "licence": LICENCE, "source": source, "networks": networks}
     _write(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return out / MANIFEST
 
 
 def _of_role(network: str, role: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if network == "sd_unet":
+        return {names.diffusers_text_unet(name): value for name, value in state.items()}
     if network != "unet":
         return state
     side = role.removesuffix("_weights")
@@ -186,6 +193,7 @@ def untrained(network: str, seed: int = SEED) -> nn.Module:
     embeddings.
     """
     configs = {"vdvae": VDVAE, "clip_vision": CLIP_VISION, "clip_text": CLIP_TEXT, "unet": UNET, "vae": VAE}
+    configs["sd_unet"] = SD_UNET
     entry = NetworkEntry(network, LAYOUTS.get(network, "diffusers"), dict[str, FileEntry](), configs[network])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -17,13 +17,17 @@ from PIL import Image
 
 from bdflow.models.clip import resize
 from bdflow.models.diffusion.inputs import BICUBIC
+from bdflow.models.encoders import Encoder, Setup, Stimuli
 from bdflow.models.latents import FeatureExtractor
+from bdflow.models.stable_diffusion.encoders import SDTextEncoder, SDVAEEncoder
+from bdflow.models.stable_diffusion.painter import StablePainter
+from bdflow.models.stable_diffusion.unet import TAKAGI
 from bdflow.models.versatile.painter import Painter
 from bdflow.models.weights.bundle import describe_bundle, open_bundle
 from bdflow.simulation.scenes import Scene, scene
 from bdflow.training import losses
 from bdflow.training.scenes import FIRST_ID, SCENE_SIZE
-from bdflow.training.settings import BATCH, MOST_UNSETTLED, N_SCENES, STEPS, TEMPERATURE
+from bdflow.training.settings import BATCH, LEAST_LEFT, MOST_UNSETTLED, N_SCENES, RECORD, STEPS, TEMPERATURE
 from bdflow.training.settings import N_PAINTED as SCENES_PAINTED
 
 log = logging.getLogger(__name__)
@@ -73,6 +77,7 @@ def held_out_scores(
         "clip_text": extractor.caption_embeddings(captions[:n_painted], nsd_ids[:n_painted]),
     }
     pictures = paint(painter, latents, nsd_ids[:n_painted])
+    pictures |= paint_stable(bundle, images[:n_painted], captions[:n_painted], nsd_ids[:n_painted])
     for name, made in pictures.items():
         seen = extractor.vision_embeddings(made)[:, 0]
         found[f"{name}, clip two-way"] = two_way(pooled[:n_painted], seen)
@@ -91,6 +96,28 @@ def paint(painter: Painter, latents: dict[str, np.ndarray], nsd_ids: list[int]) 
         guesses.append(resize(guess, painter.image_size, BICUBIC))
         painted.append(painter.paint(guess, vision, text, "held out", nsd_ids[rows]))
     return {"guess": np.concatenate(guesses), "reconstruction": np.concatenate(painted)}
+
+
+def paint_stable(
+    bundle: str | Path, images: np.ndarray, captions: list[list[str]], nsd_ids: list[int]
+) -> dict[str, np.ndarray]:
+    """Stable Diffusion's pictures, as Takagi & Nishimoto paint: of z, decoded and brought to the painter's size; of z
+    and c; and of each of them alone.
+    """
+    stimuli = Stimuli(np.asarray(nsd_ids), images, captions)
+    encoders: tuple[Encoder, ...] = (SDVAEEncoder(Setup("z", bundle)), SDTextEncoder(Setup("c", bundle)))
+    z, c = (encoder.work(encoder.prepare(stimuli)) for encoder in encoders)
+    painter = StablePainter(bundle, options=TAKAGI)
+    found: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(nsd_ids), 8):
+        rows = slice(start, start + 8)
+        ids = nsd_ids[rows]
+        guess = painter.decode_guesses(painter.guess_inputs(z[rows], "held out", ids))
+        found.setdefault("z", []).append(resize(guess, painter.image_size, BICUBIC))
+        for name, given in {"z and c": (guess, c[rows]), "z alone": (guess, None), "c alone": (None, c[rows])}.items():
+            inputs = painter.paint_inputs(given[0], None, given[1], "held out", ids)
+            found.setdefault(f"stable diffusion, {name}", []).append(painter.paint_prepared(inputs))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def caption_vectors(extractor: FeatureExtractor, captions: list[str]) -> np.ndarray:
@@ -134,28 +161,20 @@ def judge(bundle: Path, work: Path) -> dict[str, float]:
     for name, value in scores.items():
         log.info("%s: %.4f", name, value)
     (bundle / SCORES).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    (bundle / CARD).write_text(card(bundle, scores, training(work)), encoding="utf-8")
+    (bundle / CARD).write_text(card(bundle, scores), encoding="utf-8")
     contact_sheet(pictures).save(work / "held_out.png")
     return scores
 
 
-def training(work: Path) -> dict[str, tuple[int, float]]:
-    """(steps, minutes of CPU) of each network's checkpoint."""
-    found = {}
-    for path in sorted(work.glob("*.pt")):
-        saved: Any = torch.load(path, weights_only=True, mmap=True)
-        if isinstance(saved, dict) and "progress" in saved:
-            found[path.stem] = (saved["progress"]["step"], saved["progress"]["cpu_seconds"] / 60)
-    return found
-
-
-def card(bundle: Path, scores: dict[str, float], trained: dict[str, tuple[int, float]]) -> str:
+def card(bundle: Path, scores: dict[str, float]) -> str:
     """The model card: what the bundle is, how it was made, how well it does, and what it is not for."""
     described, opened = describe_bundle(bundle), open_bundle(bundle)
     parameters = {f"{network.name}_parameters": f"{network.parameters:,}" for network in described.networks}
-    size = sum(nbytes for network in described.networks for _, nbytes in network.files) / 1e6
+    size = sum({file: nbytes for network in described.networks for file, nbytes in network.files}.values()) / 1e6
+    trained: dict[str, dict[str, Any]] = json.loads((bundle / RECORD).read_text(encoding="utf-8"))
     steps = [
-        f"| {name} | {text} | {BATCH[name]} | {trained[name][0]:,} | {trained[name][1]:.0f} |"
+        f"| {name} | {text} | {BATCH[name]} | {trained[name]['steps']:,} | {trained[name]['cpu_minutes']:.0f} "
+        f"| {trained[name]['seed']} |"
         for name, text in LOSSES.items()
         if name in trained
     ]
@@ -166,11 +185,13 @@ def card(bundle: Path, scores: dict[str, float], trained: dict[str, tuple[int, f
         vdvae=opened.vdvae_config,
         spaces=described.spaces,
         image_size=described.image_size,
+        z_size=opened.z_size,
         temperature=TEMPERATURE,
         n_scenes=N_SCENES,
         steps=STEPS,
         n_scenes_painted=SCENES_PAINTED,
         unsettled=MOST_UNSETTLED,
+        left=LEAST_LEFT,
         n_held_out=N_HELD_OUT,
         n_painted=N_PAINTED,
         training="\n".join(steps),
@@ -183,12 +204,14 @@ LOSSES = {
     "clip": "InfoNCE, images with one of their captions each, learnt temperature",
     "vae": "L1 and L2 of pixels, L1 of their differences, 1e-4 KL",
     "unet": "predicted noise, min-SNR weights; conditions dropped in 10%",
+    "sd_unet": "the same",
 }
 CARD_TEXT = """# The tiny bundle
 
-Brain-Diffuser's three frozen networks in miniature: the same classes, code paths, file layouts and settings as the
-published weights, trained on bdflow's own procedural scenes (`bdflow/simulation/scenes.py`), so that the demo and the
-tests show real reconstructions on a laptop. {megabytes} MB, float16, licence {licence}.
+The frozen networks of Brain-Diffuser and of Takagi & Nishimoto in miniature: the same classes, code paths, file
+layouts and settings as the published weights, trained on bdflow's own procedural scenes
+(`bdflow/simulation/scenes.py`), so that the demo and the tests show real reconstructions on a laptop. {megabytes} MB,
+float16, licence {licence}.
 
 ## Networks
 
@@ -200,14 +223,18 @@ blocks regressed ({vdvae.n_latents:,} values), the others drawn from the prior |
 | clip_text | tokens x features {spaces[clip_text]}; a vocabulary of everyday words | {clip_text_parameters} |
 | vae | AutoencoderKL, {image_size} px to 4 x 16 x 16 latents | {vae_parameters} |
 | unet | dual-guided UNet; vision and text transformers at 8 x 8 | {unet_parameters} |
+| sd_unet | Stable Diffusion's UNet; a transformer at 8 x 8 under c, tokens x features {spaces[sd_text]} | \
+{sd_unet_parameters} |
+| sd_vae, sd_text | the same files as vae and as clip_text (hidden states, not projected); z is {spaces[sd_vae][0]} \
+values, of the picture at {z_size} px | |
 
 ## Training
 
 `python -m bdflow.training.train --out DIR`, on CPU cores. Data: {n_scenes:,} procedural scenes with five captions
-each, ids from 1,000,000 (far above any demo's), no augmentation; the UNet saw the first {n_scenes_painted:,}.
+each, ids from 1,000,000 (far above any demo's), no augmentation; the UNets saw the first {n_scenes_painted:,}.
 
-| network | loss | batch | steps | minutes of one CPU core |
-|---|---|---|---|---|
+| network | loss | batch | steps | minutes of one CPU core | seed |
+|---|---|---|---|---|---|
 {training}
 
 Moving averages of the weights are shipped. The autoencoder's latent channels were brought to mean 0 and one common
@@ -215,15 +242,20 @@ standard deviation, which `scaling_factor` makes 1. The UNet's conditions were m
 {unsettled:.0%}, so that it knows what regressions make of them. The VDVAE's mixture has a temperature of {temperature},
 folded into its last layer, for guesses that are blurry rather than noisy; its bits below are those at temperature 1.
 
-Autoencoder, CLIP and UNet are those of the script, from scratch. The VDVAE is that of earlier sittings, on 10,000
+Stable Diffusion's UNet starts from the dual-guided one: what that does under text alone, with the projection of
+CLIP's text tower multiplied into its keys and values. Its conditions are the hidden states averaged over captions,
+mixed as the other's; half of them are drawn towards their mean too, to as little as {left:.0%} of their deviation, as
+ridge draws what is not re-standardised.
+
+All but the VDVAE are those of the script, from scratch. The VDVAE is that of earlier sittings, on 10,000
 scenes (its minutes are of a shared core): its KL weight rose from 0.2 to 1 in the first 3,000 steps. A whole run of
 the script trains a VDVAE anew ({steps[vdvae]:,} steps).
 
 ## Held-out scores
 
 {n_held_out} scenes with ids from 2,000,000; guesses and reconstructions of the first {n_painted}, from their *true*
-latents with the paper's settings (`--evaluate` makes these numbers; `scores.json` keeps them). Chance of a two-way
-identification is 0.5.
+latents with the papers' settings (`--evaluate` makes these numbers; `scores.json` keeps them). Chance of a two-way
+identification is 0.5. `guess` and `reconstruction` are Brain-Diffuser's; `z` is the picture that z decodes to.
 
 | score | value |
 |---|---|
@@ -234,5 +266,6 @@ identification is 0.5.
 It knows nothing but these scenes: a dozen kinds of things, eight colours, five backgrounds, three places to stand.
 Backgrounds, and the colours, numbers and places of things, are mostly right; shapes are soft, so that a face, a car
 or a sign is told by its outline. Words on signs cannot be read, faces have hardly any features, small things vanish.
+Of Stable Diffusion's pictures from z alone, backgrounds are right and things are not: they become others of that size.
 Its CLIP is no judge of photos. For science on NSD, use the published weights.
 """

@@ -1,6 +1,8 @@
 """What each network of the tiny bundle learns from: one loss a network, on batches of scenes."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,6 @@ KL_WEIGHT = 1e-4
 EDGE_WEIGHT = 0.5
 SQUARE_WEIGHT = 6.0
 MAX_SNR = 5.0
-STRENGTH = 0.75
 
 
 def vdvae_loss(
@@ -115,25 +116,23 @@ def unet_loss(
     unet: nn.Module,
     alphas_cumprod: Tensor,
     z: Tensor,
-    vision: Tensor,
-    text: Tensor,
-    mixing: float,
+    conditions: Mapping[str, Any],
+    strength: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Error of the predicted noise, weighted by min(SNR, 5) / SNR (Hang et al. 2023), for latents (n, c, h, w).
+    """Error of the predicted noise, weighted by min(SNR, 5) / SNR (Hang et al. 2023), for latents (n, c, h, w) under
+    `conditions` as the UNet's transformers take them.
 
-    Three quarters of the timesteps are those that run when a guess is given at the paper's strength.
+    Three quarters of the timesteps are those that run when a guess is given at the paper's `strength`.
     """
     n = len(z)
-    high = torch.where(torch.arange(n) % 4 == 0, 1.0, STRENGTH) * len(alphas_cumprod)
+    high = torch.where(torch.arange(n) % 4 == 0, 1.0, strength) * len(alphas_cumprod)
     step = (torch.rand(n, generator=generator) * high).long()
     alpha = alphas_cumprod[step][:, None, None, None]
     noise = torch.randn(z.shape, generator=generator)
     noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
-    conditions = {"vision": vision, "text": text, "mixing": mixing}
-    predicted = unet(noisy, step, encoder_hidden_states=vision, cross_attention_kwargs=conditions, return_dict=False)[
-        0
-    ].float()
+    known = {"encoder_hidden_states": conditions["text"], "cross_attention_kwargs": conditions}
+    predicted = unet(noisy, step, **known, return_dict=False)[0].float()
     snr = (alpha / (1 - alpha)).flatten()
     return ((snr.clamp(max=MAX_SNR) / snr) * (predicted - noise).square().mean((1, 2, 3))).mean()
 
@@ -144,6 +143,11 @@ def unsettle(conditions: Tensor, mean: Tensor, share: Tensor, others: Tensor) ->
     """
     part = share[:, None, None]
     return mean + (1 - part.square()).sqrt() * (conditions - mean) + part * (others - mean)
+
+
+def shrink(conditions: Tensor, mean: Tensor, left: Tensor) -> Tensor:
+    """Conditions (n, T, F) of whose deviation from the `mean` (T, F) a share (n,) is left, as ridge leaves it."""
+    return mean + left[:, None, None] * (conditions - mean)
 
 
 def signed(images_u8: np.ndarray) -> Tensor:

@@ -3,11 +3,14 @@
 Scenes and checkpoints are kept in `--work`; run again, it goes on from there. Everything is drawn by seed and step,
 so an interrupted training ends as an uninterrupted one. `vae`, `clip` and `vdvae` may train side by side, each in a
 process of its own with the same `--out`; `unet` learns from what `vae` and `clip` make of the scenes, and comes after
-them. `--evaluate` measures the bundle on held-out scenes instead, and writes its model card and scores.
+them; `sd_unet` starts from `unet`, and comes last. With `--start BUNDLE`, networks that are not trained here are those
+of that bundle, byte for byte. `--evaluate` measures the bundle on held-out scenes instead, and writes its model card
+and scores.
 """
 
 import argparse
 import fcntl
+import json
 import logging
 import math
 import time
@@ -22,17 +25,21 @@ import torch
 from torch import Tensor, nn
 
 from bdflow import random
+from bdflow.models.encoders import Setup, Stimuli
 from bdflow.models.latents import FeatureExtractor
-from bdflow.models.weights.bundle import open_bundle
+from bdflow.models.stable_diffusion.encoders import SDTextEncoder
+from bdflow.models.weights.bundle import Bundle, open_bundle
 from bdflow.training import losses
-from bdflow.training.bundle import untrained, write_bundle
+from bdflow.training.bundle import VAE, untrained, write_bundle
 from bdflow.training.scenes import Scenes, load_scenes
 from bdflow.training.settings import (
     BATCH,
     HORIZON,
+    LEAST_LEFT,
     MOST_UNSETTLED,
     N_PAINTED,
     N_SCENES,
+    RECORD,
     SHARE_OF_TIME,
     STEPS,
     TEMPERATURE,
@@ -41,7 +48,7 @@ from bdflow.training.settings import (
 log = logging.getLogger(__name__)
 
 SEED = 20231109
-NETWORKS = ("vae", "clip", "vdvae", "unet")
+NETWORKS = ("vae", "clip", "vdvae", "unet", "sd_unet")
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 15.0
 EMA = 0.998
@@ -50,6 +57,7 @@ WARM_UP = 150
 DROPPED = 0.1
 MIXINGS, MIXING_SHARES = (0.0, 1.0, 0.4), (0.1, 0.1, 0.5)  # the rest of the steps: uniform
 KL_WEIGHT = 0.2
+STRENGTH, STABLE_STRENGTH = 0.75, 0.8  # of Brain-Diffuser, of Takagi & Nishimoto
 LossOf = Callable[[int, float, np.random.Generator, torch.Generator], Tensor]
 
 
@@ -232,7 +240,7 @@ def vdvae_task(scenes: Scenes, short: bool) -> Task:
 def unet_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
     """Trained on what the bundle's own autoencoder and CLIP make of the scenes."""
     module = build("unet")
-    z, vision, text = painting_material(scenes, bundle, work)
+    z, vision, text = painting_material(scenes, bundle, work, "z", "vision", "text")
     versatile = open_bundle(bundle).versatile()
     nothing_seen, nothing_said = versatile.unconditional_vision, versatile.unconditional_text
     mean_vision, mean_text = vision.float().mean(0), text.float().mean(0)
@@ -247,9 +255,57 @@ def unet_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
         dropped = torch.from_numpy(rng.random(batch) < DROPPED)[:, None, None]
         seen, said = torch.where(dropped, nothing_seen, seen), torch.where(dropped, nothing_said, said)
         mixing = float((*MIXINGS, rng.random())[rng.choice(4, p=(*MIXING_SHARES, 1 - sum(MIXING_SHARES)))])
-        return losses.unet_loss(module, alphas, z[rows], seen, said, mixing, generator)
+        conditions = {"vision": seen, "text": said, "mixing": mixing}
+        return losses.unet_loss(module, alphas, z[rows], conditions, STRENGTH, generator)
 
     return Task("unet", module, loss, steps=20 if short else STEPS["unet"], lr=1e-3, horizon=HORIZON["unet"])
+
+
+def stable_task(scenes: Scenes, short: bool, bundle: Path, work: Path) -> Task:
+    """Stable Diffusion's UNet, from the bundle's dual-guided one: on the same latents, under the text encoder's hidden
+    states, averaged over captions.
+    """
+    z, c = painting_material(scenes, bundle, work, "z", "c")
+    opened = open_bundle(bundle)
+    module, nothing = from_dual(opened, scenes.first(64)), opened.sd_text().unconditional()
+    mean, alphas = c.float().mean(0), opened.stable().alphas_cumprod.float()
+    batch = 8 if short else BATCH["sd_unet"]
+
+    def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows, others = rng.integers(len(z), size=(2, batch))
+        mixed, left = (
+            torch.from_numpy(rng.uniform(low, high, batch).astype(np.float32))
+            for low, high in ((0, MOST_UNSETTLED), (LEAST_LEFT, 1))
+        )
+        left = torch.where(torch.arange(batch) % 2 == 0, 1.0, left)
+        said = losses.unsettle(c[rows].float(), mean, mixed, c[others].float())
+        said = losses.shrink(said, mean, left)
+        dropped = torch.from_numpy(rng.random(batch) < DROPPED)[:, None, None]
+        conditions = {"text": torch.where(dropped, nothing, said)}
+        return losses.unet_loss(module, alphas, z[rows], conditions, STABLE_STRENGTH, generator)
+
+    steps = 20 if short else STEPS["sd_unet"]
+    return Task("sd_unet", module, loss, steps=steps, lr=5e-4, horizon=HORIZON["sd_unet"])
+
+
+def from_dual(bundle: Bundle, scenes: Scenes) -> nn.Module:
+    """A UNet with one condition that does what the bundle's dual-guided one does under text alone.
+
+    Its keys and values take hidden states where the other's take these projected and divided by the norm of the pooled
+    one (`bdflow.models.clip`); that norm's place takes its average over the captions of `scenes`.
+    """
+    module, dual = build("sd_unet"), bundle.load("unet").state_dict()
+    text = bundle.clip_text()
+    tokens = text.tokens([text for captions in scenes.captions for text in captions])
+    with torch.inference_mode():
+        projection = text.model.text_projection.weight.clone()
+        scale = (1 / text.model(input_ids=tokens).text_embeds.norm(dim=-1)).mean()
+    own = {name: dual[name] for name in module.state_dict()}
+    for name, weight in own.items():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            own[name] = weight @ projection * scale
+    module.load_state_dict(own)
+    return module.train()
 
 
 def caption_tokens(scenes: Scenes, extractor: FeatureExtractor) -> Tensor:
@@ -262,13 +318,19 @@ def caption_tokens(scenes: Scenes, extractor: FeatureExtractor) -> Tensor:
     return rows["input_ids"].reshape(len(scenes.captions), 5, length)
 
 
-def painting_material(scenes: Scenes, bundle: Path, work: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled latents (n, c, h, w) float32, vision and text embeddings (n, T, F) float16, of the first N_PAINTED
-    scenes; kept in `work`.
+def painting_material(scenes: Scenes, bundle: Path, work: Path, *wanted: str) -> list[Tensor]:
+    """What painters learn from, of the first N_PAINTED scenes; kept in `work`. `z`: scaled latents (n, c, h, w)
+    float32; `vision`, `text`, `c`: embeddings (n, T, F) float16, those of text averaged over captions.
     """
     scenes = scenes.first(N_PAINTED)
-    extractor = FeatureExtractor(bundle)
+    extractor, states = FeatureExtractor(bundle), SDTextEncoder(Setup("c", bundle))
     versatile = open_bundle(bundle).versatile()
+    no_images = np.zeros((N_PAINTED, 0, 0, 3), np.uint8)
+
+    def hidden_states(rows: slice) -> Tensor:
+        stimuli = Stimuli(np.array(scenes.nsd_ids[rows]), no_images[rows], scenes.captions[rows])
+        return torch.from_numpy(states.work(states.prepare(stimuli))).half()
+
     makers: dict[str, tuple[tuple[str, ...], Callable[[slice], Tensor]]] = {
         "z": (("vae",), lambda rows: versatile.encode(np.array(scenes.painted[rows]), None, "mean")),
         "vision": (
@@ -281,18 +343,20 @@ def painting_material(scenes: Scenes, bundle: Path, work: Path) -> tuple[Tensor,
                 extractor.caption_embeddings(scenes.captions[rows], scenes.nsd_ids[rows])
             ).half(),
         ),
+        "c": (("clip_text",), hidden_states),
     }
     networks = open_bundle(bundle).manifest.networks
     found = []
-    for what, (sources, make) in makers.items():
+    for what in wanted:
+        sources, make = makers[what]
         digest = "-".join(str(networks[source].files["weights"].sha256)[:12] for source in sources)
         path = work / f"{what}-{len(scenes.nsd_ids)}-{digest}.pt"
         if not path.is_file():
-            log.info("unet: %s of %d scenes", what, len(scenes.nsd_ids))
+            log.info("%s of %d scenes", what, len(scenes.nsd_ids))
             rows = [slice(start, start + 64) for start in range(0, len(scenes.nsd_ids), 64)]
             torch.save(torch.cat([make(part) for part in rows]), path)
         found.append(torch.load(path, weights_only=True))
-    return found[0], found[1], found[2]
+    return found
 
 
 def settle_latents(vae: Any, images_u8: np.ndarray) -> float:
@@ -314,18 +378,47 @@ def settle_latents(vae: Any, images_u8: np.ndarray) -> float:
     return float(1 / common)
 
 
-def write(out: Path, work: Path, scenes: Scenes) -> None:
-    """Write the bundle of all checkpoints in `work`."""
-    towers: Any = trained("clip", work)
-    modules: dict[str, nn.Module] = {name: trained(name, work) for name in ("vdvae", "vae", "unet")}
-    modules |= {"clip_vision": towers["vision"], "clip_text": towers["text"]}
-    losses.temper(modules["vdvae"], TEMPERATURE)  # type: ignore[arg-type]
-    scale = settle_latents(modules["vae"], np.asarray(scenes.painted[:256]))
+def write(out: Path, work: Path, scenes: Scenes, start: Path | None = None) -> None:
+    """Write the bundle of all checkpoints in `work`, and of the record of their training. Networks without a checkpoint
+    are those of the bundle `start`, as they are, or untrained.
+    """
+    given = None if start is None else open_bundle(start)
+    record = {} if given is None else json.loads((given.path / RECORD).read_text(encoding="utf-8"))
+    modules: dict[str, nn.Module] = {}
+    scale = float(VAE["scaling_factor"])  # type: ignore[arg-type]
+    for name in NETWORKS:
+        members = ("clip_vision", "clip_text") if name == "clip" else (name,)
+        done = progress_of(name, work)
+        if done is not None:
+            record[name] = {"steps": done.step, "cpu_minutes": round(done.cpu_seconds / 60, 1), "seed": SEED}
+        elif given is not None and set(members) <= given.manifest.networks.keys():
+            modules |= {member: given.load(member) for member in members}
+            if name == "vae":
+                scale = float(given.manifest.network("vae").config()["scaling_factor"])
+            continue
+        module: Any = trained(name, work)
+        if name == "clip":
+            modules |= {"clip_vision": module["vision"], "clip_text": module["text"]}
+            continue
+        modules[name] = module
+        if name == "vdvae":
+            losses.temper(module, TEMPERATURE)
+        elif name == "vae":
+            scale = round(settle_latents(module, np.asarray(scenes.painted[:256])), 5)
     weights = {
         name: {key: value.detach().numpy() for key, value in module.state_dict().items()}
         for name, module in modules.items()
     }
-    write_bundle(out, weights, source="python -m bdflow.training.train", scaling_factor=round(scale, 5))
+    write_bundle(out, weights, source="python -m bdflow.training.train", scaling_factor=scale)
+    (out / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def progress_of(name: str, work: Path) -> Progress | None:
+    """How far the training of a network in `work` has come; None where it has not begun."""
+    path = work / f"{name}.pt"
+    if not path.is_file():
+        return None
+    return Progress(**torch.load(path, weights_only=True, mmap=True)["progress"])
 
 
 def train(
@@ -337,27 +430,33 @@ def train(
     short: bool = False,
     processes: int = 1,
     n_scenes: int | None = None,
+    start: Path | None = None,
 ) -> dict[str, Progress]:
-    """Train `networks` in their order and write the bundle after each; `minutes` are shared among them."""
+    """Train `networks` in their order and write the bundle after each; `minutes` are shared among them. `start`: see
+    `write`.
+    """
     work.mkdir(parents=True, exist_ok=True)
     chosen = [name for name in NETWORKS if name in set(networks)]
-    scenes = load_scenes(work, "train", n_scenes or (128 if short else N_SCENES), processes)
+    needed = N_PAINTED if set(chosen) <= {"unet", "sd_unet"} else N_SCENES
+    scenes = load_scenes(work, "train", n_scenes or (128 if short else needed), processes)
     found = {}
     for name in chosen:
         with alone(work):
-            write(out, work, scenes)
+            write(out, work, scenes, start)
             if name == "vae":
                 task = vae_task(scenes, short)
             elif name == "vdvae":
                 task = vdvae_task(scenes, short)
             elif name == "clip":
                 task = clip_task(scenes, short, FeatureExtractor(out))
-            else:
+            elif name == "unet":
                 task = unet_task(scenes, short, out, work)
+            else:
+                task = stable_task(scenes, short, out, work)
         share = SHARE_OF_TIME[name] / sum(SHARE_OF_TIME[other] for other in chosen)
         found[name] = fit(task, work, minutes=None if minutes is None else minutes * share)
     with alone(work):
-        write(out, work, scenes)
+        write(out, work, scenes, start)
     return found
 
 
@@ -374,6 +473,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bdflow.training.train", description="Train the tiny bundle.")
     parser.add_argument("--out", type=Path, required=True, help="where the bundle is written")
     parser.add_argument("--work", type=Path, help="where scenes and checkpoints are kept (default: OUT.work)")
+    parser.add_argument("--start", type=Path, help="bundle whose networks are kept where none is trained here")
     parser.add_argument("--minutes", type=float, help="end within so many minutes of training")
     parser.add_argument("--short", action="store_true", help="a few steps of each network, to see that it works")
     parser.add_argument("--network", choices=NETWORKS, nargs="+", default=NETWORKS, help="train only these")
@@ -389,7 +489,15 @@ def main(arguments: list[str] | None = None) -> None:
 
         judge(given.out, work)
         return
-    train(given.out, work, given.network, minutes=given.minutes, short=given.short, processes=given.processes)
+    train(
+        given.out,
+        work,
+        given.network,
+        minutes=given.minutes,
+        short=given.short,
+        processes=given.processes,
+        start=given.start,
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,7 +15,7 @@ from bdflow.errors import InputError
 from bdflow.estimate import sizes
 from bdflow.estimate.plan import GIB, Machine, plan, ridge_flop
 from bdflow.estimate.rates import DEFAULTS, figures
-from bdflow.estimate.sizes import PUBLISHED, networks_of, sizes_of
+from bdflow.estimate.sizes import PUBLISHED, PUBLISHED_STABLE, networks_of, sizes_of
 from bdflow.estimate.stores import PlannedCounts, array_bytes, bytes_by_stage
 from bdflow.pipeline import STAGES, Pipeline, stages_until
 from bdflow.stores import Store
@@ -201,8 +202,53 @@ def test_stores_are_as_large_as_was_told(settings, tmp_path, choose):
                 assert stored == array_bytes(array, axes), (path, array.name)
 
 
-def test_networks_whose_cost_is_not_known_are_refused():
-    with pytest.raises(
-        InputError, match=r"painters\.stable_diffusion\.kind: found stable_diffusion; expected networks whose"
-    ):
-        Pipeline(load("takagi_nishimoto", ["dataset.root=/nowhere"])).plan()
+TAKAGI = ("dataset.root=/nowhere", "dataset.mask=nsdgeneral", "spaces.z.ridge.regions=V1", "spaces.c.ridge.regions=hV4")
+
+
+def test_stable_diffusion_costs_what_it_does():
+    """By hand: 40 of 50 steps with both halves, two encodings and two decodings; both systems add up."""
+    config = load("takagi_nishimoto", TAKAGI)
+    networks = networks_of(config)
+    assert networks.painter("stable_diffusion") is PUBLISHED_STABLE
+    found = plan(graph_of(config), sizes_of(config), networks, figures((), config), MACHINE, ())
+    painted = 1.12e12 + 80 * 0.803e12 + 2.51e12
+    assert PUBLISHED_STABLE.painting("full", 50, 0.8) == pytest.approx(painted)
+    assert PUBLISHED_STABLE.painting("only_c", 50, 0.8) == pytest.approx(100 * 0.803e12 + 2.51e12)
+    assert f"{3928 * (painted + 0.974e12) / 1e12:,.1f} TFLOP" in stage(found, "reconstruct").work
+    assert f"{36_418 * (0.428e12 + 5 * 0.0133e12) / 1e12:,.1f} TFLOP" in stage(found, "features").work
+    paper = load("brain_diffuser", ["dataset.root=/nowhere"])
+    spaces = {name: of.model_dump() for each in (config, paper) for name, of in each.spaces.items()}
+    painters = {name: of.model_dump() for each in (config, paper) for name, of in each.painters.items()}
+    both = parse(config.model_dump() | {"spaces": spaces, "painters": painters})
+    together, alone = (
+        plan(graph_of(of), sizes_of(of), networks_of(of), figures((), of), MACHINE, ()) for of in (both, paper)
+    )
+    hours = [stage(each, "reconstruct").hours - DEFAULTS["start"].value / 3600 for each in (together, alone, found)]
+    assert hours[0] == pytest.approx(hours[1] + hours[2])
+    photo = PUBLISHED.features + PUBLISHED_STABLE.features
+    assert f"{36_418 * photo / 1e12:,.1f} TFLOP" in stage(together, "features").work
+
+
+def test_a_bundle_without_the_networks_that_are_used_is_refused():
+    config, alone = load("takagi_nishimoto", TAKAGI), replace(PUBLISHED, stable=None)
+    with pytest.raises(InputError, match="without Stable Diffusion"):
+        plan(graph_of(config), sizes_of(config), alone, figures((), config), MACHINE, ())
+
+
+@pytest.mark.slow
+def test_small_networks_of_stable_diffusion_are_counted(settings, tmp_path):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from bdflow.config import PaintOptions, SpeedSettings
+    from bdflow.models.stable_diffusion.painter import StablePainter
+
+    found = networks_of(parse(settings(tmp_path))).painter("stable_diffusion")
+    assert (found.guess, found.image, found.spaces) == (40, 64, {"sd_vae": (400,), "sd_text": (24, 96)})
+    # torch counts nothing of fused attention on a CPU
+    speed = SpeedSettings(joint_guidance=False, cached_conditions=False, attention="plain")
+    painter = StablePainter("tiny", options=PaintOptions(steps=10, strength=0.8), speed=speed)
+    z, c = np.zeros((1, 400), np.float32), np.zeros((1, 24, 96), np.float32)
+    inputs = painter.paint_inputs(painter.decode_guesses(painter.guess_inputs(z, "plan", [0])), None, c, "plan", [0])
+    with FlopCounterMode(display=False) as counter:
+        painter.paint_prepared(inputs)
+    assert found.painting("full", 10, 0.8) == pytest.approx(counter.get_total_flops(), rel=0.01)

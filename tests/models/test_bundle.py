@@ -1,5 +1,6 @@
 """Bundles: the shipped one, both published layouts, and everything that can be wrong with one."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from bdflow.errors import InputError
 from bdflow.models.latents import FeatureExtractor
 from bdflow.models.versatile.painter import Painter
 from bdflow.models.weights.bundle import TINY, check_bundle, describe_bundle, open_bundle
-from bdflow.models.weights.manifest import MANIFEST, write_manifest
+from bdflow.models.weights.manifest import FAMILIES, MANIFEST, STABLE, write_manifest
 from bdflow.training import bundle
 
 from .conftest import edit_manifest
@@ -36,19 +37,22 @@ def test_what_is_known_without_loading() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "{'vdvae': (1988,), 'clip_vision': (65, 48), 'clip_text': (24, 48)} 32 64 (4, 1, 1) 16" in done.stdout
+    spaces = "{'vdvae': (1988,), 'clip_vision': (65, 48), 'clip_text': (24, 48), 'sd_vae': (400,), 'sd_text': (24, 96)}"
+    assert f"{spaces} 32 64 (4, 1, 1) 16" in done.stdout
 
 
 def test_tiny_is_whole_and_small() -> None:
     assert check_bundle("tiny").problems == ()
-    assert sum(p.stat().st_size for p in TINY.rglob("*") if p.is_file()) <= 8e6
+    assert sum(p.stat().st_size for p in TINY.rglob("*") if p.is_file()) <= 10e6
+    weights = [p.read_bytes() for p in TINY.rglob("*.safetensors")]
+    assert len({hashlib.sha256(content).digest() for content in weights}) == len(weights), "no copies"
 
 
 def test_description() -> None:
     found = describe_bundle("tiny")
     assert (found.name, found.licence, found.image_size) == ("tiny", "Apache-2.0", 64)
     networks = {network.name: network for network in found.networks}
-    assert set(networks) == {"vdvae", "clip_vision", "clip_text", "unet", "vae", "scheduler"}
+    assert set(networks) == {"vdvae", "clip_vision", "clip_text", "unet", "vae", "scheduler", *FAMILIES[STABLE]}
     module = open_bundle("tiny").build("unet")
     assert networks["unet"].parameters == sum(value.numel() for value in module.parameters())
     assert networks["unet"].dtypes == ("float16",)
@@ -115,6 +119,10 @@ def test_swapped_networks_are_refused(copy: Path) -> None:
         (lambda n: n["vae"]["files"]["weights"].update(path="../x"), "outside the bundle"),
         (lambda n: n["vae"]["files"]["weights"].pop("bytes"), "needs `path` and `bytes`"),
         (lambda n: n.update(vqgan={}), "network 'vqgan'"),
+        (lambda n: n.update(sd_vae={"same_as": "clip_text"}), "sd_vae: same_as 'clip_text', where only vae may stand"),
+        (lambda n: n.update(vae={"same_as": "sd_vae"}), "vae: same_as 'sd_vae', where no network may stand"),
+        (lambda n: n.update(sd_vae={"same_as": "vae", "files": {}}), "sd_vae: files beside same_as"),
+        (lambda n: (n.update(sd_vae={"same_as": "vae"}), n.pop("vae")), "sd_vae: same_as vae, which is missing"),
     ],
 )
 def test_a_wrong_manifest_is_refused(copy: Path, change: Any, found: str) -> None:

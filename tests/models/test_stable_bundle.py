@@ -17,11 +17,12 @@ from bdflow.config import parse
 from bdflow.errors import InputError
 from bdflow.models.encoders import ENCODERS, Encoder, Setup, Stimuli, encoder_of
 from bdflow.models.weights import names
-from bdflow.models.weights.bundle import TINY, check_bundle, describe_bundle, open_bundle
+from bdflow.models.weights.bundle import TINY, Bundle, check_bundle, describe_bundle, open_bundle
 from bdflow.models.weights.manifest import MANIFEST, write_manifest
 from bdflow.pipeline import Pipeline
 from bdflow.registry import resolve
 from bdflow.stores import Store
+from bdflow.training.bundle import untrained, write_bundle
 from tests.support.parts import whole
 
 from .conftest import edit_manifest, reference, reference_config, relative
@@ -121,6 +122,61 @@ def test_the_checkpoint_and_the_diffusers_directory_are_the_same_networks(publis
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained networks of both families, those that may be the same named once."""
+    weights = {
+        name: {key: value.numpy() for key, value in untrained(name).state_dict().items()}
+        for name in ("vdvae", "clip_vision", "clip_text", "unet", "vae", "sd_unet")
+    }
+    return write_bundle(tmp_path_factory.mktemp("both"), weights, source="a test").parent
+
+
+def check_same(bundle: Bundle, of: Bundle) -> None:
+    """Stable Diffusion's autoencoder and text encoder are the other family's, and both encode."""
+    vae, towers = of.load("vae").state_dict(), of.load("clip_text").state_dict()
+    found = bundle.load("sd_vae").state_dict()
+    assert found.keys() == vae.keys()
+    assert all(torch.equal(found[name], vae[name]) for name in found)
+    found = bundle.load("sd_text").state_dict()
+    named = {name.removeprefix("text_model."): value for name, value in towers.items()}
+    assert {name.removeprefix("text_model.") for name in found} == named.keys() - {"text_projection.weight"}
+    assert all(torch.equal(value, named[name.removeprefix("text_model.")]) for name, value in found.items())
+
+
+def test_a_bundle_of_both_families_names_what_they_share_once(both: Path) -> None:
+    bundle, networks = open_bundle(both), json.loads((both / MANIFEST).read_text())["networks"]
+    assert networks["sd_vae"].keys() == networks["sd_text"].keys() == {"same_as", "licence"}
+    assert check_bundle(both).problems == ()
+    assert bundle.spaces.keys() == {"vdvae", "clip_vision", "clip_text", "sd_vae", "sd_text"}
+    assert (bundle.spaces["sd_vae"], bundle.spaces["sd_text"]) == ((400,), (24, 96))
+    check_same(bundle, bundle)
+    of = bundle.digests("vae", "sd_vae", "clip_text", "sd_text")
+    assert of["vae"] == of["sd_vae"] != of["clip_text"] == of["sd_text"]
+    described = {network.name: network for network in describe_bundle(both).networks}
+    assert described["sd_vae"].files == described["vae"].files
+    projection = bundle.load("clip_text").state_dict()["text_projection.weight"].numel()
+    assert described["clip_text"].parameters - described["sd_text"].parameters == projection
+
+
+def test_an_encoder_loads_its_network_when_it_is_first_needed(both: Path) -> None:
+    stimuli = Stimuli(np.arange(3), np.zeros((3, 40, 40, 3), np.uint8), [["a ball"]] * 3)
+    for space, shape in (("sd_vae", (3, 400)), ("sd_text", (3, 24, 96))):
+        of = encoder(space, both)
+        assert of.work(of.prepare(stimuli)).shape == shape
+
+
+def test_what_is_shared_may_lie_in_the_authors_files(authors_bundle: Path, both: Path, tmp_path: Path) -> None:
+    """In `kl-f8.pth`, whose names have no prefix, and in a whole CLIP model."""
+    root = Path(shutil.copytree(authors_bundle, tmp_path / "bundle"))
+    shutil.copytree(both / "unet", root / "unet")
+    entry = json.loads((both / MANIFEST).read_text())["networks"]["sd_unet"]
+    shared = {"sd_vae": {"same_as": "vae"}, "sd_text": {"same_as": "clip_text"}}
+    edit_manifest(root, lambda networks: networks.update(sd_unet=entry, **shared))
+    assert check_bundle(root).problems == ()
+    check_same(open_bundle(root), open_bundle("tiny"))
+
+
 def test_a_bundle_paints(published: Path) -> None:
     network = open_bundle(published).stable()
     assert (network.image_size, network.latent_shape) == (64, (4, 16, 16))
@@ -152,12 +208,12 @@ def test_another_architecture_is_refused_before_weights_are_read(published: Path
         open_bundle(root).load("sd_unet")
 
 
-def test_spaces_of_another_family_are_refused(published: Path) -> None:
+def test_spaces_of_another_family_are_refused(published: Path, authors_bundle: Path) -> None:
     for space in ("vdvae", "clip_vision", "clip_text"):
         with pytest.raises(InputError, match=f"networks of the spaces sd_vae, sd_text; expected those of {space}"):
             encoder(space, published).shape
     with pytest.raises(InputError, match="expected those of sd_vae"):
-        encoder("sd_vae", "tiny").shape
+        encoder("sd_vae", authors_bundle).shape
 
 
 def encoder(space: str, bundle: str | Path, **options: Any) -> Encoder:

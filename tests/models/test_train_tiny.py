@@ -16,9 +16,13 @@ from bdflow.models.weights.bundle import TINY, check_bundle, open_bundle
 from bdflow.simulation.scenes import scene
 from bdflow.training import losses, train
 from bdflow.training.bundle import untrained, write_bundle
-from bdflow.training.judge import N_HELD_OUT, SCORES, held_out_scores, two_way
-from bdflow.training.scenes import FIRST_ID, SCENE_SIZE, load_scenes
+from bdflow.training.judge import N_HELD_OUT, SCORES, held_out_scores, paint_stable, two_way
+from bdflow.training.scenes import FIRST_ID, SCENE_SIZE, Scenes, load_scenes
+from bdflow.training.settings import RECORD
 
+from .conftest import relative
+
+MODULES = ("vdvae", "clip_vision", "clip_text", "vae", "unet", "sd_unet")
 SCORE_TOLERANCE = 0.03
 PSNR_TOLERANCE = 0.3
 
@@ -38,8 +42,61 @@ def test_the_short_mode_learns_and_writes_a_bundle_that_paints(tmp_path: Path) -
     painted = painter.paint(guess, latents["clip_vision"], latents["clip_text"], "subj01", [7])
     size = open_bundle(out).image_size
     assert painted.shape == (1, size, size, 3)
+    pictures = paint_stable(out, one.image[None], [one.captions], [7])
+    assert {made.shape for made in pictures.values()} == {(1, size, size, 3)}
     again = train.train(out, work, ["vae"], short=True)
     assert again["vae"].losses == found["vae"].losses
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_networks_that_are_not_trained_are_those_of_the_bundle_that_it_starts_from(tmp_path: Path) -> None:
+    """All others byte for byte, with their records; the new one has its steps, seed and time said."""
+    out, work = tmp_path / "bundle", tmp_path / "work"
+    train.train(out, work, ["sd_unet"], short=True, start=TINY)
+    found, before = files(out), files(TINY)
+    new = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
+    changed = {name for name in found if name not in before or found[name] != before[name]}
+    assert changed - new <= {"manifest.json", RECORD}
+    assert new <= set(found)
+    record = json.loads(found[RECORD])
+    assert record.pop("sd_unet").keys() == {"steps", "cpu_minutes", "seed"}
+    said = json.loads(before[RECORD])
+    assert record == {name: said[name] for name in ("vae", "clip", "vdvae", "unet")}
+    assert check_bundle(out).problems == ()
+
+
+def test_stable_diffusion_starts_as_the_dual_guided_unet_under_text_alone() -> None:
+    bundle = open_bundle("tiny")
+    one = scene(7, 0, 64)
+    scenes = Scenes([7], *(np.zeros((1, 1, 1, 3), np.uint8),) * 3, [one.captions])
+    module, dual = train.from_dual(bundle, scenes).eval(), bundle.load("unet")
+    text = bundle.clip_text()
+    draw = torch.Generator().manual_seed(0)
+    x, step = torch.randn(5, 4, 16, 16, generator=draw), torch.tensor([3, 200, 400, 700, 999])
+    with torch.inference_mode():
+        tokens = text.tokens(one.captions)
+        embedded, model = text.embed_tokens(tokens), text.model
+        states = model.text_model(input_ids=tokens).last_hidden_state
+        norms = model(input_ids=tokens).text_embeds.norm(dim=-1)[:, None, None]
+        conditions = {"vision": None, "text": embedded * norms * (1 / norms).mean(), "mixing": 1.0}
+        expected, found = (
+            of(x, step, encoder_hidden_states=x, cross_attention_kwargs=given).sample
+            for of, given in ((dual, conditions), (module, {"text": states}))
+        )
+        moved = module(x, step, encoder_hidden_states=x, cross_attention_kwargs={"text": 0 * states}).sample
+    assert relative(found, expected) < 1e-5
+    assert relative(moved, expected) > 1e-3
+
+
+def test_conditions_are_shrunk_towards_their_mean() -> None:
+    draw = torch.Generator().manual_seed(0)
+    conditions, mean = torch.randn(2, 3, 4, generator=draw), torch.randn(3, 4, generator=draw)
+    found = losses.shrink(conditions, mean, torch.tensor([1.0, 0.25]))
+    torch.testing.assert_close(found[0], conditions[0])
+    torch.testing.assert_close(found[1], 0.25 * conditions[1] + 0.75 * mean)
 
 
 def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +136,7 @@ def test_the_learning_rate_ends_low_wherever_on_its_cosine_the_training_ends() -
 
 
 def test_weights_are_stored_alike_whatever_their_strides(tmp_path: Path) -> None:
-    modules = {name: untrained(name) for name in ("vdvae", "clip_vision", "clip_text", "vae", "unet")}
+    modules = {name: untrained(name) for name in MODULES}
     for layout in (torch.contiguous_format, torch.channels_last):
         modules["vdvae"] = modules["vdvae"].to(memory_format=layout)
         weights = {name: {k: v.numpy() for k, v in module.state_dict().items()} for name, module in modules.items()}

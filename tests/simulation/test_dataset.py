@@ -51,12 +51,7 @@ def digests(root: Path) -> dict[str, str]:
 
 def test_files_and_types(root):
     names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-    subjects = {
-        f"nsddata/ppdata/{s}/func1pt8mm/roi/{roi}.nii.gz"
-        for s in SMALL.subjects
-        for roi in nsd.ROI_LABELS
-        if roi != "streams"
-    }
+    subjects = {f"nsddata/ppdata/{s}/func1pt8mm/roi/{roi}.nii.gz" for s in SMALL.subjects for roi in nsd.ROI_LABELS}
     betas = "nsddata_betas/ppdata/{}/func1pt8mm/betas_fithrf_GLMdenoise_RR/{}.nii.gz"
     files = ["ncsnr", *(f"betas_session{n:02d}" for n in range(1, 5))]
     subjects |= {betas.format(s, name) for s in SMALL.subjects for name in files}
@@ -147,6 +142,26 @@ def test_brains_at_their_default_size(index):
     assert ((anatomy.rois["prf-eccrois"] > 0) == early).all()
     assert min(Counter(anatomy.groups().tolist()).values()) > 80
     assert ((anatomy.rois["floc-faces"] == 5) & ~anatomy.general).any()
+
+
+@pytest.mark.parametrize("subject", ["subj01", "subj07"])
+def test_streams_divide_visual_cortex_as_nsds_do(subject):
+    anatomy = brains.brain(subject, SimulateOptions().volume_shape, 0)
+    streams, number = anatomy.rois["streams"], {n: i for i, n in enumerate(nsd.ROI_LABELS["streams"], start=1)}
+    v1_to_v3 = np.isin(anatomy.rois["prf-visualrois"], range(1, 7))
+    assert ((streams == number["early"]) == v1_to_v3).all()
+    assert (streams[anatomy.general] > 0).all()
+    assert 1.7 < (streams > 0).sum() / anatomy.general.sum() < 1.8, "NSD's subject 1: 27,638 of 15,724"
+    for file, names in (
+        ("floc-faces", ("midventral", "ventral")),
+        ("floc-words", ("midventral", "ventral")),
+        ("floc-bodies", ("midlateral", "lateral")),
+    ):
+        inside = (anatomy.rois[file] > 0) & (streams > 0)
+        assert np.isin(streams[inside], [number[name] for name in names]).all(), file
+    ppa = 1 + nsd.ROI_LABELS["floc-places"].index("PPA")
+    inside = anatomy.rois["floc-places"] == ppa
+    assert np.isin(streams[inside], [number["midventral"], number["ventral"]]).all()
 
 
 def test_subjects_differ(root):

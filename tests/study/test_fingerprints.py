@@ -4,6 +4,7 @@ A new field without a row there fails. To write the table anew after a change th
 tests.study.test_fingerprints TABLE_FILE NSD_FOLDER`, and read the difference.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from bdflow.config import Config, parse
+from bdflow.models.weights.manifest import SAME
 from bdflow.pipeline import STAGES
 from bdflow.study.graph import Graph
 from bdflow.study.keys import kind
@@ -244,6 +246,87 @@ def test_a_mixing_that_a_variant_does_not_use_leaves_its_pictures(full):
     stale = keys_that_differ(full, full | {"painters": {"brain_diffuser": painter_settings | {"mixing": 0.9}}})
     pictures = {key.split("/")[-1] for key in stale if kind(key) == "reconstructions"}
     assert pictures == {"full"}
+
+
+@pytest.fixture(scope="module")
+def both(full) -> dict[str, Any]:
+    """Of both systems."""
+    spaces = {"z": {"encoder": "sd_vae"}, "c": {"encoder": "sd_text"}}
+    painter = {"kind": "stable_diffusion", "guess": "z", "vision": None, "text": "c", "variants": ["full", "only_c"]}
+    return full | {"spaces": full["spaces"] | spaces, "painters": full["painters"] | {"takagi": painter}}
+
+
+READERS = {
+    "vdvae": {"targets/vdvae", "guesses/brain_diffuser", "rois/guesses/brain_diffuser"},
+    "clip_vision": {"targets/clip_vision", "judges/clip_bundle", "reconstructions/brain_diffuser"},
+    "clip_text": {"targets/clip_text", "reconstructions/brain_diffuser"},
+    "unet": {"reconstructions/brain_diffuser"},
+    "vae": {"reconstructions/brain_diffuser"},
+    "sd_unet": {"reconstructions/takagi"},
+    "sd_vae": {"targets/z", "guesses/takagi", "rois/guesses/takagi", "reconstructions/takagi"},
+    "sd_text": {"targets/c", "reconstructions/takagi"},
+    "scheduler": {"reconstructions/brain_diffuser", "reconstructions/takagi"},
+}
+"""The stores that a network of the bundle is read for, without parts, subjects and variants; pictures of regions as
+reconstructions."""
+
+
+def readers(content: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """The stores, as in READERS, of which an input differs."""
+    before, after = (
+        {key: made.inputs for key, made in Graph(parse(of), STAGES.values()).provenances().items()}
+        for of in (content, other)
+    )
+    found = set()
+    for key in (key for key in before if before[key] != after[key]):
+        first, *rest = key.split("/")
+        if first == "rois":
+            painted = {"images": "reconstructions", "guesses": "rois/guesses"}[rest[-2]]
+            found.add(f"{painted}/{rest[-1]}")
+        else:
+            found.add(f"{first}/{rest[0]}")
+        assert not key.endswith("only_vdvae"), "a guess at the size of pictures is no network's"
+    return found
+
+
+@pytest.fixture
+def apart(tmp_path) -> Path:
+    """The tiny bundle with weights of its own for each network."""
+    root = Path(shutil.copytree(TINY, tmp_path / "bundle"))
+    manifest = json.loads((root / "manifest.json").read_text())
+    networks = manifest["networks"]
+    for name, of in SAME.items():
+        networks[name] = json.loads(json.dumps(networks[of]))
+        weights = networks[name]["files"]["weights"]
+        shutil.copy(root / weights["path"], root / f"{name}.safetensors")
+        weights["path"] = f"{name}.safetensors"
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    return root
+
+
+@pytest.mark.parametrize("network", READERS)
+def test_a_network_is_an_input_of_the_stores_that_it_is_read_for_alone(both, apart, network):
+    other = changed(both, "networks.bundle", str(apart))
+    assert keys_that_differ(both, other) == set()
+    files = json.loads((apart / "manifest.json").read_text())["networks"][network]["files"]
+    path = next(file["path"] for role, file in files.items() if role.endswith("weights") or len(files) == 1)
+    (apart / path).write_bytes((apart / path).read_bytes() + b" ")
+    assert readers(both, other) == READERS[network]
+
+
+def test_what_else_a_bundle_holds_makes_nothing_stale(full, tmp_path):
+    """Nor its name, licence and the names of its files."""
+    root = Path(shutil.copytree(TINY, tmp_path / "bundle"))
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest |= {"name": "another", "source": "elsewhere"}
+    (root / "vdvae/model.safetensors").rename(root / "renamed.safetensors")
+    manifest["networks"]["vdvae"]["files"]["weights"]["path"] = "renamed.safetensors"
+    manifest["networks"]["vdvae"]["licence"] = "MIT"
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert keys_that_differ(full, changed(full, "networks.bundle", str(root))) == set()
+    manifest["networks"]["vdvae"]["config"]["num_mixtures"] = 4
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert readers(full, changed(full, "networks.bundle", str(root))) == READERS["vdvae"]
 
 
 ROUNDS = {

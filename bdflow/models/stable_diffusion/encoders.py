@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ class SDVAEEncoder(BundleEncoder):
     latent : `sample` draws z from its posterior (the authors), `mean` takes the posterior mean.
     """
 
+    network_name = "sd_vae"
     draws_noise = True
 
     def __init__(self, setup: Setup, latent: str = "sample") -> None:
@@ -43,6 +45,9 @@ class SDVAEEncoder(BundleEncoder):
     @property
     def layers(self) -> tuple[tuple[int, ...], ...]:
         return (self.bundle.z_shape,)
+
+    def inputs(self) -> Mapping[str, str]:
+        return {**super().inputs(), "pixels": str(self.bundle.z_size)}
 
     @cached_property
     def network(self) -> AutoencoderKL:
@@ -72,9 +77,11 @@ class SDVAEEncoder(BundleEncoder):
 
         from bdflow.models.diffusion.img2img import latents_of
 
+        network = self.network  # in inference mode, files in half precision are not read into float32
+
         @torch.inference_mode()
         def encode(here: Tensor, noise: Tensor | None) -> Tensor:
-            found = latents_of(self.network, here, noise, self.latent)  # type: ignore[arg-type]
+            found = latents_of(network, here, noise, self.latent)  # type: ignore[arg-type]
             return found.flatten(1).cpu()
 
         return self.batches.run(encode, *prepared).numpy()
@@ -82,6 +89,8 @@ class SDVAEEncoder(BundleEncoder):
 
 class SDTextEncoder(CLIPTextEncoder):
     """c: every token of the text encoder after its last layer norm, averaged over a stimulus's captions."""
+
+    network_name = "sd_text"
 
     @property
     def shape(self) -> tuple[int, ...]:

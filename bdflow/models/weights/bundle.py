@@ -7,6 +7,7 @@ wanted dtype and device.
 
 import gc
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,21 @@ class Bundle:
                 _require(file.path)
                 digest.update(f"{entry.name}/{role}/{_identity(file.path)}\n".encode())
         return digest.hexdigest()
+
+    def digests(self, *networks: str) -> dict[str, str]:
+        """Content identity (16 hex digits) of each of these networks: layout, configuration, and its files, whole. What
+        else the bundle holds, names of files and licences do not count. Raises NotAtHand for a file that is absent.
+        """
+        found = {}
+        for name in networks:
+            entry = self.manifest.network(name)
+            about = json.dumps([entry.layout, entry.inline_config], sort_keys=True)
+            digest = hashlib.blake2b(about.encode(), digest_size=8)
+            for role, file in sorted(entry.files.items()):
+                _require(file.path)
+                digest.update(f"{role}/{_identity(file.path)}\n".encode())
+            found[name] = digest.hexdigest()
+        return found
 
     @cached_property
     def vdvae_config(self) -> VDVAEConfig:
@@ -330,7 +346,7 @@ def check_bundle(name_or_path: str | Path) -> BundleReport:
         problems += wrong
         if not wrong:
             problems += _tensor_problems(bundle, entry)
-    return BundleReport(bundle.path, tuple(problems))
+    return BundleReport(bundle.path, tuple(dict.fromkeys(problems)))  # of a file that two networks share, once
 
 
 def describe_bundle(name_or_path: str | Path) -> BundleDescription:

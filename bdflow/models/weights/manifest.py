@@ -7,14 +7,16 @@
      ...}}}, ...}}
 
 Each network names its layout (whose parameter names its weights carry), its configuration (inline, or a file
-in the role `config`) and its files by role, with their sizes and, optionally, their `sha256`.
+in the role `config`) and its files by role, with their sizes and, optionally, their `sha256`. Stable Diffusion's
+autoencoder and text encoder may be Versatile Diffusion's and CLIP's, named once: `"sd_vae": {"same_as": "vae"}`,
+`"sd_text": {"same_as": "clip_text"}`.
 
 `python -m bdflow.models.weights.manifest PATH` writes one for a directory that holds the published files.
 """
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     STABLE: ("sd_unet", "sd_vae", "sd_text", SHARED),
 }
 """Networks that belong together: a bundle holds at least one family, and each whole."""
+SAME = {"sd_vae": "vae", "sd_text": "clip_text"}
+"""Networks of one family that may be those of the other, with the same files."""
 
 VDVAE_IMAGENET64: dict[str, Any] = {
     "image_size": 64,
@@ -108,13 +112,14 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class NetworkEntry:
-    """One network of a manifest."""
+    """One network of a manifest. `same_as`: the network whose layout, files and configuration these are (`SAME`)."""
 
     name: str
     layout: str
     files: dict[str, FileEntry]
     inline_config: dict[str, Any] | None = None
     licence: str = ""
+    same_as: str | None = None
 
     def config(self) -> dict[str, Any]:
         """Its configuration, from the manifest or from its own file."""
@@ -146,12 +151,15 @@ class Manifest:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError when it is missing or something else."""
+    """A JSON object from a file. Raises InputError when it is something else, NotAtHand when it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            path, found="no such file", expected="a JSON file", action="put it there, or name the right path."
+    except OSError as error:
+        found = (
+            "no such file" if isinstance(error, FileNotFoundError) else f"a file that cannot be read ({error.strerror})"
+        )
+        raise NotAtHand(
+            path, found=found, expected="a JSON file", action="put it there, or name the right path."
         ) from error
     except ValueError as error:
         raise InputError(path, found=f"no JSON ({error})", expected="a JSON object", action="get it anew.") from error
@@ -184,9 +192,12 @@ def read_manifest(root: Path) -> Manifest:
     networks = {}
     listed = content.get("networks")
     for name, entry in (listed if isinstance(listed, dict) else {}).items():
-        network = _network(root, name, entry, problems)
+        same_as = entry.get("same_as") if isinstance(entry, dict) else None
+        if same_as is not None:
+            entry = _resolved(name, entry, content["networks"], problems)
+        network = None if entry is None else _network(root, name, entry, problems)
         if network is not None:
-            networks[name] = network
+            networks[name] = replace(network, same_as=same_as)
     problems += [f"network {name} is missing" for name in _lacking(set(listed or {}))]
     if problems:
         raise InputError(
@@ -202,6 +213,20 @@ def _lacking(there: set[str]) -> list[str]:
     """Networks without which a family is not whole; of the first family where there is none."""
     begun = [members for members in FAMILIES.values() if there & set(members) - {SHARED}]
     return [name for members in begun or [FAMILIES[VERSATILE]] for name in members if name not in there]
+
+
+def _resolved(name: str, entry: dict[str, Any], listed: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
+    """The entry of a network that is `same_as` another one: that one's, under its own licence."""
+    of, before = entry["same_as"], len(problems)
+    if SAME.get(name) != of:
+        allowed = f"only {SAME[name]}" if name in SAME else "no network"
+        problems.append(f"{name}: same_as {of!r}, where {allowed} may stand")
+    problems += [f"{name}: {key} beside same_as" for key in entry if key not in ("same_as", "licence")]
+    if len(problems) == before and not isinstance(listed.get(of), dict):
+        problems.append(f"{name}: same_as {of}, which is missing")
+    if len(problems) > before:
+        return None
+    return {**listed[of], **entry}
 
 
 def _network(root: Path, name: str, entry: Any, problems: list[str]) -> NetworkEntry | None:

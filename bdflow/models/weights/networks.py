@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bdflow.models.weights.checkpoint import Checkpoint
 
 SD_PREFIXES = {"sd_unet": UNET_PREFIX, "sd_vae": FIRST_STAGE, "sd_text": TEXT_STAGE}
+NOT_TEXT = ("text_projection.", "vision_model.", "visual_", "logit_scale")
+"""What CLIP's files may hold beside the text encoder that Stable Diffusion takes."""
 Part = tuple["Checkpoint", dict[str, str], Callable[[str], bool]]
 
 
@@ -119,11 +121,11 @@ def files_of(entry: NetworkEntry) -> list[tuple["Checkpoint", Callable[[str], bo
     checkpoint = open_checkpoint(entry.files["weights"].path)
     if entry.name == "unet":
         return [(checkpoint, _bound(names.unused_in_original_unet, names.UNET_PREFIX))]
-    if entry.name in SD_PREFIXES and entry.layout == "original":
+    if entry.name in SD_PREFIXES and entry.layout == "original" and entry.same_as is None:
         return [(checkpoint, _all_but(SD_PREFIXES[entry.name]))]
     if entry.name == "sd_text":
-        return [(checkpoint, _clip_rest(()))]
-    if entry.name == "vae" and entry.layout == "original":
+        return [(checkpoint, _clip_rest(NOT_TEXT))]
+    if entry.name in ("vae", "sd_vae") and entry.layout == "original":
         return [(checkpoint, _is_loss)]
     if entry.name in ("clip_vision", "clip_text"):
         other = ("text_model.", "text_projection.") if entry.name == "clip_vision" else ("vision_model.", "visual_")
@@ -167,7 +169,7 @@ def parts_of(
         sources = [{name: before + name.removeprefix("text_model.") for name in own_names}]
     elif entry.name in ("vae", "sd_vae") and entry.layout == "original":
         levels = len(entry.config()["block_out_channels"])
-        before = names.FIRST_STAGE if entry.name == "sd_vae" else ""
+        before = names.FIRST_STAGE if entry.name == "sd_vae" and entry.same_as is None else ""
         sources = [{name: before + names.original_vae(name, levels) for name in own_names}]
     elif entry.name in ("vae", "sd_vae") and any(name.endswith(".query.weight") for name in files[0][0].tensors):
         sources = [{name: names.old_diffusers_vae(name) for name in own_names}]

@@ -19,8 +19,15 @@ from bdflow.stages.reconstruct.selection import Selector
 from bdflow.stages.reconstruct.workers import Averager, Guesser, Latents, Reconstructor, Task, ids_of, shared_ids
 from bdflow.stores import Store, StoreError, text
 from bdflow.study import catalog, keys, parts
-from bdflow.study.graph import Counts, Inputs, StoreDecl
-from bdflow.study.painting import guess_settings, packs, painter_inputs, roles_of, spaces_of
+from bdflow.study.graph import Counts, StoreDecl
+from bdflow.study.painting import (
+    guess_inputs,
+    guess_settings,
+    packs,
+    roles_of,
+    spaces_of,
+    variant_inputs,
+)
 from bdflow.study.parts import Joined
 from bdflow.study.stage import MEAN, TRUE, Context, Stage, Step, Work, decoded, missing_in_any, painted, pairs
 
@@ -43,9 +50,7 @@ class Reconstruct(Stage):
                 yield from self._pictures(config, painter, subject)
 
     def _pictures(self, config: Config, painter: str, subject: str) -> Iterator[StoreDecl]:
-        roles = spaces_of(config, painter)
-        inputs: Inputs = partial(painter_inputs, config, painter)
-        kind = painter_kind(config, painter)
+        roles, kind = spaces_of(config, painter), painter_kind(config, painter)
         common = {"networks": content(config.networks), **guess_settings(config, painter)}
         guesses = keys.guesses(painter, subject)
 
@@ -56,6 +61,7 @@ class Reconstruct(Stage):
             settings = {**common, "standardise": made_from([roles["guess"]])}
             layout, chunks = partial(_guesses, config, painter, subject), content(config.chunks, "guesses")
             upstream = latent_keys(config, subject, roles["guess"])
+            inputs = partial(guess_inputs, config, painter)
             yield StoreDecl(guesses, layout, settings, inputs, upstream, chunks, kind.guess_arithmetic())
         for variant in config.painters[painter].variants:
             used = roles_of(config, painter, variant)
@@ -69,7 +75,10 @@ class Reconstruct(Stage):
             made = (latent_keys(config, subject, of) if role != "guess" else (guesses,) for role, of in used.items())
             upstream = tuple(chain.from_iterable(made))
             key, layout = keys.reconstructions(painter, subject, variant), partial(_images, config, painter, subject)
-            chunks = content(config.chunks, "reconstructions")
+            chunks, inputs = (
+                content(config.chunks, "reconstructions"),
+                partial(variant_inputs, config, painter, variant),
+            )
             yield StoreDecl(key, layout, settings, inputs, upstream, chunks, kind.arithmetic(variant))
         space = config.painters[painter].select_by
         if space is not None and config.painters[painter].select == "best":
@@ -83,8 +92,8 @@ class Reconstruct(Stage):
             upstream = (*variants, *latent_keys(config, subject, space))
             layout, chunks = partial(_selected, config, painter, subject), content(config.chunks, "selected")
             rounding = encoder_class(config, space)[0].arithmetic(config.networks, config.features.batch_size)
-            inputs = partial(_encoder_inputs, config, space)
-            yield StoreDecl(keys.selected(painter, subject), layout, settings, inputs, upstream, chunks, rounding)
+            read = partial(_encoder_inputs, config, space)
+            yield StoreDecl(keys.selected(painter, subject), layout, settings, read, upstream, chunks, rounding)
 
     def steps(self, context: Context) -> Iterable[Step]:
         config = context.config
