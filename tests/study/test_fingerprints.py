@@ -258,7 +258,12 @@ def both(full) -> dict[str, Any]:
 
 READERS = {
     "vdvae": {"targets/vdvae", "guesses/brain_diffuser", "rois/guesses/brain_diffuser"},
-    "clip_vision": {"targets/clip_vision", "judges/clip_bundle", "reconstructions/brain_diffuser"},
+    "clip_vision": {
+        "targets/clip_vision",
+        "judges/clip_bundle",
+        "reconstructions/brain_diffuser",
+        "selected/brain_diffuser",
+    },
     "clip_text": {"targets/clip_text", "reconstructions/brain_diffuser"},
     "unet": {"reconstructions/brain_diffuser"},
     "vae": {"reconstructions/brain_diffuser"},
