@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { subjects, variants, metrics, stimuli, scores, shown, thumbnail } = GALLERY;
+  const { subjects, variants, lines: kinds, metrics, stimuli, scores, shown, thumbnail } = GALLERY;
   const AVERAGE = -1, STEP = 12;
   const $ = (id) => document.getElementById(id);
   const element = (tag, attributes = {}, ...children) => {
@@ -15,7 +15,7 @@
   };
   const nsd = (i) => "nsd" + String(stimuli[i][0]).padStart(5, "0");
   const caption = (i) => stimuli[i][1][0] ?? "no caption";
-  const file = (folder, i, suffix) => `images/${encodeURIComponent(folder)}/${nsd(i)}${suffix && "-" + suffix}.webp`;
+  const file = (folder, i, suffix) => `images/${encodeURIComponent(folder)}/${nsd(i)}${suffix && "-" + suffix.replace("/", "-")}.webp`;
   const number = (value, digits) => (value === null || Number.isNaN(value) ? "–" : value.toFixed(digits).replace("-", "−"));
   const people = subjects.map((_, s) => s).filter((s) => subjects[s].person);
   const score = (i, s, v, m) => {
@@ -27,7 +27,7 @@
   const first = {
     order: "best", metric: metrics[0]?.name ?? "", of: people.length > 1 ? "average" : subjects[0].name,
     variant: variants[0].name, find: "", subjects: subjects.map((s) => s.name).join(),
-    pictures: ["guess", ...variants.slice(0, 1).map((v) => v.name)].join(),
+    pictures: kinds.filter((k) => k.usual).map((k) => k.name).join(),
   };
   const view = { ...first };
   const load = () => {
@@ -78,7 +78,7 @@
     const name = subjects[s].label;
     if (!shown[s][i]) return element("div", { class: "cell absent", "data-subject": name }, "not shown");
     const m = place(metrics, view.metric), v = place(variants, line);
-    const alt = line === "guess" ? `Guess for ${nsd(i)} from ${name}` : `Reconstruction of ${nsd(i)} from ${name}, ${line}`;
+    const alt = v < 0 ? `Guess for ${nsd(i)} from ${name}` : `Reconstruction of ${nsd(i)} from ${name}, ${line}`;
     const text = v < 0 || m < 0 ? "" : number(score(i, s, v, m), 3);
     return element("button", { type: "button", class: "cell", "data-subject": name, title: alt, onclick: () => details(i, s, line) },
       picture(file(subjects[s].name, i, line), alt), element("span", {}, text));
@@ -109,7 +109,7 @@
     keep();
     const [here, wanted] = [chosen("subjects"), chosen("pictures")];
     columns = subjects.map((_, s) => s).filter((s) => here.has(subjects[s].name));
-    lines = ["guess", ...variants.map((v) => v.name)].filter((name) => wanted.has(name));
+    lines = kinds.map((k) => k.name).filter((name) => wanted.has(name));
     ({ found, value } = arrange());
     done = 0;
     $("grid").style.setProperty("--columns", columns.length);
@@ -139,11 +139,12 @@
         element("td", { class: "number" }, Number.isNaN(x) ? "" : `${better + 1} of ${all.length}`));
     });
     const head = element("tr", {}, ...["metric", "score", "rank"].map((text, k) => element("th", { scope: "col", class: k ? "number" : false }, text)));
-    const store = line === "guess" ? `guesses/${subjects[s].name}` : `reconstructions/${subjects[s].name}/${line}`;
+    const { painter, variant } = kinds[place(kinds, line)], guess = kinds.find((k) => k.painter === painter && k.variant === null);
+    const store = variant === null ? `guesses/${painter}/${subjects[s].name}` : `reconstructions/${painter}/${subjects[s].name}/${variant}`;
     $("details").replaceChildren(
       element("form", { method: "dialog" }, element("button", { "aria-label": "Close" }, "✕")),
       element("h3", {}, `nsd ${nsd(i).slice(3)}, ${subjects[s].label}, ${line}`),
-      element("div", { class: "pair" }, figure(file("shown", i, ""), "shown"), figure(file(subjects[s].name, i, "guess"), "guess"),
+      element("div", { class: "pair" }, figure(file("shown", i, ""), "shown"), ...(guess ? [figure(file(subjects[s].name, i, guess.name), guess.name)] : []),
         ...(v < 0 ? [] : [figure(file(subjects[s].name, i, line), line)])),
       element("ul", {}, ...stimuli[i][1].map((text) => element("li", {}, text))),
       ...(v < 0 ? [] : [element("table", {}, element("thead", {}, head), element("tbody", {}, ...body))]),
@@ -174,7 +175,7 @@
     });
   };
   chips("subjects", "subjects", subjects.map((s) => [s.name, s.label]));
-  chips("variants", "pictures", [["guess", "guess", "the VDVAE's picture"], ...variants.map((v) => [v.name, v.name, v.label])]);
+  chips("variants", "pictures", kinds.map((k) => [k.name, k.name, k.label]));
   $("controls").addEventListener("submit", (e) => e.preventDefault());
   addEventListener("hashchange", () => { load(); draw(); });
   new IntersectionObserver(fill, { rootMargin: "800px" }).observe($("more"));

@@ -39,6 +39,7 @@ VARIANTS = {
     "only_z": "z, under the empty text",
     "only_c": "c, painted from noise",
 }
+GUESSES = {"versatile_diffusion": "the VDVAE's picture", "stable_diffusion": "the picture of z"}
 Stores = Mapping[str, Store]
 
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from bdflow.config import Config
 from bdflow.errors import InputError
 from bdflow.report import decoding, page, regions, tables
 from bdflow.report.scores import Scores
@@ -25,7 +27,7 @@ from bdflow.stores import Store
 from bdflow.stores.journal import entries
 from bdflow.stores.store import disk_full_as_error
 from bdflow.study import keys, parts
-from bdflow.study.painting import picture_label, pictures_of, spaces_of
+from bdflow.study.painting import picture_label, spaces_of
 from bdflow.study.parts import Joined
 from bdflow.study.selection import Selected, selected, stores_of_pictures
 from bdflow.study.stage import Context
@@ -115,7 +117,8 @@ def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict
     texts = stimuli.read("caption", {"stimulus": rows[order]})[np.argsort(order)]
     return {
         "subjects": [{"name": s, "label": tables.label(s), "person": s in scores.people} for s in scores.subjects],
-        "variants": [{"name": v, "label": tables.described(v)} for v in scores.variants],
+        "variants": [{"name": v} for v in scores.variants],
+        "lines": [asdict(line) for line in _lines(context.config)],
         "metrics": [
             {"name": name, "lower": scores.lower_is_better(name)}
             for name, missing in zip(scores.metrics, scores.missing, strict=True)
@@ -140,6 +143,35 @@ def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict
     }
 
 
+@dataclass(frozen=True)
+class Line:
+    """A kind of picture: a painter's guess (`variant` None) or a variant; `usual` ones are shown first."""
+
+    name: str
+    label: str
+    painter: str
+    variant: str | None
+    usual: bool
+
+    @property
+    def suffix(self) -> str:
+        """Of the files with these pictures."""
+        return "-" + self.name.replace("/", "-")
+
+
+def _lines(config: Config) -> list[Line]:
+    """In the order of the configuration, each painter's guess first."""
+    found = []
+    for painter, settings in config.painters.items():
+        if "guess" in spaces_of(config, painter):
+            guess = tables.GUESSES.get(settings.kind, "the guess")
+            found.append(Line(picture_label(config, painter, "guess"), guess, painter, None, True))
+        for number, variant in enumerate(settings.variants):
+            label = picture_label(config, painter, variant)
+            found.append(Line(label, tables.described(label), painter, variant, number == 0))
+    return found
+
+
 # --- pictures -------------------------------------------------------------------------------------------------
 
 
@@ -152,17 +184,18 @@ class _Pictures:
         self.pool, self.files, self.nbytes = pool, 0, 0
 
     def write(self) -> None:
-        painters = list(self.config.painters)
-        shown = [self.stores[keys.metrics(painters[0], subject)].read("nsd_id") for subject in self.subjects]
+        first = next(iter(self.config.painters))
+        shown = [self.stores[keys.metrics(first, subject)].read("nsd_id") for subject in self.subjects]
         ids = np.unique(np.concatenate(shown))
         self._thumbnails(self.photos, "shown", "", np.sort(self.photos.rows("nsd_id", ids)))
         for subject in self.subjects:
-            if "guess" in spaces_of(self.config, painters[0]):
-                self._thumbnails(self.stores[keys.guesses(painters[0], subject)], subject, "-guess")
-            for painter, variant in pictures_of(self.config):
-                suffix = picture_label(self.config, painter, variant).replace("/", "-")
-                made = selected(self.config, self.stores.__getitem__, painter, subject, variant)
-                self._thumbnails(made, subject, f"-{suffix}")
+            for line in _lines(self.config):
+                made: Store | Selected = (
+                    self.stores[keys.guesses(line.painter, subject)]
+                    if line.variant is None
+                    else (selected(self.config, self.stores.__getitem__, line.painter, subject, line.variant))
+                )
+                self._thumbnails(made, subject, line.suffix)
 
     def weight(self) -> str:
         return (

@@ -206,7 +206,7 @@ TAKAGI = ("dataset.root=/nowhere", "dataset.mask=nsdgeneral", "spaces.z.ridge.re
 
 
 def test_stable_diffusion_costs_what_it_does():
-    """By hand: 40 of 50 steps with both halves, two encodings and two decodings; both systems add up."""
+    """By hand: 40 of 50 steps with both halves, two encodings and two decodings, five pictures; both systems add up."""
     config = load("takagi_nishimoto", TAKAGI)
     networks = networks_of(config)
     assert networks.painter("stable_diffusion") is PUBLISHED_STABLE
@@ -214,7 +214,7 @@ def test_stable_diffusion_costs_what_it_does():
     painted = 1.12e12 + 80 * 0.803e12 + 2.51e12
     assert PUBLISHED_STABLE.painting("full", 50, 0.8) == pytest.approx(painted)
     assert PUBLISHED_STABLE.painting("only_c", 50, 0.8) == pytest.approx(100 * 0.803e12 + 2.51e12)
-    assert f"{3928 * (painted + 0.974e12) / 1e12:,.1f} TFLOP" in stage(found, "reconstruct").work
+    assert f"{3928 * (5 * painted + 0.974e12) / 1e12:,.1f} TFLOP" in stage(found, "reconstruct").work
     assert f"{36_418 * (0.428e12 + 5 * 0.0133e12) / 1e12:,.1f} TFLOP" in stage(found, "features").work
     paper = load("brain_diffuser", ["dataset.root=/nowhere"])
     spaces = {name: of.model_dump() for each in (config, paper) for name, of in each.spaces.items()}

@@ -7,7 +7,7 @@ import pytest
 
 from bdflow.report import writer
 from tests.report import test_report
-from tests.report.test_report import EVIL, SUBJECTS, TEST, build
+from tests.report.test_report import BOTH, EVIL, SUBJECTS, TEST, build
 from tests.support.browser import Browser, opened
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -39,6 +39,21 @@ def test_every_picture_is_found_and_nothing_comes_from_elsewhere(page: Browser) 
     assert broken == []
     assert page.loaded_from() == {"file:"}
     assert page.complaints() == []
+
+
+def test_the_pictures_of_two_painters_stand_below_one_another(tmp_path: Path) -> None:
+    context = build(tmp_path, painters=BOTH)
+    with opened(writer.write(context)) as browser:
+        assert browser.pressed("#variants") == ["one/guess", "one/full", "two/guess", "two/full"]
+        browser.press("#variants button", "one/no_vdvae")
+        browser.scroll_through()
+        assert browser.pictures() == (len(TEST) * (1 + len(SUBJECTS) * 5), [])
+        browser.find("61")
+        browser.all("#rows button.cell")[-1].click()
+        assert browser.one("#details h3").text == "nsd 00061, subj02, two/full"
+        assert [text.text for text in browser.all("#details figcaption")] == ["shown", "two/guess", "two/full"]
+        assert 'study["reconstructions/two/subj02/full"]' in browser.one("#details code").text
+        assert browser.complaints() == []
 
 
 def test_it_sorts_by_any_metric_subject_and_variant(page: Browser, study) -> None:

@@ -138,28 +138,29 @@ def build(tmp_path: Path, **sections: object) -> Context:
                 {"stimulus": len(TEST), **dict(zip(catalog.space_dims(shape), shape, strict=True))},
                 nsd_id=TEST,
             )
-        make.add(
-            f"guesses/brain_diffuser/{subject}",
-            catalog.guesses(per),
-            {"stimulus": len(TEST), "y": 32, "x": 32, "rgb": 3},
-            nsd_id=TEST,
-        )
-        for variant in VARIANTS:
-            path = f"reconstructions/brain_diffuser/{subject}/{variant}"
-            sizes = {"stimulus": len(TEST), "picture": 1, **pictures}
-            make.add(path, catalog.reconstructions(per), sizes, nsd_id=TEST)
-        value = make.rng.normal(size=(len(VARIANTS), len(METRICS), len(TEST))).astype("f4")
-        value[:, 2] = np.nan
-        make.add(
-            f"metrics/brain_diffuser/{subject}",
-            catalog.metrics(per),
-            {"variant": len(VARIANTS), "metric": len(METRICS), "stimulus": len(TEST)},
-            variant=text(VARIANTS),
-            metric=text(METRICS),
-            missing=text(["", "", WHY]),
-            value=value,
-            nsd_id=TEST,
-        )
+        for name, settings in config.painters.items():
+            make.add(
+                f"guesses/{name}/{subject}",
+                catalog.guesses(per),
+                {"stimulus": len(TEST), "y": 32, "x": 32, "rgb": 3},
+                nsd_id=TEST,
+            )
+            for variant in settings.variants:
+                path = f"reconstructions/{name}/{subject}/{variant}"
+                sizes = {"stimulus": len(TEST), "picture": 1, **pictures}
+                make.add(path, catalog.reconstructions(per), sizes, nsd_id=TEST)
+            value = make.rng.normal(size=(len(settings.variants), len(METRICS), len(TEST))).astype("f4")
+            value[:, 2] = np.nan
+            make.add(
+                f"metrics/{name}/{subject}",
+                catalog.metrics(per),
+                {"variant": len(settings.variants), "metric": len(METRICS), "stimulus": len(TEST)},
+                variant=text(settings.variants),
+                metric=text(METRICS),
+                missing=text(["", "", WHY]),
+                value=value,
+                nsd_id=TEST,
+            )
     for seconds in ([1.0, 2.0], [4.0]):
         attrs = {"stage": "reconstruct", "unit": "batches", "wall_seconds": 2.0}
         where = {"executor": "ray", "workers": 2, "threads": 1, "gpus": 1.0}
@@ -250,6 +251,29 @@ def test_the_gallery_knows_every_score_and_caption(context: Context, page: Path)
     captions = dict(data["stimuli"])
     assert captions[61] == ["caption 61"]
     assert captions[7] == [EVIL]
+
+
+BOTH = {"one": painter(variants=list(VARIANTS))["brain_diffuser"], "two": painter(variants=["full"])["brain_diffuser"]}
+
+
+def test_each_painter_has_its_guess_and_its_pictures(tmp_path: Path) -> None:
+    context = build(tmp_path, painters=BOTH)
+    page = writer.write(context)
+    lines = gallery(page)["lines"]
+    assert [line["name"] for line in lines] == ["one/guess", "one/full", "one/no_vdvae", "two/guess", "two/full"]
+    assert [line["name"] for line in lines if line["usual"]] == ["one/guess", "one/full", "two/guess", "two/full"]
+    for line in lines:
+        for subject in SUBJECTS:
+            parts = ["guesses", line["painter"], subject]
+            if line["variant"] is not None:
+                parts = ["reconstructions", line["painter"], subject, line["variant"]]
+            store = context.study.store("/".join(parts))
+            for nsd_id, image in zip(store.read("nsd_id").tolist(), store.read("image"), strict=True):
+                path = page.parent / f"images/{subject}/nsd{nsd_id:05d}-{line['name'].replace('/', '-')}.webp"
+                found = np.asarray(Image.open(path).convert("RGB"))
+                truth = small(image if line["variant"] is None else image[0])
+                assert np.abs(found.astype(float) - truth).mean() < 6
+    assert len(list(page.parent.rglob("*.webp"))) == len(TEST) * (1 + len(SUBJECTS) * len(lines))
 
 
 def test_every_image_and_its_ranks_are_in_a_file(context: Context, page: Path) -> None:
