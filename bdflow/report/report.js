@@ -91,7 +91,8 @@
       element("div", { class: "truth", style: `grid-row: 2 / span ${Math.max(1, lines.length)}` }, picture(file("shown", i, ""), `Photo shown: ${caption(i)}`), element("span", {}, "shown")),
     );
     for (const line of lines) {
-      article.append(element("div", { class: "name" }, line));
+      const [head, ...tail] = line.split("/");
+      article.append(element("div", { class: "name" }, head, ...tail.flatMap((text) => ["/", element("wbr"), text])));
       article.append(...columns.map((s) => cell(i, s, line)));
     }
     return article;

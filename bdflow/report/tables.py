@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bdflow.config import Config
 from bdflow.metrics import published
 from bdflow.metrics.statistics import INTERVAL, TEST, Difference, Estimate
 from bdflow.report import decoding
@@ -15,6 +16,7 @@ from bdflow.report.page import Cell, Page, Row, Sheet, Table, number
 from bdflow.report.plots import Plot, histograms
 from bdflow.report.scores import AVERAGE, Scores, full_of
 from bdflow.stores import Store
+from bdflow.study.painting import picture_label, pictures_of
 from bdflow.study.stage import MEAN, TRUE, Context
 
 TITLE = "Seen images, reconstructed from fMRI"
@@ -41,6 +43,12 @@ VARIANTS = {
 }
 GUESSES = {"versatile_diffusion": "the VDVAE's picture", "stable_diffusion": "the picture of z"}
 Stores = Mapping[str, Store]
+
+
+def ours(config: Config) -> dict[str, str]:
+    """The kinds of pictures that are Brain-Diffuser's variants: those that Table 2 has scores of."""
+    made = [(p, v) for p, v in pictures_of(config) if config.painters[p].kind == "versatile_diffusion"]
+    return {picture_label(config, painter, variant): variant for painter, variant in made}
 
 
 def described(variant: str) -> str:
@@ -76,7 +84,7 @@ def page(
             ("mask", config.dataset.mask),
             ("seed", str(config.seed)),
         ),
-        scores=[table_1(scores, comparable=comparable), table_2(scores, comparable=comparable)],
+        scores=[table_1(scores, comparable=comparable), table_2(scores, ours(config), comparable=comparable)],
         comparisons=[
             table
             for table in (other_subjects(scores), systems(scores), ablations(scores), contrasts(scores))
@@ -138,7 +146,7 @@ def table_1(scores: Scores, *, comparable: bool) -> Table:
     for variant in shown:
         rows = [_row(scores, row, variant, label(row), kinds.get(row, "run")) for row in scores.rows]
         groups.append((variant if scores.systems else "", rows))
-    if all(variant == full_of(variant) for variant in shown):
+    if any(variant == full_of(variant) for variant in shown):
         found = [_published(scores, name, known) for name, known in published.TABLE_1.items()]
         beside = [row for row in found if row is not None]
         if scores.systems and beside:
@@ -160,26 +168,28 @@ def _ablated(scores: Scores) -> list[str]:
     return found or list(scores.rows[:1])
 
 
-def table_2(scores: Scores, *, comparable: bool) -> Table:
-    """Every variant of the average and of the subject of Table 2, beside Table 2."""
+def table_2(scores: Scores, ours: Mapping[str, str], *, comparable: bool) -> Table:
+    """Every variant of the average and of the subject of Table 2, beside Table 2. `ours` : which of the pictures are
+    Brain-Diffuser's variants.
+    """
     note = "" if comparable else "Published scores are of the real networks on NSD: not comparable with this run."
-    groups = _variants(scores, _ablated(scores))
+    groups = _variants(scores, _ablated(scores), ours)
     return Table("Table 2. What each part of the method adds", ["", *_columns(scores), "n"], groups, note)
 
 
 def other_subjects(scores: Scores) -> Table:
     """Every variant of every other subject."""
-    groups = _variants(scores, [row for row in scores.rows if row not in _ablated(scores)])
+    groups = _variants(scores, [row for row in scores.rows if row not in _ablated(scores)], {})
     return Table("Table 2 of the other subjects", ["", *_columns(scores), "n"], groups)
 
 
-def _variants(scores: Scores, order: Sequence[str]) -> list[tuple[str, list[Row]]]:
+def _variants(scores: Scores, order: Sequence[str], ours: Mapping[str, str]) -> list[tuple[str, list[Row]]]:
     groups = []
     for row in order:
         rows = []
         for variant in scores.variants:
             rows.append(_row(scores, row, variant, f"{variant}: {described(variant)}"))
-            known = published.TABLE_2.get(variant) if row == published.TABLE_2_SUBJECT else None
+            known = published.TABLE_2.get(ours.get(variant, "")) if row == published.TABLE_2_SUBJECT else None
             beside = _published(scores, "published (Table 2)", known) if known else None
             rows += [beside] if beside else []
         groups.append((label(row), rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from functools import partial
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -276,6 +277,25 @@ def test_each_painter_has_its_guess_and_its_pictures(tmp_path: Path) -> None:
     assert len(list(page.parent.rglob("*.webp"))) == len(TEST) * (1 + len(SUBJECTS) * len(lines))
 
 
+def test_two_systems_stand_side_by_side_in_table_1(tmp_path: Path) -> None:
+    """And what is published of Brain-Diffuser's variants stands beside its own alone."""
+    other = {**BOTH["two"], "kind": "stable_diffusion", "vision": None}
+    context = build(tmp_path, painters={"one": BOTH["one"], "two": other})
+    stores = {path: context.study.store(path) for path in context.expected}
+    scores = Scores.read(stores, context.config, context.painted)
+    first = tables.table_1(scores, comparable=True)
+    assert [name for name, _ in first.groups] == ["one/full", "two/full", "published"]
+    for name, rows in first.groups[:2]:
+        painter, variant = name.split("/")
+        store = context.study.store(f"metrics/{painter}/subj01")
+        value = store.read("value")[store.read("variant").tolist().index(variant), 0].mean()
+        cell = next(row.cells[1] for row in rows if row.cells[0] == "subj01")
+        assert float(str(cell[0]).replace("−", "-")) == pytest.approx(value, abs=5.1e-4)
+    second = dict(tables.table_2(scores, tables.ours(context.config), comparable=True).groups)
+    names = [str(row.cells[0]).split(":")[0] for row in second["subj01"]]
+    assert names == ["one/full", "published (Table 2)", "one/no_vdvae", "published (Table 2)", "two/full"]
+
+
 def test_every_image_and_its_ranks_are_in_a_file(context: Context, page: Path) -> None:
     with (page.parent / "tables/images.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -340,7 +360,7 @@ def test_a_run_of_real_networks_carries_no_notice(context: Context) -> None:
     scores = Scores.read(
         {path: context.study.store(path) for path in context.expected}, context.config, context.painted
     )
-    for table in (tables.table_1, tables.table_2):
+    for table in (tables.table_1, partial(tables.table_2, ours=tables.ours(context.config))):
         assert "not comparable" not in table(scores, comparable=True).note
         assert "not comparable" in table(scores, comparable=False).note
     plots = tables.distributions(scores, comparable=True)
