@@ -152,7 +152,8 @@ def _pickle_failure(failed: Answer) -> bytes:
         except Exception:
             continue
     plain = ClusterError(
-        f"A task raised {type(error).__name__}: {error}, which cannot be pickled and so not be raised here."
+        f"A task raised {type(error).__name__}: {error}. The error cannot be pickled, and so not be raised here.\n"
+        "What to do: look at the worker's log for where it was raised."
     )
     return _pickled(replace(failed, error=plain))
 
