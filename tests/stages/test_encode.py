@@ -17,10 +17,11 @@ from bdflow.cli.main import app
 from bdflow.config import Config, parse
 from bdflow.datasets.nsd import noise_ceiling
 from bdflow.pipeline import STAGES, Pipeline, stages_until
+from bdflow.report import encoding
 from bdflow.report.regions import _maps
 from bdflow.simulation.dataset import SimulateOptions, simulate
 from bdflow.stores import Store
-from bdflow.study import encoding_models, voxel_maps
+from bdflow.study import encoding_models, region_patterns, voxel_maps
 from tests.conftest import SPACES, snapshot
 from tests.support.parts import whole
 
@@ -216,6 +217,27 @@ def test_maps_and_report_show_r2_voxel_by_voxel(made, tmp_path):
     ]
     r = shown["r from vdvae, where it passes"]
     np.testing.assert_array_equal(np.isfinite(r), found["passes_vdvae.nii.gz"] == 1)
+
+
+def test_the_report_says_by_region_how_many_voxels_pass(made):
+    """In the columns of early and of category areas, and over all voxels."""
+    context = Pipeline(made).context()
+    (table,) = encoding.tables(context)
+    assert table.columns[:3] == ["model", "all voxels", "V1"]
+    ((subject, rows),) = table.groups
+    assert subject == SUBJECT
+    assert [row.cells[0] for row in rows] == [*SPACES, *SETS]
+    atlas = region_patterns.atlas(context, SUBJECT, {})
+    for row in rows:
+        at = f"encoding_sets/{SUBJECT}/{row.cells[0]}" if row.cells[0] in SETS else f"encoding/{SUBJECT}/{row.cells[0]}"
+        p, r = (Store(made.study, at).read(name) for name in ("p", "pearson_r"))
+        passed = false_discovery_control(p, method="bh") < 0.05
+        for name, cell in zip(table.columns[1:], row.cells[1:], strict=True):
+            place = np.ones(len(p), bool) if name == "all voxels" else atlas.pattern(name) > 0
+            share, median = cell
+            assert share == f"{passed[place].mean():.0%} of {place.sum():,}"
+            assert median == (f"r {np.median(r[passed & place]):.2f}" if passed[place].any() else "")
+    assert set(table.columns[2:]) <= {*encoding.AREAS}
 
 
 def test_the_run_says_how_many_voxels_pass(made, caplog):
