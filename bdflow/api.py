@@ -320,18 +320,16 @@ def encode(
     remake: bool = False,
     command: str = "",
 ) -> list[str]:
-    """Fit encoding models: how well the latents of each target space predict every voxel; return their stores.
+    """Fit encoding models: how well the latents of each target space, and of sets of spaces, predict every voxel;
+    return their stores. How many voxels pass, by the false discovery rate, is logged.
 
     Raises
     ------
     NotReady : `ingest` or `features` is not done.
     """
-    from bdflow.study import keys
-
     pipeline = _pipeline(config, subjects)
     pipeline.run(("encode",), remake=remake, command=command)
-    spaces = pipeline.config.encoded_spaces
-    return [str(pipeline.study.path / keys.encoding(s, space)) for s in pipeline.subjects for space in spaces]
+    return pipeline.encoding_models()
 
 
 @os_errors_named()

@@ -16,7 +16,7 @@ from bdflow.config import Config
 from bdflow.errors import InputError
 from bdflow.models.judges.weights import JUDGE_OF
 from bdflow.runner import Runner, executor_options
-from bdflow.stages.encode import Encode
+from bdflow.stages.encode.stage import Encode
 from bdflow.stages.evaluate import Evaluate, judged, weights_of
 from bdflow.stages.features import Features
 from bdflow.stages.ingest import Ingest
@@ -187,6 +187,15 @@ class Pipeline:
         for line in voxel_counts(self.context()):
             log.info("%s", line)
         return region_figures.write(self.context(), folder)
+
+    def encoding_models(self) -> list[str]:
+        """Paths of the encoding models of this run's subjects; how many of their voxels pass is said."""
+        from bdflow.study.encoding_models import key_of, lines, models
+
+        for line in lines(self.context()):
+            log.info("%s", line)
+        found = [key_of(self.config, subject, model) for subject in self.subjects for model in models(self.config)]
+        return [str(self.study.path / key) for key in found]
 
     def maps(self, folder: Path) -> list[Path]:
         """Voxel maps as NIfTI, written into `folder`; see `bdflow.export.nifti`."""

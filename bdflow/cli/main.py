@@ -158,7 +158,7 @@ def roi(
 def encode(
     config: ConfigArgument, subjects: SubjectsOption = "", remake: RemakeOption = False, overrides: SetOption = None
 ) -> None:
-    """Encoding models: how well the latents of each target space predict every voxel. `maps` then writes their R²."""
+    """Encoding models: how well latents of each target space, or set of them, predict every voxel. See also `maps`."""
     loaded = _loaded(config, overrides, subjects)
     with _stoppable():
         made = api.encode(loaded, subjects=_names(subjects), remake=remake, command=_command())
@@ -173,7 +173,7 @@ def maps(
     subjects: SubjectsOption = "",
     overrides: SetOption = None,
 ) -> None:
-    """Voxel maps as NIfTI in each subject's space: noise ceiling, regions, patterns, importance, R²."""
+    """Voxel maps as NIfTI in each subject's space: noise ceiling, regions, patterns, importance, encoding models."""
     for file in api.write_maps(_loaded(config, overrides, subjects), out, subjects=_names(subjects)):
         typer.echo(file)
 

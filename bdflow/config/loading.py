@@ -241,6 +241,7 @@ def _check_sessions(config: Config, where: object) -> None:
 def _check_spaces(config: Config, where: object) -> None:
     """Every space that is named elsewhere is one of `spaces`. Raises InputError."""
     named = [("encode.spaces", space) for space in config.encode.spaces or ()]
+    named += [(f"encode.sets.{name}", space) for name, spaces in config.encode.sets.items() for space in spaces]
     for name, painter in config.painters.items():
         named += [(f"painters.{name}.{role}", of) for role in ROLES if (of := getattr(painter, role)) is not None]
     for key, space in named:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bdflow.cluster.types import SlurmSettings
 from bdflow.config.base import NOT_CONTENT, Section, content, shapes
+from bdflow.config.encoding import EncodeSettings
 from bdflow.config.sessions import Sessions, numbers_of
 from bdflow.config.values import (
     Count,
@@ -19,7 +20,9 @@ from bdflow.config.values import (
     LocalPath,
     Location,
     Memory,
+    Name,
     Options,
+    Penalties,
     Positive,
     Real,
     Share,
@@ -40,9 +43,7 @@ TAKAGI_METRICS: tuple[Metric, ...] = (
     "Takagi AlexNet(2)", "Takagi AlexNet(5)", "Takagi AlexNet(fc7)", "Takagi Inception", "Takagi CLIP",
     "Takagi CLIP(6)", "Takagi CLIP(12)",
 )  # fmt: skip
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 FolderName = Annotated[str, Field(pattern=r"^\w[^/\\\s]*$")]
-Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Rows = Literal["averaged", "trials"]
 Choose = Literal["fixed", "per_space", "per_target"]
 Standardise = Literal["test_set", "held_out", "none"]
@@ -332,18 +333,6 @@ class RoiSettings(Section):
     seeds: Count = 1
 
 
-class EncodeSettings(Section):
-    """Encoding models, from latents to voxels: from which target spaces (null: all), and among which penalties each
-    voxel's is chosen, by how well `stimuli` training stimuli are predicted from all others.
-    """
-
-    spaces: Annotated[tuple[str, ...] | None, NOT_CONTENT] = None
-    grid: Penalties = (
-        0.1, 0.3, 1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4,
-    )  # fmt: skip
-    stimuli: Count = 512
-
-
 class ReportSettings(Section):
     path: LocalPath
     thumbnail: Annotated[Whole, Field(ge=32, le=512)] = 160
@@ -353,7 +342,7 @@ class ChunkSettings(Section):
     """How arrays are cut; they shape files and parallelism, never values."""
 
     stimuli: Annotated[Count, shapes("stimuli", "targets")] = 64
-    voxels: Annotated[Count, shapes("responses", "weights", "importance", "encoding")] = 1024
+    voxels: Annotated[Count, shapes("responses", "weights", "importance", "encoding", "encoding_sets")] = 1024
     columns: Annotated[Count, shapes("targets", "selection", "predictions", "weights")] = 4096
     images: Annotated[Count, shapes("guesses", "reconstructions", "judges", "similarities", "metrics")] = 16
 
@@ -432,6 +421,16 @@ class Config(Section):
                         f"ridge.validation.method: found k_fold_rows, and standardise: held_out of the space {space}; "
                         "expected leave_one_out or k_fold, which predict stimuli that were left out as a whole"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _sets_have_names_of_their_own(self) -> Self:
+        for name in self.encode.sets:
+            if name in self.spaces:
+                raise ValueError(
+                    f"encode.sets: found the name {name}, which a space has; expected another one, since maps are "
+                    "named by both"
+                )
         return self
 
     def ridge_of(self, space: str) -> RidgeSettings:

@@ -78,3 +78,5 @@ EncoderName = Annotated[str, BeforeValidator(_encoder)]
 """A name, or `array:PATH` with the path expanded."""
 Options = Annotated[dict[str, Any], BeforeValidator(_as_they_are)]
 """Settings that only a class of the user's knows: nothing in them can be read in two ways."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+Penalties = Annotated[tuple[Positive, ...], Field(min_length=1)]

@@ -1,4 +1,5 @@
-"""How sure a mean score is, and whether two differ: bootstrap and paired permutation tests, by SciPy. Pure functions.
+"""How sure a mean score is, and whether two differ: bootstrap and paired permutation tests, by SciPy; and which of many
+correlations are more than chance. Pure functions.
 
 What is resampled are test stimuli: the confidence is that of this subject, these networks and this noise, for other
 stimuli of the same kind.
@@ -92,6 +93,52 @@ def difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Difference:
         rng=np.random.default_rng(seed),
     )
     return Difference(float(result.statistic), float(result.pvalue), n)
+
+
+def correlation_p(r: np.ndarray, n: int) -> np.ndarray:
+    """How often the correlation of two independent Gaussian vectors is at least `r`: one-sided p, exactly.
+
+    r sqrt((n - 2) / (1 - r^2)) of such vectors has Student's t distribution of n - 2 degrees of freedom (R. A. Fisher
+    1915). Only one of the two needs to be Gaussian: predictions may be what they are.
+
+    Parameters
+    ----------
+    r : Pearson correlations, any shape, in [-1, 1].
+    n : length of the vectors.
+
+    Returns
+    -------
+    Float64 in the shape of `r`; not a number where r is none, and everywhere for n below 3, where r says nothing.
+    """
+    from scipy.special import stdtr
+
+    r = np.asarray(r, np.float64)
+    if n < 3:
+        return np.full(r.shape, np.nan)
+    with np.errstate(divide="ignore"):
+        t = r * np.sqrt((n - 2) / np.maximum((1 - r) * (1 + r), 0))
+    found: np.ndarray = stdtr(n - 2, -t)
+    return found
+
+
+def false_discovery_q(p: np.ndarray) -> np.ndarray:
+    """q values of Benjamini & Hochberg (1995): to call all with q < 0.05 found makes 5% of these false, on average.
+
+    Parameters
+    ----------
+    p : p values (n,); those that are not a number take no part.
+
+    Returns
+    -------
+    (n,) float64, not a number where p is none.
+    """
+    p = np.asarray(p, np.float64)
+    found, known = np.full(p.shape, np.nan), np.isfinite(p)
+    if known.any():
+        from scipy import stats
+
+        found[known] = stats.false_discovery_control(p[known], method="bh")
+    return found
 
 
 def _batch(n: int) -> int:

@@ -71,6 +71,7 @@ class Page:
     configuration: str
     versions: Sequence[tuple[str, str]]
     fingerprints: Table
+    encoding: Sequence[Table] = ()
     files: Sequence[str] = ()
     footer: str = ""
     sections: Sequence[tuple[str, str]] = field(

@@ -12,15 +12,17 @@ from bdflow.datasets.nsd import noise_ceiling
 from bdflow.regions.rescale import stretched
 from bdflow.report.page import Sheet
 from bdflow.stores import Store
-from bdflow.study import keys, region_patterns
+from bdflow.study import encoding_models, keys, region_patterns
 from bdflow.study.stage import MEAN, Context
-from bdflow.study.voxel_maps import REPEATS, by_space, positions
+from bdflow.study.voxel_maps import REPEATS, importance, positions
 
 FOLDER = "regions"
 SEQUENTIAL = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], float)
 CATEGORIES = np.array(
     [(42, 111, 176), (194, 87, 26), (47, 132, 87), (138, 79, 163), (176, 137, 0), (184, 51, 106), (74, 78, 85)], float
 )
+TITLES = {"r2": "R² from {model}", "unique": "unique R² of {band} in {model}", "share": "share of {band} in {model}"}
+"""Maps of encoding models that are shown as they are."""
 OUTSIDE = np.array((228, 228, 224), float)
 Encode = Callable[[np.ndarray, int], bytes]
 
@@ -99,8 +101,9 @@ def _slices(context: Context, keep: Callable[[str, np.ndarray], str]) -> Sheet:
         columns,
         rows,
         f"Noise ceiling: percent of variance, of averages over {REPEATS} trials. Importance (kept by ridge.weights): "
-        "SD of the latent per SD of the voxel. R² (of the stage `encode`): of encoding models, on the test set. "
-        "All maps can be exported as NIfTI.",
+        "SD of the latent per SD of the voxel. R² and r (of the stage `encode`): of encoding models, on the test set; "
+        "unique R² of a space: R² of the set less that of its other spaces. A voxel passes at a false discovery rate "
+        f"of {encoding_models.FALSE_DISCOVERIES:.0%}. All maps, and p and q values, can be exported as NIfTI.",
         wide=True,
     )
 
@@ -109,9 +112,15 @@ def _maps(context: Context, subject: str) -> dict[str, np.ndarray]:
     """Maps (voxels,): floating point to be shown by value, integers as labels."""
     betas: Store = context.ready(keys.betas(subject))
     found: dict[str, np.ndarray] = {"noise ceiling": noise_ceiling(betas.read("ncsnr"), REPEATS).astype(np.float32)}
-    for name, values in by_space(context, subject).items():
-        kind, _, space = name.partition("_")
-        found[f"importance for {space}" if kind == "importance" else f"R² from {space}"] = values
+    for name, values in importance(context, subject).items():
+        found[f"importance for {name.removeprefix('importance_')}"] = values
+    shown = {one.name: one for one in encoding_models.maps(context, subject)}
+    for one in shown.values():
+        if one.kind == "r":
+            passes = shown[one._replace(kind="passes").name].values == 1
+            found[f"r from {one.model}, where it passes"] = np.where(passes, one.values, np.float32(np.nan))
+        elif one.kind in TITLES:
+            found[TITLES[one.kind].format(model=one.model, band=one.band)] = one.values
     labels = betas.read("roi_label")
     for name, values in zip(betas.read("roi").tolist(), labels, strict=True):
         if name != context.config.dataset.mask:

@@ -11,7 +11,7 @@ import numpy as np
 from bdflow.config import Config
 from bdflow.metrics import published
 from bdflow.metrics.statistics import INTERVAL, TEST, Difference, Estimate
-from bdflow.report import decoding
+from bdflow.report import decoding, encoding
 from bdflow.report.page import Cell, Page, Row, Sheet, Table, number
 from bdflow.report.plots import Plot, histograms
 from bdflow.report.scores import AVERAGE, Scores, full_of
@@ -101,6 +101,7 @@ def page(
         configuration=configuration,
         versions=versions,
         fingerprints=_fingerprints(context),
+        encoding=encoding.tables(context),
         files=tuple(scores.files()),
         footer=f"bdflow {dict(versions).get('bdflow', '')}. Method and published scores: {published.SOURCE}.",
     )

@@ -2,7 +2,8 @@
 
 Dimensions: `stimulus` (test stimuli first, each ascending; join by the `nsd_id` coordinate, never by position),
 `trial` (presentations in the order of the scan), `voxel` (of the subject's mask), `token` and `feature` (of a target
-space), `picture` (of several that were painted of a stimulus), `y`, `x`, `rgb` (of a picture).
+space), `picture` (of several that were painted of a stimulus), `y`, `x`, `rgb` (of a picture). Those of regions are in
+`region_catalog`, those of encoding models in `encoding_catalog`.
 """
 
 from __future__ import annotations
@@ -284,21 +285,6 @@ def importance(voxels: int) -> StoreSpec:
             ),
         ),
         {"voxel": voxels},
-    )
-
-
-def encoding(voxels: int) -> StoreSpec:
-    docs = {
-        "r2": "coefficient of determination on the test set",
-        "pearson_r": "Pearson correlation with the responses to the test set",
-        "held_out_r2": "leave-one-out R^2 of training stimuli with the chosen penalty",
-        "alpha": "ridge penalty, of the mean product of z-scored latents",
-    }
-    cut = {"voxel": voxels}
-    return StoreSpec(
-        "Encoding models: how well the latents of a target space predict each voxel's response",
-        tuple(ArraySpec(name, ("voxel",), "f4", doc, chunks=cut) for name, doc in docs.items()),
-        cut,
     )
 
 

@@ -70,6 +70,11 @@ def encoding(subject: str, space: str) -> str:
     return f"encoding/{subject}/{space}"
 
 
+def encoding_set(subject: str, name: str) -> str:
+    """Encoding models of each voxel from several spaces."""
+    return f"encoding_sets/{subject}/{name}"
+
+
 def guesses(painter: str, subject: str) -> str:
     """Pictures of the first stage."""
     return f"guesses/{painter}/{subject}"

@@ -1,8 +1,8 @@
 """Voxel maps of a subject: what the stores hold by voxel.
 
-Noise ceiling, voxels decoded from, regions, patterns that were decoded, importance and R^2 per target space: what the
-stores hold by voxel. How much a target space depends on a voxel is its importance, which `ridge.weights` keeps; how
-well a voxel is predicted from a target space is the R^2 of `encode`.
+Noise ceiling, voxels decoded from, regions, patterns that were decoded, importance per target space, scores of encoding
+models: what the stores hold by voxel. How much a target space depends on a voxel is its importance, which
+`ridge.weights` keeps; how well a voxel is predicted from a target space, or a set of them, is what `encode` scores.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bdflow.datasets.nsd import noise_ceiling
-from bdflow.study import keys, region_patterns
+from bdflow.study import encoding_models, keys, region_patterns
 from bdflow.study.designs import averaged_design
 from bdflow.study.stage import Context
 
@@ -57,7 +57,7 @@ def voxel_maps(context: Context, subject: str) -> dict[str, np.ndarray]:
     `noise_ceiling` in percent of variance, of averages over three trials as NSD states it; `decoded_from` 1 or 0;
     `region_<name>` 1 or 0 for every name of NSD's files that has voxels; `pattern_<set>_<region>` of the sets of `roi`
     that were decoded; `importance_<space>` in SD of the latent per SD of the voxel, where weights were kept;
-    `r2_<space>` on the test set, where encoding models were fitted.
+    and of encoding models, where they were fitted, `<kind>_<model>` and `<kind>_<set>-<space>` (`ModelMap`).
     """
     betas = context.ready(keys.betas(subject))
     responses = context.ready(keys.responses(subject, averaged_design(context.config).responses))
@@ -71,17 +71,17 @@ def voxel_maps(context: Context, subject: str) -> dict[str, np.ndarray]:
             found[f"region_{file_name(name)}"] = regions.pattern(name).astype(np.uint8)
     for path, pattern in _patterns(context, subject):
         found[f"pattern_{path}"] = pattern
-    return found | by_space(context, subject)
+    found |= importance(context, subject)
+    return found | {one.name: one.values for one in encoding_models.maps(context, subject)}
 
 
-def by_space(context: Context, subject: str) -> dict[str, np.ndarray]:
-    """`importance_<space>` and `r2_<space>` of the target spaces for which there are any, each (voxels,)."""
+def importance(context: Context, subject: str) -> dict[str, np.ndarray]:
+    """`importance_<space>` of the target spaces for which weights were kept, each (voxels,)."""
     found = {}
-    for name, key_of, array in (("importance", keys.importance, "importance"), ("r2", keys.encoding, "r2")):
-        for space in context.config.spaces:
-            key = key_of(subject, space)
-            if context.is_sealed(key):
-                found[f"{name}_{space}"] = context.ready(key).read(array)
+    for space in context.config.spaces:
+        key = keys.importance(subject, space)
+        if context.is_sealed(key):
+            found[f"importance_{space}"] = context.ready(key).read("importance")
     return found
 
 

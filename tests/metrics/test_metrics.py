@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm, pearsonr
 from skimage.metrics import structural_similarity
 
 from bdflow.metrics import image_metrics, statistics
@@ -219,3 +220,51 @@ def test_one_picture_each_is_the_usual_protocol():
         np.testing.assert_allclose(image_metrics.two_way(truth, np.stack([made] * 3, axis=1), rule), one)
     with pytest.raises(ValueError, match="among"):
         image_metrics.two_way(truth, made[:, :0][:, None])
+
+
+@pytest.mark.parametrize("n", [3, 5, 50, 982])
+def test_p_of_a_correlation_is_scipys(n):
+    rng = np.random.default_rng(n)
+    x, y = rng.standard_normal((2, 40, n))
+    r = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)])
+    expected = [pearsonr(a, b, alternative="greater").pvalue for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(statistics.correlation_p(r, n), expected, rtol=1e-6)
+
+
+def test_p_of_a_correlation_is_how_often_gaussian_vectors_have_one_as_high():
+    """20,000 pairs, one of each pair the same skewed vector, as predictions may be."""
+    rng = np.random.default_rng(0)
+    x, y = rng.exponential(size=30), rng.standard_normal((20_000, 30))
+    x = (x - x.mean()) / np.linalg.norm(x - x.mean())
+    y -= y.mean(axis=1, keepdims=True)
+    p = statistics.correlation_p(y @ x / np.linalg.norm(y, axis=1), 30)
+    for level in (0.01, 0.05, 0.5, 0.9):
+        assert abs((p < level).mean() - level) < 4 * np.sqrt(level * (1 - level) / len(y))
+
+
+def test_p_of_what_says_nothing_is_not_a_number():
+    found = statistics.correlation_p(np.array([1.0, -1.0, 0.0, np.nan]), 10)
+    np.testing.assert_allclose(found, [0, 1, 0.5, np.nan])
+    assert np.isnan(statistics.correlation_p(np.array([1.0, 0.3]), 2)).all()
+
+
+def test_false_discoveries_are_as_many_as_asked_for():
+    """In 400 families of 20 true effects and 80 of none, what passes at 5% is false as often as Benjamini and Hochberg
+    say: in 4% (5% times the share of no effect).
+    """
+    rng = np.random.default_rng(1)
+    p = rng.random((400, 100))
+    p[:, :20] = norm.sf(rng.standard_normal((400, 20)) + 3)
+    passed = np.array([statistics.false_discovery_q(family) < 0.05 for family in p])
+    false = passed[:, 20:].sum(axis=1) / np.maximum(passed.sum(axis=1), 1)
+    assert abs(false.mean() - 0.04) < 4 * false.std() / np.sqrt(len(false))
+    assert passed[:, :20].mean() > 0.5
+
+
+def test_q_by_the_definition_and_without_what_is_not_a_number():
+    p = np.array([0.04, np.nan, 0.001, 0.9, 0.03, np.nan])
+    sizes = [sum(other <= limit for other in p) for limit in p]
+    steps = {limit: limit * 4 / size for limit, size in zip(p, sizes, strict=True)}
+    expected = [min(step for limit, step in steps.items() if limit >= one) if one == one else np.nan for one in p]
+    np.testing.assert_allclose(statistics.false_discovery_q(p), expected)
+    assert np.isnan(statistics.false_discovery_q(np.full(3, np.nan))).all()

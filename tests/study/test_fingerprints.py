@@ -41,6 +41,7 @@ def everything(nsd: Path, root: Path) -> dict[str, Any]:
         reconstruct={"subject_mean": True, "upper_bound": True},
         evaluate={"metrics": ["PixCorr", "SSIM", "CLIP (bundle)"]},
         roi={"sets": {"areas": ["V1", "mine"]}, "masks": {"mine": {"subj01": str(root / "mask.npy")}}},
+        encode={"sets": {"both": ["vdvae", "clip_text"]}},
     )
 
 
@@ -88,6 +89,7 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
         "roi.sets": {"areas": ["V2", "mine"]},
         "roi.masks": {"mine": {"subj01": str(root / "same.npy")}},
         "encode.spaces": ["vdvae"],
+        "encode.sets": {"both": ["vdvae", "clip_vision"]},
         "encode.grid": [1.0],
         "ridge.grid": [1.0, 2.0],
         "spaces.vdvae.ridge.grid": [1.0, 2.0],
@@ -346,7 +348,7 @@ ROUNDS = {
     "painters.brain_diffuser.encode_batch_size": {"reconstructions", "rois"},
     "painters.brain_diffuser.decode_batch_size": {"reconstructions", "rois"},
     "execution.regress.gpus": {"validation", "selection", "decoders", "predictions", "weights"},
-    "execution.encode.gpus": {"encoding"},
+    "execution.encode.gpus": {"encoding", "encoding_sets"},
 }
 """Settings that are no part of content and decide how values round in half precision, and of which kinds of stores."""
 

@@ -23,6 +23,7 @@ def pipeline(settings, tmp_path) -> Pipeline:
         reconstruct={"subject_mean": True, "upper_bound": True},
         evaluate={"metrics": ["PixCorr", "CLIP (bundle)"]},
         roi={"sets": {"areas": ["V1"]}},
+        encode={"sets": {"both": ["vdvae", "clip_text"]}},
     )
     return Pipeline(parse(content))
 

@@ -1,0 +1,1 @@
+"""Encoding models of each voxel, from target spaces: the stage, and its workers."""

@@ -1,0 +1,118 @@
+"""What the workers of `encode` do: fit and score all voxels of one subject by one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bdflow import random
+from bdflow.config import Config
+from bdflow.metrics.statistics import correlation_p
+from bdflow.regression import banded, ridge, streaming
+from bdflow.regression.device import to_device
+from bdflow.stores import Store, StoreError
+from bdflow.study import catalog
+from bdflow.study.encoding_models import models
+from bdflow.study.parts import Joined
+from bdflow.study.target_reader import Columns
+
+Key = tuple[str, str]
+
+
+def device_of(config: Config) -> str:
+    """Where the stage computes."""
+    return "cuda" if config.execution.encode.gpus else "cpu"
+
+
+class Encoder:
+    """Fits and scores every voxel of a subject by one model, (subject, model), a task.
+
+    Candidates come one after the other, and each goes through all voxels: the kernels of a set's spaces and the
+    matrices of one candidate are in memory, never those of all. A block of voxels is written by the last candidate.
+
+    Parameters
+    ----------
+    responses : by subject.
+    targets : by subject and space.
+    stores : by subject and model.
+    """
+
+    def __init__(
+        self, config: Config, responses: dict[str, Store], targets: dict[Key, Joined], stores: dict[Key, Store]
+    ) -> None:
+        self.config, self.responses, self.targets, self.stores = config, responses, targets, stores
+        self.device = device_of(config)
+        self.scratch = streaming.Scratch()
+
+    def __call__(self, key: Key) -> None:
+        subject, model = key
+        responses, store, bands = self.responses[subject], self.stores[key], models(self.config)[model]
+        train, ids = responses.read("split") != "test", responses.read("nsd_id")
+        kernels, crosses = zip(*(self._kernel((subject, space), ids, train) for space in bands), strict=True)
+        n, grid = int(train.sum()), np.array(sorted(self.config.encode.grid))
+        draw = random.generator(self.config.seed, "encoding held out", subject)
+        rows = np.sort(draw.choice(n, min(self.config.encode.stimuli, n), replace=False))
+        shares = banded.simplex(len(bands), self.config.encode.share_steps)
+        if len(bands) == 1:
+            shares = np.ones((1, 1))
+        valid, partitions = responses.read("valid") == 1, store.missing()
+        found: dict[int, banded.Banded] = {}
+        for candidate in banded.candidates(kernels, crosses, shares, grid.tolist(), rows):
+            for partition in partitions:
+                voxels = store.spec.region(store.sizes, partition)["voxel"]
+                block = found.setdefault(partition, banded.Banded(voxels.stop - voxels.start, len(bands)))
+                response = responses.read("response", {"voxel": voxels})
+                shown, tested = to_device(response[train], self.device), to_device(response[~train], self.device)
+                block.consider(candidate, rows, shown, tested, valid[voxels], self.scratch)
+                if candidate.number == len(shares) - 1:
+                    store.write(partition, _values(found.pop(partition), int((~train).sum()), grid, shares))
+
+    def _kernel(self, key: Key, ids: np.ndarray, train: np.ndarray) -> tuple[ridge.Array, ridge.Array]:
+        """Mean products of z-scored latents: of training stimuli (n, n), of test with training stimuli (m, n)."""
+        targets, columns = self.targets[key], self.config.chunks.columns
+        dims = targets.first.dims("latent")[1:]
+        ((dim, step),) = catalog.column_blocks([targets.sizes[dim] for dim in dims], columns).items()
+        readers = [Columns(targets, targets.rows("nsd_id", ids[part]), len(ids)) for part in (train, ~train)]
+        latents = 0
+
+        def blocks() -> Iterator[tuple[ridge.Array, ridge.Array]]:
+            nonlocal latents
+            for start in range(0, targets.sizes[dim], step):
+                region = {dim: slice(start, min(start + step, targets.sizes[dim]))}
+                shown, tested = (self._read(reader, region) for reader in readers)
+                shown, tested, _, scale = ridge.z_score(shown.astype(np.float64), tested.astype(np.float64))
+                latents += int((scale > 0).sum())
+                yield shown.astype(np.float32), tested.astype(np.float32)
+
+        kernel, cross = ridge.kernel_matrix(blocks(), int(train.sum()), int((~train).sum()))
+        if not latents:
+            raise StoreError(
+                f"{targets.path}: found no latent that differs between training stimuli; expected some.\n"
+                "What to do: look at `latent` of this store, and at the photos it was made from."
+            )
+        kernel /= latents
+        cross /= latents
+        return kernel, cross
+
+    def _read(self, columns: Columns, region: dict[str, slice]) -> ridge.Array:
+        scratch = streaming.Scratch()
+        pieces = [read(f"piece {number}") for number, read in enumerate(columns.requests(region, scratch))]
+        return to_device(streaming.as_float32(np.concatenate(pieces)), self.device)
+
+
+def _values(block: banded.Banded, test: int, grid: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of a store, of a block of voxels; `test` stimuli were predicted."""
+    joint, nothing = block.joint, np.float32(np.nan)
+    chosen = joint.penalty >= 0
+    found = {
+        "r2": joint.r2,
+        "pearson_r": joint.pearson_r,
+        "p": correlation_p(joint.pearson_r, test).astype(np.float32),
+        "held_out_r2": joint.held_out_r2,
+        "alpha": np.where(chosen, grid[joint.penalty].astype(np.float32), nothing),
+    }
+    if len(block.without) > 1:
+        found["share"] = np.where(chosen, shares[joint.combination].T.astype(np.float32), nothing)
+        found["unique_r2"] = block.unique_r2()
+    return found
