@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from pathlib import Path
 from typing import IO
 
@@ -49,6 +50,17 @@ def load(path: Path) -> np.ndarray:
     """The one array of a file. Raises OSError, and ValueError for what `check` refuses."""
     with path.open("rb") as stream:
         check(stream, path.stat().st_size)
+        values: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    return values
+
+
+def member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an .npz file. Raises KeyError if there is none, ValueError for two and for what `check` refuses."""
+    if archive.namelist().count(f"{name}.npy") > 1:
+        raise ValueError(f"two arrays {name}")
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as stream:
+        check(stream, info.file_size)
         values: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
     return values
 

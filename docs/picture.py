@@ -10,22 +10,25 @@ import xarray
 from PIL import Image, ImageDraw, ImageFont
 
 COLUMNS, SIDE, GAP, MARGIN = 10, 112, 6, 150
+NAMES = {"mean": "mean of predictions", "true": "true latents"}
 
 
 def main(study: str, out: str) -> None:
     tree = xarray.open_datatree(study, engine="zarr", chunks={})
     shown = tree["stimuli/shared"].to_dataset().swap_dims(stimulus="nsd_id").image
-    painter = next(iter(tree["reconstructions"].children))
-    subjects = [name for name in tree[f"reconstructions/{painter}"].children if name != "true"]
     rows = [("shown", shown)]
-    for name, path in [
-        (f"{subjects[0]}, guess", f"guesses/{painter}/{subjects[0]}"),
-        *((f"{subject}, reconstruction", f"reconstructions/{painter}/{subject}/full") for subject in subjects),
-        ("from true latents", f"reconstructions/{painter}/true/full"),
-    ]:
-        if f"/{path}" in tree.groups:
-            images = tree[path].to_dataset().swap_dims(stimulus="nsd_id").image
-            rows.append((name, images.isel(picture=0) if "picture" in images.dims else images))
+    for painter in tree["reconstructions"].children:
+        subjects = list(tree[f"reconstructions/{painter}"].children)
+        people = [name for name in subjects if name not in NAMES]
+        several = len(tree["reconstructions"].children) > 1
+        wanted = [*(people[:1] if several else people), *NAMES]
+        paths = [(f"{people[0]}, guess", f"guesses/{painter}/{people[0]}")]
+        paths += [(NAMES.get(subject, subject), f"reconstructions/{painter}/{subject}/full") for subject in wanted]
+        for name, path in paths:
+            if f"/{path}" in tree.groups:
+                images = tree[path].to_dataset().swap_dims(stimulus="nsd_id").image
+                images = images.isel(picture=0) if "picture" in images.dims else images
+                rows.append((f"{painter}, {name}" if several else name, images))
     ids = rows[1][1].nsd_id.values
     chosen = ids[np.linspace(0, len(ids) - 1, COLUMNS).round().astype(int)]
 

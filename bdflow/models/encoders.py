@@ -140,12 +140,7 @@ class Encoder(ABC):
 
 
 class BundleEncoder(Encoder):
-    """An encoder whose network is of the bundle.
-
-    Attributes
-    ----------
-    network_name : which of the bundle's networks it is; what else the bundle holds makes no latents stale.
-    """
+    """An encoder whose network is the bundle's `network_name`; what else the bundle holds makes no latents stale."""
 
     network_name: ClassVar[str]
 
@@ -334,7 +329,7 @@ class ArrayEncoder(Encoder):
         key = f"spaces.{self.setup.space}.encoder"
         try:
             with zipfile.ZipFile(self.path) as archive:
-                ids, latent = (_member(archive, name) for name in ("nsd_id", "latent"))
+                ids, latent = (npy.member(archive, name) for name in ("nsd_id", "latent"))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             kind = NotAtHand if isinstance(error, OSError) else InputError
             raise kind(
@@ -387,17 +382,6 @@ class ArrayEncoder(Encoder):
                 action="add the missing stimuli",
             )
         return latent[found].astype(np.float32)
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an .npz file. Raises KeyError, ValueError."""
-    if archive.namelist().count(f"{name}.npy") > 1:
-        raise ValueError(f"two arrays {name}")
-    info = archive.getinfo(f"{name}.npy")
-    with archive.open(info) as stream:
-        npy.check(stream, info.file_size)
-        values: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
-    return values
 
 
 def encoder_class(config: Config, space: str) -> tuple[type[Encoder], dict[str, Any]]:

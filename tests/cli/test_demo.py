@@ -37,14 +37,17 @@ class PeakMemory(threading.Thread):
 
 
 def check_report(page: Path, tree: xarray.DataTree) -> None:
-    """In a browser: every stimulus with the pictures of all subjects, the mean and the bound in all variants."""
+    """In a browser: every stimulus with both systems' pictures of all subjects, the mean and the bound."""
     names = ["subj01", "subj02", "subj05", "subj07", "mean of predictions", "true latents"]
-    variants = ["full", "only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision"]
+    first = ["brain_diffuser/guess", "brain_diffuser/full", "stable_diffusion/guess", "stable_diffusion/full"]
+    others = [f"brain_diffuser/{name}" for name in ("only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision")]
+    others += ["stable_diffusion/only_z", "stable_diffusion/only_c"]
     with opened(page) as browser:
         assert [div.text for div in browser.all("#heads div") if div.text] == ["shown", *names]
-        for variant in variants[1:]:
+        assert browser.pressed("#variants") == first
+        for variant in others:
             browser.press("#variants button", variant)
-        assert browser.pressed("#variants") == ["guess", *variants]
+        assert browser.pressed("#variants") == [*first[:2], *others[:4], *first[2:], *others[4:]]
         browser.find("building")
         found, total = (int(word) for word in browser.one("#count").text.split() if word.isdigit())
         assert 0 < found < total
@@ -57,7 +60,7 @@ def check_report(page: Path, tree: xarray.DataTree) -> None:
         assert sorted(order) == sorted(score)
         steps = np.diff([score[nsd_id] for nsd_id in order])
         assert steps.min() > -2e-4, "worst first; the page knows four digits"
-        assert browser.pictures() == (total * (1 + len(names) * (1 + len(variants))), [])
+        assert browser.pictures() == (total * (1 + len(names) * (len(first) + len(others))), [])
         assert browser.loaded_from() == {"file:"}
         assert browser.complaints() == []
 
@@ -75,7 +78,8 @@ def test_the_demo_ends_with_a_report_in_bounded_memory(tmp_path):
     assert process.returncode == 0, err[-3000:]
     assert "demo/report/index.html" in out
     tree = xarray.open_datatree(tmp_path / "demo/study.zarr", engine="zarr", chunks={})
-    assert tree["reconstructions/brain_diffuser/subj07/full"].image.sizes["stimulus"] >= 60
+    for painter in ("brain_diffuser", "stable_diffusion"):
+        assert tree[f"reconstructions/{painter}/subj07/full"].image.sizes["stimulus"] >= 60
     check_report(tmp_path / "demo/report/index.html", tree)
     assert memory.peak < 6 * GIB
     again = subprocess.run([str(BDFLOW), "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)

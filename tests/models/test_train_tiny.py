@@ -14,7 +14,7 @@ from bdflow.models.latents import FeatureExtractor
 from bdflow.models.versatile.painter import Painter
 from bdflow.models.weights.bundle import TINY, check_bundle, open_bundle
 from bdflow.simulation.scenes import scene
-from bdflow.training import losses, train
+from bdflow.training import losses, tasks, train
 from bdflow.training.bundle import untrained, write_bundle
 from bdflow.training.judge import N_HELD_OUT, SCORES, held_out_scores, paint_stable, two_way
 from bdflow.training.scenes import FIRST_ID, SCENE_SIZE, Scenes, load_scenes
@@ -72,7 +72,7 @@ def test_stable_diffusion_starts_as_the_dual_guided_unet_under_text_alone() -> N
     bundle = open_bundle("tiny")
     one = scene(7, 0, 64)
     scenes = Scenes([7], *(np.zeros((1, 1, 1, 3), np.uint8),) * 3, [one.captions])
-    module, dual = train.from_dual(bundle, scenes).eval(), bundle.load("unet")
+    module, dual = tasks.from_dual(bundle, scenes).eval(), bundle.load("unet")
     text = bundle.clip_text()
     draw = torch.Generator().manual_seed(0)
     x, step = torch.randn(5, 4, 16, 16, generator=draw), torch.tensor([3, 200, 400, 700, 999])
@@ -102,7 +102,7 @@ def test_conditions_are_shrunk_towards_their_mean() -> None:
 def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
 
-    def task(dies_at: int | None = None) -> train.Task:
+    def task(dies_at: int | None = None) -> tasks.Task:
         torch.manual_seed(0)
         module = nn.Linear(3, 2)
 
@@ -111,7 +111,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypa
                 raise KeyboardInterrupt
             return module(torch.randn(4, 3, generator=generator)).square().mean() + float(rng.random())
 
-        return train.Task("toy", module, loss, steps=9, lr=0.1)
+        return tasks.Task("toy", module, loss, steps=9, lr=0.1)
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()

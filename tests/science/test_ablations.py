@@ -23,6 +23,7 @@ from bdflow.pipeline import Pipeline, stages_until
 from bdflow.simulation.dataset import SimulateOptions, simulate
 from bdflow.simulation.files import write_design
 from bdflow.stores import Store
+from tests.conftest import SPACES
 from tests.support.parts import whole
 
 SUBJECT = "subj01"
@@ -64,7 +65,7 @@ def study_of(data: Path, settings, variants=("full",), upper_bound=False) -> Pat
     sections = {
         "subjects": [SUBJECT],
         "dataset": {"root": str(data), "sessions": 3},
-        "spaces": {name: of.model_dump() for name, of in DEMO.spaces.items()},
+        "spaces": {name: DEMO.spaces[name].model_dump() for name in SPACES},
         "painters": {"brain_diffuser": {**PAINTING, "variants": list(variants), "batch_size": 8}},
         "reconstruct": {"upper_bound": upper_bound},
         "chunks": {"stimuli": 64, "voxels": 256, "columns": 512, "images": 8},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from bdflow.config import Config, load
+from bdflow.config import Config, load, parse
 from bdflow.models.latents import FeatureExtractor
 from bdflow.models.weights.bundle import open_bundle
 from bdflow.pipeline import Pipeline, stages_until
@@ -49,7 +49,10 @@ def study(tmp_path_factory) -> Config:
     stages = ("ingest", "features", "regress", "roi")
     paths += [f"execution.{stage}={{executor: dask, workers: 2}}" for stage in stages]
     painting = [*(f"spaces.{space}.ridge.alpha=1000" for space in SPACES), "painters.brain_diffuser.strength=0.75"]
-    config = load("demo", [*paths, *painting])
+    content = load("demo", [*paths, *painting]).model_dump()
+    content["spaces"] = {name: content["spaces"][name] for name in SPACES}
+    content["painters"] = {"brain_diffuser": content["painters"]["brain_diffuser"]}
+    config = parse(content)
     Pipeline(config).run(tuple(stages_until("regress")))
     return config
 
