@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -55,18 +55,6 @@ class InputError(BdflowError, ValueError):
         self, where: object, *, found: str, expected: str, action: str, meaning: str = "", remedy: str = ""
     ) -> None:
         super().__init__(where=where, found=found, expected=expected, meaning=meaning, action=action, remedy=remedy)
-
-
-def counted(n: int, what: str) -> str:
-    """`1 file`, `3 files`: a number with its noun, which takes an s."""
-    return f"{n:,} {what}" + ("" if n == 1 else "s")
-
-
-def listed(names: Iterable[object], most: int = 5) -> str:
-    """Names in a sentence: the first `most` of them, and how many more there are."""
-    every = [str(name) for name in names]
-    more = f" and {len(every) - most:,} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more
 
 
 _EXPECTED = {

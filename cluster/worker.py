@@ -152,8 +152,7 @@ def _pickle_failure(failed: Answer) -> bytes:
         except Exception:
             continue
     plain = ClusterError(
-        f"A task raised {type(error).__name__}: {error}. The error cannot be pickled, and so not be raised here.\n"
-        "What to do: look at the worker's log for where it was raised."
+        f"A task raised {type(error).__name__}: {error}, which cannot be pickled and so not be raised here."
     )
     return _pickled(replace(failed, error=plain))
 

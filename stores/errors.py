@@ -2,9 +2,6 @@
 
 from bdflow.errors import BdflowError
 
-PROGRAM = "This is a fault of the program that fills the store, not of the data."
-OWN_CODE = "report it, with this message; of a stage, encoder or painter of your own, correct what it hands over."
-
 
 class StoreError(BdflowError, RuntimeError):
     """A store cannot be declared, filled, sealed or read."""

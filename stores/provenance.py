@@ -101,21 +101,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-NUMERICAL = ("numpy", "scipy", "torch", "diffusers", "transformers", "cupy")
-
-
-def other_versions(recorded: Mapping[str, object]) -> list[str]:
-    """Packages that compute and that a store was begun with in another version than the one installed, a line each."""
-    then, now = recorded.get("versions"), versions()
-    if not isinstance(then, Mapping):
-        return []
-    return [
-        f"{package} {then[package]}, now {now[package]}"
-        for package in NUMERICAL
-        if package in then and package in now and then[package] != now[package]
-    ]
-
-
 def differences(recorded: Mapping[str, object], expected: Provenance) -> list[str]:
     """What changed between a store's record and what is expected now, one line each; empty if nothing."""
     if recorded.get("fingerprint") == expected.fingerprint:

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from bdflow.stores.errors import OWN_CODE, PROGRAM, StoreError
+from bdflow.stores.errors import StoreError
 
 if TYPE_CHECKING:
     from zarr.core.common import JSON
@@ -146,13 +146,7 @@ class StoreSpec:
         """The slices that a partition owns, by dimension (dimensions not cut are absent)."""
         grid = self.grid(sizes)
         if not 0 <= partition < math.prod(grid):
-            raise StoreError(
-                where=f"partition {partition}",
-                found=f"a store of {math.prod(grid)} partitions",
-                expected=f"a number from 0 to {math.prod(grid) - 1}",
-                meaning=PROGRAM,
-                action=OWN_CODE,
-            )
+            raise StoreError(f"partition {partition} of {math.prod(grid)}: there is none")
         position = np.unravel_index(partition, grid) if grid else ()
         return {
             dim: slice(int(i) * length, min((int(i) + 1) * length, sizes[dim]))

@@ -18,7 +18,7 @@ from zarr.core.sync import sync
 
 from bdflow.stores.arrays import Arrays
 from bdflow.stores.entries import Kind, strangers
-from bdflow.stores.errors import OWN_CODE, PROGRAM, CorruptChunk, StoreError, Unexpected
+from bdflow.stores.errors import CorruptChunk, StoreError, Unexpected
 from bdflow.stores.metadata import COPY, FILE
 from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, sizes_below, zarr_store
 from bdflow.stores.spec import ArraySpec, StoreSpec
@@ -154,13 +154,7 @@ class Store:
             if value.dtype != array.dtype:
                 problems.append(f"{name}: dtype {value.dtype}, expected {array.dtype}")
         if problems:
-            raise StoreError(
-                where=f"{self.path}, partition {partition}",
-                found="values that cannot be written:\n  " + "\n  ".join(problems),
-                expected="those that the store was declared with",
-                meaning=PROGRAM,
-                action=OWN_CODE,
-            )
+            raise StoreError(f"{self.path}, partition {partition}: cannot be written:\n  " + "\n  ".join(problems))
         with disk_full_as_error(self.study / self.path):
             for name in self.attrs["data"]:
                 # zarr's codec for text reads the buffer as it lies, whatever its strides
@@ -185,13 +179,7 @@ class Store:
         """
         missing = self.missing()
         if missing:
-            raise StoreError(
-                where=self.path,
-                found=f"{len(missing)} of {self.n_partitions} partitions that are not written",
-                expected="all of them, before a store is sealed",
-                meaning=PROGRAM,
-                action=OWN_CODE,
-            )
+            raise StoreError(f"{self.path}: cannot be sealed, {len(missing)} of {self.n_partitions} partitions missing")
         remove_leftovers(self.study / self.path)
         self._seal(True)
 

@@ -18,10 +18,10 @@ from bdflow.stores import inputs, journal, metadata
 from bdflow.stores.arrays import every_chunk
 from bdflow.stores.casts import narrowed
 from bdflow.stores.entries import entries
-from bdflow.stores.errors import OWN_CODE, PROGRAM, CorruptMetadata, NotReady, StoreError
+from bdflow.stores.errors import CorruptMetadata, NotReady, StoreError
 from bdflow.stores.metadata import COPIED_SINCE, COPY_CHUNK, FILE, Document, Unreadable, damage_of_root
 from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, remove_tree, zarr_store
-from bdflow.stores.provenance import FORMAT, Provenance, differences, other_arithmetic, other_versions
+from bdflow.stores.provenance import FORMAT, Provenance, differences, other_arithmetic
 from bdflow.stores.spec import ArraySpec, Sizes, StoreSpec
 from bdflow.stores.store import PROGRESS, Store, digest, disk_full_as_error
 
@@ -261,13 +261,7 @@ class Study:
         """
         problems = spec.problems(sizes)
         if problems:
-            raise StoreError(
-                where=path,
-                found="a declaration that contradicts itself:\n  " + "\n  ".join(problems),
-                expected="partitions that own whole chunks, and an array for every name",
-                meaning=PROGRAM,
-                action=OWN_CODE,
-            )
+            raise StoreError(f"{path}: its declaration contradicts itself:\n  " + "\n  ".join(problems))
         with disk_full_as_error(self.path / path):
             if self.declared(path):
                 for damage in self.metadata_damage(path):
@@ -339,17 +333,8 @@ class Study:
                 action="replace what is stale, or choose another `study` in the configuration to keep both.",
                 remedy="remake",
             )
-        missing = len(store.missing())
-        if missing:
+        if store.missing():
             self.refuse_to_mix(path, provenance)
-        if 0 < missing < store.n_partitions:
-            other = other_versions(store.provenance)
-            if other:
-                log.warning(
-                    "%s: begun with %s. It is gone on with; values of the two may differ by rounding.",
-                    path,
-                    "; ".join(other),
-                )
         problems = [
             line
             for array in spec.arrays
@@ -408,13 +393,7 @@ def _write_given(group: zarr.Group, spec: ArraySpec, value: np.ndarray, path: st
     assert isinstance(array, zarr.Array)
     value = np.asarray(value)
     if value.shape != array.shape:
-        raise StoreError(
-            where=f"{path}/{spec.name}",
-            found=f"values of shape {value.shape}",
-            expected=f"{array.shape}, as declared",
-            meaning=PROGRAM,
-            action=OWN_CODE,
-        )
+        raise StoreError(f"{path}/{spec.name}: given shape {value.shape}, declared {array.shape}")
     value = np.ascontiguousarray(narrowed(value, array.dtype, f"{path}/{spec.name}"))
     every_chunk(array)[...] = value
     return digest([value])

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
 
-from bdflow.errors import InputError
-
 Array = Any
 
 
@@ -273,21 +271,9 @@ def _factor(gram: Array, alpha: float) -> Array:
         system.ravel(order="K")[:: n + 1] += alpha
         factor, failed = potrf(system, lower=1, overwrite_a=1, clean=0)
         if failed:
-            raise not_positive_definite(alpha, gram.dtype)
+            raise ValueError(f"alpha {alpha}: the system is not positive definite in {gram.dtype}; raise alpha")
         return factor
     return xp.linalg.cholesky(gram + alpha * xp.eye(n, dtype=gram.dtype))
-
-
-def not_positive_definite(alpha: float, dtype: Any) -> InputError:
-    """The error of a system that has no Cholesky factor."""
-    return InputError(
-        f"ridge, penalty {alpha:g}",
-        found=f"a system that is not positive definite in {dtype}",
-        expected="one that can be solved",
-        meaning="Voxels or rows depend on each other linearly, and a penalty as small as this is lost in rounding.",
-        action="take larger penalties (`ridge.alpha`, `ridge.grid`, or those of the space), or fewer voxels "
-        "(`ridge.regions`).",
-    )
 
 
 def _solve(factor: Array, right: Array) -> Array:

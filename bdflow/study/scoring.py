@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bdflow.config import PUBLISHED_METRICS
-from bdflow.errors import InputError, listed, os_errors_named
+from bdflow.errors import InputError, os_errors_named
 from bdflow.metrics import image_metrics
 from bdflow.metrics.statistics import Estimate, estimate
 from bdflow.models.judges.weights import (
@@ -202,7 +202,7 @@ def _matched(photos: Pictures, pictures: Pictures) -> tuple[tuple[str, ...], lis
     problems = []
     for folder, other in ((photos, own.keys() - true.keys()), (pictures, true.keys() - own.keys())):
         if other:
-            problems.append(f"none in {folder} for {listed(sorted(other))}")
+            problems.append(f"none in {folder} for {', '.join(sorted(other))}")
     if problems:
         raise InputError(
             "photos, pictures",
@@ -215,14 +215,14 @@ def _matched(photos: Pictures, pictures: Pictures) -> tuple[tuple[str, ...], lis
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [file for file in there if file.suffix.lower() in SUFFIXES]
+    listed = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [file for file in listed if file.suffix.lower() in SUFFIXES]
     if not files:
         raise InputError(folder, found="no pictures", expected="a folder of PNG or JPEG files", action="correct it")
     found = {file.stem: file for file in files}
     if len(found) < len(files):
         twice = sorted({file.stem for file in files if found[file.stem] != file})
-        raise InputError(folder, found=f"several files named {listed(twice)}", expected="one", action="keep one")
+        raise InputError(folder, found=f"several files named {', '.join(twice)}", expected="one", action="keep one")
     return found
 
 

@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from bdflow.cluster.clusters.slurm import DaskOnSlurm
 
 log = logging.getLogger(__name__)
-OPEN = (
-    "It asks for no password: every user of this machine can look at it, and whoever reaches the port over the network "
-    "if `cluster.dashboard_host` is not 127.0.0.1. It shows tasks, logs and lines of code."
-)
 POLL_INTERVAL = 0.5  # seconds between two questions which workers there are
 
 
@@ -117,7 +113,7 @@ class DaskExecutor(PoolExecutor):
 
     def _log_dashboard(self) -> None:
         if self._dashboard is not None:
-            log.warning("Dask's dashboard: %s\n%s", self._client.dashboard_link, OPEN)
+            log.info("Dask's dashboard: %s", self._client.dashboard_link)
 
     @property
     def dashboard_link(self) -> str | None:

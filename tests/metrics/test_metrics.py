@@ -127,7 +127,7 @@ def test_what_cannot_be_is_refused():
     a, b = images()
     with pytest.raises(ValueError, match="protocol"):
         image_metrics.ssim(a, b, "3d")
-    with pytest.raises(ValueError, match="expected 11 px at least"):
+    with pytest.raises(ValueError, match="above 10 px"):
         image_metrics.ssim(a[:10], b[:10])
     with pytest.raises(ValueError, match="two-way"):
         image_metrics.two_way(np.ones((3, 2)), np.ones((2, 2)))

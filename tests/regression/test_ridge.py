@@ -273,10 +273,7 @@ def test_a_system_that_is_singular_in_float32_says_so():
     x, other, _ = problem(60, 3000)
     train, test, _, _ = ridge.z_score(x.astype("f4"), other.astype("f4"))
     train[1] = train[0]
-    with pytest.raises(
-        ValueError,
-        match=r"penalty 1e-06: found a system that is not positive(.|\n)*take larger penalties",
-    ):
+    with pytest.raises(ValueError, match="raise alpha"):
         next(ridge.hat_matrices(train * 1e3, test * 1e3, [1e-6]))
 
 

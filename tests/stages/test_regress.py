@@ -244,10 +244,7 @@ def test_panels_solve_as_scipy_does(n, width):
 
 def test_a_panel_that_is_not_positive_definite_says_so():
     kernel = -np.eye(4, dtype="f4")
-    with pytest.raises(
-        ValueError,
-        match=r"penalty 0\.5: found a system that is not positive definite(.|\n)*take larger penalties",
-    ):
+    with pytest.raises(ValueError, match="raise alpha"):
         out_of_core.factor_panel(0, kernel, 0.5, [])
 
 

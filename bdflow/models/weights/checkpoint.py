@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from bdflow.errors import InputError, counted
+from bdflow.errors import InputError
 from bdflow.models.weights.pickled import ITEM_BYTES, UnusualPickle, ZippedTensor, read_archive
 from bdflow.models.weights.reading import FileEnds, Piece, filling, pieces_of, room
 
@@ -349,7 +349,7 @@ def fit_into(
         shown = "\n  ".join(report[:20]) + (f"\n  ... and {len(report) - 20} more" if len(report) > 20 else "")
         raise InputError(
             ", ".join(str(checkpoint.path) for checkpoint, _, _ in parts),
-            found=f"{counted(len(report), 'difference')}:\n  {shown}\n",
+            found=f"{len(report)} differences:\n  {shown}\n",
             expected=f"the tensors of a {type(module).__name__} of the size that the manifest gives",
             meaning="The file holds another network, another size of it, or a damaged copy.",
             action=action,
