@@ -14,6 +14,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from bdflow.cluster.access import dask_dashboard_warning
 from bdflow.cluster.clusters.local import LocalCluster
 from bdflow.cluster.errors import ClusterError, WorkerLost
 from bdflow.cluster.limits import devices_here, excess, gib, refuse_excess, refuse_odd_gpus
@@ -52,6 +53,7 @@ class DaskExecutor(PoolExecutor):
         super().__init__(address=address, total=total, attempts=attempts, start_timeout=start_timeout, slurm=slurm)
         self._cuda, self._dashboard, self._scratch = cuda, dashboard, scratch or nobody()
         self._client: Any = None
+        self._warned = False
         self._own: LocalCluster | DaskOnSlurm | DaskOnCuda | None = None
 
     def begin(self, make_worker: bytes, workers: int, resources: Resources) -> Backend:
@@ -114,6 +116,9 @@ class DaskExecutor(PoolExecutor):
     def _log_dashboard(self) -> None:
         if self._dashboard is not None:
             log.info("Dask's dashboard: %s", self._client.dashboard_link)
+            if self._own is not None and not self._warned:
+                log.warning("%s", dask_dashboard_warning(self._dashboard))
+                self._warned = True
 
     @property
     def dashboard_link(self) -> str | None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bdflow.cluster.access import ray_dashboard_warning
 from bdflow.cluster.errors import ClusterError
 from bdflow.cluster.limits import (
     devices_here,
@@ -193,6 +194,9 @@ class RayExecutor(PoolExecutor):
             signal.signal(signal.SIGTERM, self._sigterm)  # Ray's own would end the process without this
         if self._dashboard is not None:
             log.info("Ray's dashboard: http://%s", context.dashboard_url)
+            warning = ray_dashboard_warning(self._dashboard) if self.address is None else None
+            if warning:
+                log.warning("%s", warning)
 
 
 def _refuse_nodes(resources: Resources) -> None:
