@@ -165,8 +165,17 @@ class _Schedule:
             seconds = answer.seconds
             self.typical = seconds if self.typical is None else 0.9 * self.typical + 0.1 * seconds
             if self.on_done is not None:
-                done = Completed(task.index, answer.result, seconds, answer.worker, task.attempts, answer.used)
-                self.on_done(done)
+                self.on_done(
+                    Completed(
+                        task.index,
+                        answer.result,
+                        seconds,
+                        answer.worker,
+                        task.attempts,
+                        answer.used,
+                        answer.made_on,
+                    )
+                )
         self.feed(event.worker)
 
     def log(self, lines: Sequence[Line]) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from bdflow.cluster.errors import ClusterError
+from bdflow.cluster.hardware import UNKNOWN, MadeOn, made_on
 from bdflow.cluster.logs import Collector, Line
 from bdflow.cluster.phases import PhasePipeline, is_phased
 from bdflow.cluster.threads import limit
@@ -33,6 +34,7 @@ class Answer:
     trace: str = ""
     used: Used = NOTHING
     logged: tuple[Line, ...] = ()
+    made_on: MadeOn = UNKNOWN
 
 
 class WorkerProcess:
@@ -127,10 +129,10 @@ def answer(work: Callable[[T], object], task: T) -> bytes:
         result = work(task)
         seconds = time.perf_counter() - start
         if isinstance(result, _Timed):
-            done = Answer(this_process(), result.seconds, result.result, used=result.used, logged=COLLECTOR.taken())
+            done = Answer(this_process(), result.seconds, result.result, used=result.used)
         else:
-            done = Answer(this_process(), seconds, result, used=meter.read(), logged=COLLECTOR.taken())
-        return _pickled(done)
+            done = Answer(this_process(), seconds, result, used=meter.read())
+        return _pickled(replace(done, logged=COLLECTOR.taken(), made_on=made_on()))
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
         failed = Answer(this_process(), time.perf_counter() - start, None, error, trace, logged=COLLECTOR.taken())

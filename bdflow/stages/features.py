@@ -23,6 +23,7 @@ class Features(Stage):
     """Every space's latents, all spaces in one walk through the stimuli."""
 
     name = "features"
+    uses_torch = True
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         for space in config.spaces:

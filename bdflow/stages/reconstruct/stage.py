@@ -36,6 +36,7 @@ class Reconstruct(Stage):
     """Mean predictions, guesses, reconstructions."""
 
     name = "reconstruct"
+    uses_torch = True
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         if MEAN in decoded(config, config.subjects):
