@@ -60,7 +60,7 @@ class Runner:
         owners = {self.context.expected[path].stage for path in lost if path in self.context.expected}
         for damage in damages:
             self.mended.add((damage.store, damage.array, damage.chunk))
-            log.warning("%s Computing it again.", str(damage).splitlines()[0])
+            log.warning("%s Computing it again.", damage.headline)
             store = self.context.study.store(damage.store)
             if damage.partition is not None:
                 self.context.study.refuse_to_mix(damage.store, self.context.expected[damage.store])
@@ -98,9 +98,13 @@ class Runner:
                         makers_seen.note(completed.made_on)
                         progress.advance(completed)
 
-                    self._alone(settings.executor).run(
-                        work.make_worker, work.tasks, resources=resources, on_done=on_done
-                    )
+                    try:
+                        self._alone(settings.executor).run(
+                            work.make_worker, work.tasks, resources=resources, on_done=on_done
+                        )
+                    except ClusterError as error:
+                        error.inside(f"{step.label} ({settings.executor})")
+                        raise
             finally:
                 attrs = {"stage": stage, "unit": step.unit, "wall_seconds": time.perf_counter() - start}
                 self._write_down(step, work, {**attrs, **settings.model_dump()}, done)
@@ -128,7 +132,8 @@ class Runner:
                 try:
                     self._executor(settings.executor).check(resources_of(settings))
                 except ClusterError as error:
-                    raise ClusterError(f"execution.{name} ({settings.executor}): {error}") from error
+                    error.inside(f"execution.{name} ({settings.executor})")
+                    raise
 
     def _done(self, stage: str) -> bool:
         study, expected = self.context.study, self.context.expected
@@ -229,6 +234,6 @@ def executor_options(cluster: ClusterSettings, kind: str) -> dict[str, Any]:
                 f"cluster.address.{kind}",
                 found="nothing",
                 expected=f"an address, since a stage runs on {kind} and cluster.kind is `address`",
-                action="give it, or run that stage on another executor",
+                action=f"give `cluster.address.{kind}`, or set another `executor` of that stage",
             )
     return chosen

@@ -102,7 +102,7 @@ class _Timed:
     used: Used
 
 
-class NotLoaded(ClusterError):
+class NotLoaded(RuntimeError):
     """A task reached a process that took the place of the one that had loaded the worker."""
 
 
@@ -154,7 +154,11 @@ def _pickle_failure(failed: Answer) -> bytes:
         except Exception:
             continue
     plain = ClusterError(
-        f"A task raised {type(error).__name__}: {error}, which cannot be pickled and so not be raised here."
+        "a task",
+        found=f"{type(error).__name__}: {error}",
+        expected="that it is carried out",
+        meaning="The error itself cannot be pickled, and so not be raised here.",
+        action="see what it says; it came from the code that works on the task",
     )
     return _pickled(replace(failed, error=plain))
 
