@@ -114,7 +114,13 @@ def run(
                 option, found=repr(value), expected="a stage: " + ", ".join(names), action="choose one of these"
             )
     if until and only:
-        raise InputError("until, only", found="both", expected="one of them", action="drop one")
+        raise InputError(
+            "until, only",
+            found="both",
+            expected="one of them",
+            meaning="`until` stops after a stage; `only` runs one stage alone.",
+            action="leave one of them out",
+        )
     stages: Sequence[str] = (only,) if only else tuple(stages_until(until or NAMES[-1]))
     _pipeline(config, subjects).run(stages, remake=remake, command=command)
 
@@ -225,7 +231,9 @@ def _check_rule(rule: str) -> None:
     from bdflow.regression.ridge import RULES
 
     if rule not in RULES:
-        raise InputError("standardise", found=repr(rule), expected=", ".join(RULES), action="choose one of these")
+        raise InputError(
+            "standardise", found=repr(rule), expected="one of " + ", ".join(RULES), action="choose one of these"
+        )
 
 
 @os_errors_named()
@@ -263,7 +271,13 @@ def simulate(
             seed=seed,
         )
     elif subjects or shared or own or seed:
-        raise InputError("simulate", found="options and single sizes", expected="one of them", action="drop one")
+        raise InputError(
+            "simulate",
+            found="`options` and single sizes (subjects, shared, own or seed)",
+            expected="one of them",
+            meaning="Both say how large the dataset is.",
+            action="leave out the single sizes, or `options`",
+        )
     write(local_path("root", root), options)
 
 
@@ -306,7 +320,12 @@ def paint_regions(
         chosen = pipeline.subjects if subjects else ()
         pipeline = _pipeline(on_demand(pipeline.config, regions, file, chosen), pipeline.subjects)
     if not pipeline.config.roi.sets:
-        raise InputError("roi.sets", found="no regions", expected="some", action="add --region EXPR, or roi.sets")
+        raise InputError(
+            "roi.sets",
+            found="no regions",
+            expected="at least one region to paint",
+            action="name one (`--region EXPR` on the command line), or a set of them in `roi.sets`",
+        )
     pipeline.run(("roi",), remake=remake, command=command)
     stores = [str(pipeline.study.path / REGION_SETS / name) for name in pipeline.config.roi.sets]
     return RegionPictures(stores, pipeline.region_figures(target))

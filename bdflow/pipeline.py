@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bdflow.cluster import Resources
 from bdflow.config import Config
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted, lines
 from bdflow.models.judges.weights import JUDGE_OF
 from bdflow.runner import Runner, executor_options
 from bdflow.stages.encode.stage import Encode
@@ -140,7 +140,7 @@ class Pipeline:
     def _restore(self, damages: list[CorruptMetadata]) -> list[str]:
         """Write damaged metadata again; return the stores that are lost with it, and were removed."""
         for damage in damages:
-            log.warning("%s Writing it again.", str(damage).splitlines()[0])
+            log.warning("%s Writing it again.", damage.headline)
         lost = checks.restore(self.study, damages)
         for path in lost:
             log.warning("%s: removed, since neither its metadata nor the copy of it is whole", path)
@@ -254,13 +254,13 @@ class Pipeline:
                 log.info("%s: removed, to be made again (%s)", path, stale[path][0])
                 self.study.remove(path)
             return
-        lines = [f"  {path}: {'; '.join(why)}" for path, why in stale.items()]
+        stale_lines = [f"{path}: {'; '.join(why)}" for path, why in stale.items()]
         raise NotReady(
-            where=self.study.path,
-            found=f"{len(stale)} stores that were made from something else:\n" + "\n".join(lines),
+            self.study.path,
+            found=f"{counted(len(stale), 'store')} made from something else:" + lines(stale_lines),
             expected="stores made from what this configuration says",
             meaning="Old and new results are never mixed.",
-            action="replace these stores (remake), or choose another `study` to keep both.",
+            action="replace these stores (remake), or choose another `study` to keep both",
             remedy="remake",
         )
 

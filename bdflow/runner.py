@@ -9,17 +9,23 @@ from contextlib import ExitStack
 from typing import Any
 
 from bdflow.cluster import ClusterError, Completed, Executor, Resources, open_executor
+from bdflow.cluster.hardware import UNKNOWN, MadeOn
 from bdflow.cluster.progress import Progress
 from bdflow.cluster.scratch import Scratch
 from bdflow.config import ClusterSettings, StageExecution
 from bdflow.errors import InputError, NotAtHand
-from bdflow.stores import CorruptChunk
+from bdflow.stores import CorruptChunk, Store
 from bdflow.stores.disk_space import space_warning
-from bdflow.stores.journal import Journal
+from bdflow.stores.journal import Journal, makers
 from bdflow.stores.paths import AnyPath, RemotePath, scratch_folder
 from bdflow.study.stage import Context, Stage, Step, Work
 
 log = logging.getLogger(__name__)
+MIXED = (
+    "Another model of GPU, or another version of torch, may round otherwise, and one store then holds values of both. "
+    "What to do: nothing, if such differences do not matter to you; else stop this run, delete the folders of these "
+    "stores from the study, and run the same command again on one of the two."
+)
 
 
 class Runner:
@@ -54,7 +60,7 @@ class Runner:
         owners = {self.context.expected[path].stage for path in lost if path in self.context.expected}
         for damage in damages:
             self.mended.add((damage.store, damage.array, damage.chunk))
-            log.warning("%s Computing it again.", str(damage).splitlines()[0])
+            log.warning("%s Computing it again.", damage.headline)
             store = self.context.study.store(damage.store)
             if damage.partition is not None:
                 self.context.study.refuse_to_mix(damage.store, self.context.expected[damage.store])
@@ -82,17 +88,23 @@ class Runner:
             if warning:
                 log.warning("%s", warning)
             done: list[Completed] = []
+            makers_seen = _Makers(self, self.stages[stage], step, stores)
             start = time.perf_counter()
             try:
                 with Progress(step.label, len(work.tasks), unit=step.unit) as progress:
 
                     def on_done(completed: Completed) -> None:
                         done.append(completed)
+                        makers_seen.note(completed.made_on)
                         progress.advance(completed)
 
-                    self._alone(settings.executor).run(
-                        work.make_worker, work.tasks, resources=resources, on_done=on_done
-                    )
+                    try:
+                        self._alone(settings.executor).run(
+                            work.make_worker, work.tasks, resources=resources, on_done=on_done
+                        )
+                    except ClusterError as error:
+                        error.inside(f"{step.label} ({settings.executor})")
+                        raise
             finally:
                 attrs = {"stage": stage, "unit": step.unit, "wall_seconds": time.perf_counter() - start}
                 self._write_down(step, work, {**attrs, **settings.model_dump()}, done)
@@ -120,7 +132,8 @@ class Runner:
                 try:
                     self._executor(settings.executor).check(resources_of(settings))
                 except ClusterError as error:
-                    raise ClusterError(f"execution.{name} ({settings.executor}): {error}") from error
+                    error.inside(f"execution.{name} ({settings.executor})")
+                    raise
 
     def _done(self, stage: str) -> bool:
         study, expected = self.context.study, self.context.expected
@@ -141,6 +154,54 @@ class Runner:
             options |= {"scratch": self.scratch} if kind != "serial" else {}
             self.executors[kind] = self.stack.enter_context(open_executor(kind, **options))  # type: ignore[arg-type]
         return self.executors[kind]
+
+
+class _Makers:
+    """Notes what the partitions of a step are made on, and warns where a store gets values of two GPUs or torches.
+
+    A store's `arithmetic` refuses what is known to round otherwise; models of a GPU and versions of torch may. The
+    journal has them from the first task that each of them finished, so that also a run that is killed has left it.
+    """
+
+    def __init__(self, runner: Runner, stage: Stage, step: Step, stores: Sequence[Store]) -> None:
+        arithmetic = {store.path: runner.context.decls[store.path].arithmetic for store in stores}
+        lack = {s.path: (len(s.missing()), s.n_partitions) for s in stores if arithmetic[s.path]}
+        self.done = {path: total - missing for path, (missing, total) in lack.items() if missing}
+        self.journal, self.label = runner.journal, step.label
+        self.torch = stage.uses_torch
+        self.gpu = any(arithmetic[path].get("device") != "cpu" for path in self.done)
+        begun = makers(runner.context.study.path) if any(self.done.values()) else {}
+        self.earlier = {path: {MadeOn(**one) for one in begun.get(path, ())} for path, n in self.done.items() if n}
+        self.seen: list[MadeOn] = []
+
+    def note(self, made_on: MadeOn) -> None:
+        """A task was finished by a process that computes so."""
+        now = MadeOn(made_on.gpu if self.gpu else "", made_on.torch if self.torch else "")
+        if now == UNKNOWN or now in self.seen or not self.done:
+            return
+        for others, paths in self._otherwise(now).items():
+            log.warning(
+                "%s: found a part of the values made on %s; the rest is now made on %s. %s",
+                ", ".join(paths[:3]) + (f" and {len(paths) - 3} more stores" if paths[3:] else ""),
+                " or ".join(sorted(map(str, others))),
+                now,
+                MIXED,
+            )
+        if self.seen:
+            here = " and ".join(sorted(map(str, self.seen)))
+            log.warning("%s: found workers of this run on %s, and now on %s. %s", self.label, here, now, MIXED)
+        empty = [path for path, n in self.done.items() if not n and not self.seen]
+        made = {"gpu": now.gpu, "torch": now.torch}
+        self.journal.note(self.label, {"made_on": made, "fills": list(self.done), "empty": empty})
+        self.seen.append(now)
+
+    def _otherwise(self, now: MadeOn) -> dict[frozenset[MadeOn], list[str]]:
+        """Stores that hold values of earlier runs on something else, by what that is."""
+        found: dict[frozenset[MadeOn], list[str]] = {}
+        for path, earlier in self.earlier.items():
+            if earlier - {now}:
+                found.setdefault(frozenset(earlier - {now}), []).append(path)
+        return found
 
 
 def scratch_of(study: AnyPath) -> Scratch:
@@ -173,6 +234,6 @@ def executor_options(cluster: ClusterSettings, kind: str) -> dict[str, Any]:
                 f"cluster.address.{kind}",
                 found="nothing",
                 expected=f"an address, since a stage runs on {kind} and cluster.kind is `address`",
-                action="give it, or run that stage on another executor",
+                action=f"give `cluster.address.{kind}`, or set another `executor` of that stage",
             )
     return chosen

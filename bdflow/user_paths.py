@@ -98,7 +98,10 @@ def any_place(where: str, given: str | os.PathLike[str]) -> Path | str:
         return location(given)
     except ValueError as error:
         raise InputError(
-            where, found=f"{given!r}, {error}", expected="a path, or a URL of an object store", action="correct it"
+            where,
+            found=f"{given!r}, {error}",
+            expected="a path, or a URL of an object store",
+            action=f"correct `{where}`",
         ) from error
 
 

@@ -7,6 +7,7 @@ which both sides must show. Ray's calls carry a random token. Neither is on a co
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 import shutil
@@ -60,6 +61,49 @@ def ray_variables() -> dict[str, str]:
         return {}
     own = not any(name in os.environ for name in (RAY_TOKEN, RAY_TOKEN_FILE))
     return {RAY_MODE: "token", **({RAY_TOKEN: secrets.token_hex(32)} if own else {})}
+
+
+TUNNEL = "docs/clusters.md says how to look at it from elsewhere through ssh"
+
+
+def dask_dashboard_warning(host: str) -> str:
+    """What a user is to know of Dask's dashboard at this address. Dask has no password for it: `tls` encrypts alone."""
+    shown = "what runs, the names of files and functions, and the workers' logs"
+    if is_loopback(host):
+        return (
+            "Dask's dashboard asks for no password: every user of this machine who finds its port sees "
+            f"{shown}. What to do: leave `cluster.dashboard` off where others work on this machine; {TUNNEL}."
+        )
+    return (
+        f"Dask's dashboard asks for no password, and `cluster.dashboard_host` {host} shows it outside this machine: "
+        f"everybody whose computer reaches this one sees {shown}. "
+        f"What to do: set `cluster.dashboard_host` to 127.0.0.1, or leave `cluster.dashboard` off; {TUNNEL}."
+    )
+
+
+def ray_dashboard_warning(host: str) -> str | None:
+    """What a user is to know of Ray's dashboard at this address; None where its token keeps others out."""
+    if not ray_variables():
+        return (
+            f"{RAY_MODE}={os.environ[RAY_MODE]} has Ray ask for no token, its dashboard too: whoever reaches it, every "
+            "user of this machine at least, can run code as the user of this run. "
+            f"What to do: unset {RAY_MODE}, or set it to token."
+        )
+    if is_loopback(host):
+        return None
+    return (
+        f"`cluster.dashboard_host` {host} shows Ray's dashboard outside this machine. It asks for a token, but is not "
+        "encrypted: whoever reads the network's traffic gets the token, and can then run code as the user of this run. "
+        f"What to do: set `cluster.dashboard_host` to 127.0.0.1; {TUNNEL}."
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone; a name that is not known to be is taken for not."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def ray_forgets() -> None:

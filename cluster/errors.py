@@ -1,6 +1,6 @@
 """What can go wrong with the place where work runs (errors of the work itself keep their own type)."""
 
-from bdflow.errors import BdflowError
+from bdflow.errors import BdflowError, counted
 
 
 class ClusterError(BdflowError, RuntimeError):
@@ -18,19 +18,13 @@ class WorkerLost(ClusterError):
 
     def __init__(self, index: int | None, attempts: int, reason: str, log_hint: str) -> None:
         self.index, self.attempts, self.reason, self.log_hint = index, attempts, reason, log_hint
-        where = "while it started" if index is None else f"while it worked on task {index}"
-        found = f"A worker process died {where}, {attempts} times in a row (last: {reason})"
-        expected = "at most some of the attempts are lost"
-        meaning = (
-            "this is most likely the work itself: "
-            "too little memory (the kernel's OOM killer, a memory limit) or a crash in native code."
-        )
-        action = f"look at {log_hint}; then ask for fewer workers, more memory or smaller tasks."
         super().__init__(
-            f"{found}.\nExpected: {expected}; so {meaning}\nWhat to do: {action}",
-            where=where,
-            found=found,
-            expected=expected,
-            meaning=meaning,
-            action=action,
+            "a worker process" if index is None else f"the worker process of task {index}",
+            found=f"that it died {counted(attempts, 'time')} in a row"
+            + (" while it started" if index is None else "")
+            + f" (last: {reason})",
+            expected="that at most some of the attempts are lost",
+            meaning="Most likely it is the work itself: too little memory (the kernel's OOM killer, a memory limit) or "
+            "a crash in native code.",
+            action=f"look at {log_hint}; then ask for fewer workers, more memory or smaller tasks",
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bdflow.cluster.errors import ClusterError
 from bdflow.cluster.types import Resources
+from bdflow.errors import counted
 
 
 def devices_here() -> list[str]:
@@ -70,9 +71,13 @@ def refuse_excess(resources: Resources, total: Resources | None) -> None:
     """
     refuse_odd_gpus(resources)
     if total is not None and resources.workers > total.workers:
-        raise excess(f"{resources.workers} workers", f"{total.workers} workers", "ask for fewer workers")
+        raise excess(
+            counted(resources.workers, "worker"), f"{counted(total.workers, 'worker')} at most", "ask for fewer workers"
+        )
     if total is not None and resources.threads > total.threads:
-        raise excess(f"{resources.threads} threads a worker", f"{total.threads}", "ask for fewer threads")
+        raise excess(
+            f"{counted(resources.threads, 'thread')} a worker", f"{total.threads} at most", "ask for fewer threads"
+        )
     if resources.gpus:
         devices = total.gpus if total is not None else len(devices_here())
         refuse_gpus(resources, gpu_capacity(resources.gpus, devices), devices)
@@ -87,8 +92,10 @@ def refuse_odd_gpus(resources: Resources) -> None:
     """Refuse 1.5 GPUs a worker; raises ClusterError."""
     if resources.gpus > 1 and resources.gpus != int(resources.gpus):
         raise ClusterError(
-            f"Asked for {resources.gpus:g} GPUs a worker; expected a whole number, or a fraction below 1.\n"
-            "What to do: choose one of them."
+            "GPUs of a worker",
+            found=f"{resources.gpus:g}",
+            expected="a whole number, or a fraction below 1",
+            action="choose one of them",
         )
 
 
@@ -107,9 +114,11 @@ def refuse_gpus(resources: Resources, capacity: int, devices: float) -> None:
 def excess(asked: str, found: str, action: str) -> ClusterError:
     """The error of asking for more than there is."""
     return ClusterError(
-        f"Asked for {asked}; found {found}.\n"
-        "Workers without their resources would wait for ever: none was started.\n"
-        f"What to do: {action}."
+        "resources",
+        found=found,
+        expected=f"what is asked for: {asked}",
+        meaning="Workers without their resources would wait for ever: none was started.",
+        action=action,
     )
 
 

@@ -41,9 +41,10 @@ def sessions() -> Path:
         return Path(folder)
     if not os.access(SHORT, os.W_OK | os.X_OK):
         raise ClusterError(
-            f"{folder}: found a directory for temporary files of {len(os.fsencode(folder))} bytes; expected "
-            f"{LONGEST - SESSION} at most, since Ray's sockets lie in it and {SHORT} may not be written.\n"
-            "What to do: set RAY_TMPDIR to a shorter directory."
+            folder,
+            found=f"a directory for temporary files of {len(os.fsencode(folder))} bytes",
+            expected=f"{LONGEST - SESSION} bytes at most, since Ray's sockets lie in it and {SHORT} may not be written",
+            action="set the environment variable RAY_TMPDIR to a shorter directory",
         )
     log.warning("%s is too long for the paths of Ray's sockets: its session lies in %s", folder, SHORT)
     return Path(SHORT)

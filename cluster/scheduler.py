@@ -68,8 +68,8 @@ class Backend(Protocol):
     def drop(self, worker: str) -> None:
         """Forget a worker whose process was replaced unnoticed; it may start again."""
 
-    def no_worker_message(self, seconds: float) -> str:
-        """The message when no process turned up in that time."""
+    def no_worker(self, seconds: float) -> ClusterError:
+        """The error when no process turned up in that time."""
 
     def log_hint(self) -> str:
         """Where a dead worker may have left messages."""
@@ -132,7 +132,7 @@ class _Schedule:
             if self.workers:
                 alone_since = now
             elif now - alone_since > self.start_timeout:
-                raise ClusterError(self.backend.no_worker_message(self.start_timeout))
+                raise self.backend.no_worker(self.start_timeout)
 
     def handle(self, event: Event) -> None:
         if isinstance(event, WorkerStarted):
@@ -165,8 +165,17 @@ class _Schedule:
             seconds = answer.seconds
             self.typical = seconds if self.typical is None else 0.9 * self.typical + 0.1 * seconds
             if self.on_done is not None:
-                done = Completed(task.index, answer.result, seconds, answer.worker, task.attempts, answer.used)
-                self.on_done(done)
+                self.on_done(
+                    Completed(
+                        task.index,
+                        answer.result,
+                        seconds,
+                        answer.worker,
+                        task.attempts,
+                        answer.used,
+                        answer.made_on,
+                    )
+                )
         self.feed(event.worker)
 
     def log(self, lines: Sequence[Line]) -> None:
@@ -243,8 +252,10 @@ def pickle_maker(make_worker: Callable[[], object]) -> bytes:
         pickled: bytes = cloudpickle.dumps(make_worker)
     except Exception as error:
         raise ClusterError(
-            f"{make_worker!r} cannot be pickled ({error}); expected what travels to worker processes.\n"
-            "What to do: give functools.partial(YourClass, plain arguments), and load what is heavy in it."
+            f"{make_worker!r}",
+            found=f"that it cannot be pickled ({error})",
+            expected="what travels to worker processes",
+            action="give functools.partial(YourClass, plain arguments), and load what is heavy in its __init__",
         ) from error
     return pickled
 

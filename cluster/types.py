@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bdflow import user_paths
+from bdflow.cluster.hardware import UNKNOWN, MadeOn
 from bdflow.cluster.phases import Phased
 from bdflow.cluster.usage import NOTHING, Used
 
@@ -57,7 +58,7 @@ class Completed:
 
     `index` is its position in the sequence, `seconds` what the worker took for it (with phases: for all three, waiting
     left out), `worker` is "host:pid", `attempts` counts the workers that tried (1 = the first one finished it), `used`
-    is what it cost the last of them.
+    is what it cost the last of them, `made_on` what that one computed with.
     """
 
     index: int
@@ -66,6 +67,7 @@ class Completed:
     worker: str
     attempts: int
     used: Used = NOTHING
+    made_on: MadeOn = UNKNOWN
 
 
 def _local(value: object) -> object:

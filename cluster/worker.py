@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from bdflow.cluster.errors import ClusterError
+from bdflow.cluster.hardware import UNKNOWN, MadeOn, made_on
 from bdflow.cluster.logs import Collector, Line
 from bdflow.cluster.phases import PhasePipeline, is_phased
 from bdflow.cluster.threads import limit
@@ -33,6 +34,7 @@ class Answer:
     trace: str = ""
     used: Used = NOTHING
     logged: tuple[Line, ...] = ()
+    made_on: MadeOn = UNKNOWN
 
 
 class WorkerProcess:
@@ -100,7 +102,7 @@ class _Timed:
     used: Used
 
 
-class NotLoaded(ClusterError):
+class NotLoaded(RuntimeError):
     """A task reached a process that took the place of the one that had loaded the worker."""
 
 
@@ -127,10 +129,10 @@ def answer(work: Callable[[T], object], task: T) -> bytes:
         result = work(task)
         seconds = time.perf_counter() - start
         if isinstance(result, _Timed):
-            done = Answer(this_process(), result.seconds, result.result, used=result.used, logged=COLLECTOR.taken())
+            done = Answer(this_process(), result.seconds, result.result, used=result.used)
         else:
-            done = Answer(this_process(), seconds, result, used=meter.read(), logged=COLLECTOR.taken())
-        return _pickled(done)
+            done = Answer(this_process(), seconds, result, used=meter.read())
+        return _pickled(replace(done, logged=COLLECTOR.taken(), made_on=made_on()))
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
         failed = Answer(this_process(), time.perf_counter() - start, None, error, trace, logged=COLLECTOR.taken())
@@ -152,7 +154,11 @@ def _pickle_failure(failed: Answer) -> bytes:
         except Exception:
             continue
     plain = ClusterError(
-        f"A task raised {type(error).__name__}: {error}, which cannot be pickled and so not be raised here."
+        "a task",
+        found=f"{type(error).__name__}: {error}",
+        expected="that it is carried out",
+        meaning="The error itself cannot be pickled, and so not be raised here.",
+        action="see what it says; it came from the code that works on the task",
     )
     return _pickled(replace(failed, error=plain))
 

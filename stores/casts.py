@@ -24,11 +24,12 @@ def narrowed(values: np.ndarray, dtype: DTypeLike, where: object) -> np.ndarray:
     if bad.any():
         at = tuple(int(i) for i in np.argwhere(bad)[0])
         raise StoreError(
-            where=where,
-            found=f"{values[at]} at {list(at)}" + (f", and {int(bad.sum()) - 1} more" if bad.sum() > 1 else ""),
+            where,
+            found=f"the value {values[at]} at position {', '.join(map(str, at)) or '()'}"
+            + (f", and {int(bad.sum()) - 1:,} more" if bad.sum() > 1 else ""),
             expected=holds(dtype),
             meaning=f"It is stored as {dtype}, which would hold another value.",
-            action="correct the input that it comes from.",
+            action="correct the input that it comes from",
         )
     return values.astype(dtype)
 

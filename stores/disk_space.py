@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zarr.codecs import ZstdCodec
 
+from bdflow.errors import listed
 from bdflow.stores.errors import StoreError
 from bdflow.stores.paths import RemotePath
 from bdflow.stores.store import Store
@@ -48,16 +49,21 @@ def space_warning(stores: Sequence[Store], where: Path | RemotePath) -> str | No
     sizes = [to_write(store) for store in stores if not store.sealed]
     kept, packed = sum(size[0] for size in sizes), sum(size[1] for size in sizes)
     free = shutil.disk_usage(where).free
-    names = ", ".join(store.path for store in stores[:3]) + (", ..." if len(stores) > 3 else "")
+    names = listed((store.path for store in stores), 3)
     if kept > free:
         raise StoreError(
-            f"{where}: found {_sized(free)} free; expected {_sized(kept)} at least, for what {names} still lack.\n"
-            "It would stop half-way: nothing of it was begun.\n"
-            "What to do: free space, or choose another place for `study`."
+            where,
+            found=f"{_sized(free)} free",
+            expected=f"{_sized(kept)} at least, for what is still missing of {names}",
+            meaning="The run would stop half-way for lack of space: nothing of it was begun.",
+            action="free some space, or choose another place for `study`",
         )
     if kept + packed > free:
         need = _sized(kept + packed)
-        return f"{where}: {_sized(free)} free, and {names} take {need} before compression: space may run out"
+        return (
+            f"{where}: {_sized(free)} free, and {names} take {need} before compression: space may run out. Then the "
+            "run stops, and goes on where it stopped once there is more."
+        )
     return None
 
 

@@ -155,10 +155,10 @@ def _of_file(path: Path) -> str:
                 _keep(name, stamp, found)
             return found
     raise StoreError(
-        where=path,
+        path,
         found="a file that changes while it is read",
         expected="an input that stays as it is",
-        action="wait until whatever writes it is done, then run the same again.",
+        action="wait until whatever writes this file is done, then run the same again",
     )
 
 

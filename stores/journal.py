@@ -72,6 +72,20 @@ class Journal:
         }
         self.count = 0
 
+    def note(self, work: str, attrs: Mapping[str, object]) -> None:
+        """Write down something about a piece of work while it goes on, as an entry without columns."""
+        about: dict[str, Any] = {**self.attrs, "work": work, **attrs}
+        with disk_full_as_error(self.study):
+            metadata.finish(zarr_store(self.study), self.study, self._entry(f"{work} note")[1], about)
+
+    def _entry(self, work: str) -> tuple[zarr.Group, str]:
+        """A new group, and its path in the study."""
+        root = zarr.open_group(zarr_store(self.study), mode="r+", use_consolidated=False, zarr_format=3)
+        run = root.require_group(ROOT).require_group(self.name)
+        self.count += 1
+        name = f"{self.count:02d}-{work.replace(' ', '-')}"
+        return run.create_group(name), f"{ROOT}/{self.name}/{name}"
+
     def record(
         self,
         work: str,
@@ -83,11 +97,7 @@ class Journal:
     ) -> None:
         """Write down finished tasks; `costs` are the columns of `COSTS`, all of them or none."""
         with disk_full_as_error(self.study):
-            root = zarr.open_group(zarr_store(self.study), mode="r+", use_consolidated=False, zarr_format=3)
-            run = root.require_group(ROOT).require_group(self.name)
-            self.count += 1
-            name = f"{self.count:02d}-{work.replace(' ', '-')}"
-            group = run.create_group(name)
+            group, name = self._entry(work)
             values: dict[str, Sequence[object]] = {"seconds": seconds, "attempts": attempts, "worker": workers}
             values |= costs or {}
             for spec in (*COLUMNS, *(COSTS if costs else ())):
@@ -95,7 +105,7 @@ class Journal:
                 column = text(value) if spec.dtype == "str" else np.array(value, spec.dtype)
                 spec.create(group, {"task": len(seconds)})[...] = column
             about: dict[str, Any] = {**self.attrs, "work": work, **attrs}
-            metadata.finish(zarr_store(self.study), self.study, f"{ROOT}/{self.name}/{name}", about)
+            metadata.finish(zarr_store(self.study), self.study, name, about)
 
 
 def groups(study: AnyPath) -> Iterator[str]:
@@ -103,6 +113,23 @@ def groups(study: AnyPath) -> Iterator[str]:
     for run, kind in entries_of(study / ROOT).items():
         if kind == "folder" and f"{ROOT}/{run}" != INPUTS:
             yield from (f"{ROOT}/{run}/{name}" for name, of in entries_of(study / ROOT / run).items() if of == "folder")
+
+
+def makers(study: str | Path | RemotePath) -> dict[str, list[dict[str, str]]]:
+    """What the partitions of each store were made on, by its path: `made_on` of the notes since it was empty."""
+    where = place(study)
+    found: dict[str, list[dict[str, str]]] = {}
+    for path in groups(where):
+        try:
+            attrs = (metadata.read_document(where / path / metadata.FILE) or {}).get("attributes")
+        except metadata.Unreadable:
+            continue
+        if not isinstance(attrs, dict) or not isinstance(attrs.get("made_on"), dict):
+            continue
+        for store in attrs.get("fills", ()):
+            earlier = [] if store in attrs.get("empty", ()) else found.get(store, [])
+            found[store] = [*earlier, attrs["made_on"]]
+    return found
 
 
 def entries(study: str | Path | RemotePath) -> list[dict[str, Any]]:

@@ -110,9 +110,11 @@ class _Lock:
         if self._put("create"):
             self.release()
             raise StoreError(
-                f"{self.where}: found an object store that makes the same object twice; expected it to refuse "
-                "(If-None-Match).\nWithout that two runs could fill one study at once.\n"
-                "What to do: use one with conditional writes (AWS S3, Google, MinIO, Ceph of 2024 and later)."
+                self.where,
+                found="an object store that makes the same object twice",
+                expected="that it refuses the second time (If-None-Match)",
+                meaning="Without that, two runs could fill one study at once and spoil it.",
+                action="use an object store with conditional writes (AWS S3, Google, MinIO, Ceph of 2024 and later)",
             )
 
     def _put(self, mode: str | Version | None) -> bool:
@@ -154,9 +156,12 @@ class _Lock:
 
     def taken(self) -> StoreError:
         return StoreError(
-            f"{self.where}: found its lock taken over by {self.lost}; expected to hold it to the end.\n"
-            f"It could not be renewed for {STALE:.0f} s, so that this run was taken for dead, and stopped now.\n"
-            "What to do: leave the study to the other run. Nothing that is marked as written is lost."
+            self.where,
+            found=f"the lock of this study taken over by {self.lost}",
+            expected="to hold it to the end of this run",
+            meaning=f"It could not be renewed for {STALE:.0f} s, so that this run was taken for dead; it stopped now. "
+            "Nothing that is marked as written is lost.",
+            action="leave the study to the other run; where there is none, run the same again",
         )
 
     def release(self) -> None:
@@ -168,9 +173,11 @@ class _Lock:
 
     def _in_use(self, found: Holder) -> StoreError:
         return StoreError(
-            f"{self.where} is in use by {_named(found)}; expected nobody, since two at once would write over each "
-            "other.\nWhat to do: wait for it to end, or stop it, and run the same again. The lock is "
-            f"{self.where}.lock."
+            self.where,
+            found=f"a study in use by {_named(found)}",
+            expected="that nobody else uses it",
+            meaning="Two runs at once would write over each other.",
+            action=f"wait for that run to end, or stop it, then run the same again. The lock is {self.where}.lock",
         )
 
 
@@ -241,14 +248,19 @@ def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StoreError(
-                f"{path} is in use by {_holder(descriptor)}; expected nobody, since two at once would "
-                "write over each other.\n"
-                "What to do: wait for it to end, or stop it, and run the same again."
+                path,
+                found=f"a directory in use by {_holder(descriptor)}",
+                expected="that nobody else uses it",
+                meaning="Two runs at once would write over each other.",
+                action="wait for that run to end, or stop it, then run the same again",
             ) from error
         except OSError as error:
             raise StoreError(
-                f"{path} cannot be locked ({error.strerror}); expected a file system with flock.\n"
-                "What to do: have it mounted with locks (Lustre: the option flock), or choose another place."
+                path,
+                found=f"a directory that cannot be locked ({error.strerror})",
+                expected="a file system with locks (flock)",
+                meaning="Without a lock, two runs could fill one study at once and spoil it.",
+                action="have it mounted with locks (Lustre: the option flock), or choose another place",
             ) from error
         yield
     finally:

@@ -217,8 +217,10 @@ def place(location: str | Path | RemotePath) -> AnyPath:
     scheme, bucket, _ = split_url(location)
     if scheme not in SCHEMES or not bucket:
         raise StoreError(
-            f"{location}: found a URL of an unknown kind; expected a path, s3://BUCKET/..., gs://BUCKET/... or "
-            "memory://NAME/...\nWhat to do: correct it; a server of your own is s3:// with AWS_ENDPOINT_URL."
+            location,
+            found="a URL of an unknown kind",
+            expected="a path, s3://BUCKET/..., gs://BUCKET/... or memory://NAME/...",
+            action="correct the URL; a server of your own is s3:// with AWS_ENDPOINT_URL",
         )
     return RemotePath(location)
 

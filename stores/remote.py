@@ -28,6 +28,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.common import concurrent_map
 from zarr.core.config import config
 
+from bdflow.errors import counted
 from bdflow.stores.errors import StoreError
 
 SCHEMES = ("s3", "gs", "memory")
@@ -72,10 +73,18 @@ class Patience:
             timeout = float(os.environ.get("BDFLOW_STORE_TIMEOUT", cls.timeout))
         except ValueError as error:
             raise _refused(
-                "BDFLOW_STORE_ATTEMPTS, BDFLOW_STORE_TIMEOUT", str(error), "numbers", "correct the variables"
+                "BDFLOW_STORE_ATTEMPTS, BDFLOW_STORE_TIMEOUT",
+                f"environment variables that are not both numbers ({error})",
+                "a whole number of attempts, and seconds",
+                "correct these environment variables, or unset them",
             ) from error
         if not 0 < timeout < math.inf:
-            raise _refused("BDFLOW_STORE_TIMEOUT", f"{timeout}", "seconds above 0", "correct the variable")
+            raise _refused(
+                "BDFLOW_STORE_TIMEOUT",
+                f"{timeout:g} in this environment variable",
+                "seconds, above 0",
+                "correct the environment variable, or unset it",
+            )
         return cls(max(1, attempts), timeout)
 
     def pause(self, state: RetryCallState) -> float:
@@ -89,28 +98,34 @@ def _may_pass(where: str, state: RetryCallState) -> bool:
     if not isinstance(error, (exceptions.BaseError, OSError)):
         return False
     if _says(error, "NoSuchBucket"):
-        raise _refused(where, "no such bucket", "one that exists", "make it, or correct the URL") from error
+        raise _refused(
+            where, "no such bucket", "a bucket that exists", "make the bucket, or correct the URL"
+        ) from error
     if isinstance(error, _ANSWERS):
         return False
     if state.attempt_number >= 3 and _says(error, "169.254.", "metadata.google.internal"):
         action = "set the environment's variables, or a profile, as docs/places.md says"
         found = "no credentials, and no machine's role to take them from"
-        raise _refused(where, found, "those of the object store", action) from error
+        raise _refused(where, found, "credentials for this object store", action) from error
     status = _status(error)
     denied = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
     if denied or (status in (*range(400, 500), 501) and status not in (408, 429)):
         action = "correct the credentials, the region or the rights of this user (see docs/places.md)"
-        raise _refused(where, f"a refusal ({_brief(error)})", "access", action) from error
+        raise _refused(
+            where, f"a refusal of the object store ({_brief(error)})", "that this user may do it", action
+        ) from error
     return True
 
 
 def _give_up(where: str, state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     raise Unreachable(
-        f"{where}: found no proper answer in {state.attempt_number} attempts and {state.seconds_since_start:.0f} s, "
-        f"the last: {_brief(error)}; expected the object store to answer.\n"
-        "It is away, overloaded, or the network is down. Nothing that is marked as written is lost.\n"
-        "What to do: run the same again when it answers: it goes on where it stopped."
+        where,
+        found=f"no proper answer in {counted(state.attempt_number, 'attempt')} and "
+        f"{state.seconds_since_start:.0f} s, the last: {_brief(error)}",
+        expected="that the object store answers",
+        meaning="It is away, overloaded, or the network is down. Nothing that is marked as written is lost.",
+        action="run the same again when it answers: it goes on where it stopped",
     ) from error
 
 
@@ -346,7 +361,7 @@ def _brief(error: BaseException | None) -> str:
 
 
 def _refused(where: str, found: str, expected: str, action: str) -> StoreError:
-    return StoreError(f"{where}: found {found}; expected {expected}.\nWhat to do: {action}.")
+    return StoreError(where, found=found, expected=expected, action=action)
 
 
 # --- connecting -----------------------------------------------------------------------------------------------
@@ -378,7 +393,7 @@ def _opened(scheme: str, bucket: str, timeout: float, given: tuple[tuple[str, An
         return kind(bucket, client_options=options, retry_config=once, **dict(given))
     except Exception as error:
         action = "correct the credentials (see docs/places.md)"
-        raise _refused(f"{scheme}://{bucket}", _brief(error), "what it can be opened with", action) from error
+        raise _refused(f"{scheme}://{bucket}", _brief(error), "settings that it can be opened with", action) from error
 
 
 def credentials() -> dict[str, Any]:
@@ -397,7 +412,10 @@ def credentials() -> dict[str, Any]:
             parser.read(file, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError) as error:
             raise _refused(
-                str(file), f"what cannot be read ({error})", "profiles as AWS writes them", "mend it"
+                str(file),
+                f"a file that cannot be read ({error})",
+                "profiles as AWS's own tools write them",
+                "correct this file, or write it anew with `aws configure`",
             ) from error
         section |= dict(parser[title]) if title in parser else {}
     if "AWS_ACCESS_KEY_ID" not in os.environ and "aws_access_key_id" in section:

@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from bdflow.errors import counted
 from bdflow.stores.errors import StoreError
 
 if TYPE_CHECKING:
@@ -146,7 +147,12 @@ class StoreSpec:
         """The slices that a partition owns, by dimension (dimensions not cut are absent)."""
         grid = self.grid(sizes)
         if not 0 <= partition < math.prod(grid):
-            raise StoreError(f"partition {partition} of {math.prod(grid)}: there is none")
+            raise StoreError(
+                self.title,
+                found=f"partition {partition} asked for",
+                expected=f"0 to {math.prod(grid) - 1}: a store is filled in {counted(math.prod(grid), 'partition')}",
+                action="ask for one of these",
+            )
         position = np.unravel_index(partition, grid) if grid else ()
         return {
             dim: slice(int(i) * length, min((int(i) + 1) * length, sizes[dim]))

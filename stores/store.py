@@ -16,6 +16,7 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from bdflow.errors import counted, lines
 from bdflow.stores.arrays import Arrays
 from bdflow.stores.entries import Kind, strangers
 from bdflow.stores.errors import CorruptChunk, StoreError, Unexpected
@@ -154,7 +155,13 @@ class Store:
             if value.dtype != array.dtype:
                 problems.append(f"{name}: dtype {value.dtype}, expected {array.dtype}")
         if problems:
-            raise StoreError(f"{self.path}, partition {partition}: cannot be written:\n  " + "\n  ".join(problems))
+            raise StoreError(
+                f"{self.path}, partition {partition}",
+                found="arrays that do not fit into the store:" + lines(problems),
+                expected="the arrays that were declared",
+                meaning="Nothing of this partition was written. It is a mistake in the code that made the arrays.",
+                action="correct that code, such as an encoder or painter of your own",
+            )
         with disk_full_as_error(self.study / self.path):
             for name in self.attrs["data"]:
                 # zarr's codec for text reads the buffer as it lies, whatever its strides
@@ -179,7 +186,13 @@ class Store:
         """
         missing = self.missing()
         if missing:
-            raise StoreError(f"{self.path}: cannot be sealed, {len(missing)} of {self.n_partitions} partitions missing")
+            raise StoreError(
+                self.path,
+                found=f"{counted(len(missing), 'partition')} of {self.n_partitions} not written yet",
+                expected="every partition, before the store is sealed",
+                action="run the pipeline, which fills what is missing",
+                remedy="run",
+            )
         remove_leftovers(self.study / self.path)
         self._seal(True)
 
@@ -396,10 +409,10 @@ def positions(path: str, name: str, known: np.ndarray, values: np.ndarray) -> np
     absent = np.flatnonzero(known[found] != values) if len(known) else np.arange(len(values))
     if absent.size:
         raise StoreError(
-            where=path,
-            found=f"no {name} {values[absent[0]]} ({absent.size} of {len(values)} are absent)",
+            path,
+            found=f"no {name} {values[absent[0]]} ({absent.size:,} of the {len(values):,} asked for are absent)",
             expected="all of them",
-            action="look at the status of the study: it shows which store is not of this configuration.",
+            action="look at the status of the study: it shows which store is not of this configuration",
             remedy="status",
         )
     return found
@@ -417,21 +430,21 @@ def disk_full_as_error(path: AnyPath) -> Iterator[None]:
         yield
     except (IsADirectoryError, NotADirectoryError) as err:
         raise StoreError(
-            where=err.filename2 or err.filename or path,
+            err.filename2 or err.filename or path,
             found="a folder where a file belongs" if isinstance(err, IsADirectoryError) else "a file in the way",
             expected="a place that a file can be written to",
             meaning="bdflow deletes nothing that it did not write.",
-            action="move it away, then run the same again.",
+            action="move it away, then run the same again",
         ) from err
     except OSError as err:
         if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StoreError(
-            where=path,
+            path,
             found="no space left on the device while writing",
             expected="space for the partition",
             meaning="What is written stays valid; the partition that did not fit is not marked.",
             action="free some space (the status of the study shows the size of every store), then run the same again: "
-            "it goes on where it stopped.",
+            "it goes on where it stopped",
             remedy="status",
         ) from err

@@ -14,6 +14,7 @@ import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.sync import sync
 
+from bdflow.errors import lines
 from bdflow.stores import inputs, journal, metadata
 from bdflow.stores.arrays import every_chunk
 from bdflow.stores.casts import narrowed
@@ -56,8 +57,11 @@ class Study:
         self.path: AnyPath = place(location)
         if isinstance(self.path, RemotePath) and not self.path.name:
             raise StoreError(
-                f"{self.path}: found a whole bucket; expected a place in it, such as {self.path}/study.zarr.\n"
-                "The lock of a study lies beside it.\nWhat to do: correct `study` in the configuration."
+                self.path,
+                found="a whole bucket",
+                expected=f"a place in it, such as {self.path}/study.zarr",
+                meaning="The lock of a study lies beside it, in the same bucket.",
+                action="correct `study` in the configuration",
             )
 
     @property
@@ -80,8 +84,11 @@ class Study:
         """Make the root group, or renew its attributes; forget consolidated metadata until `consolidate`."""
         if not self.exists and self._occupied():
             raise StoreError(
-                f"{self.path}: found a directory with other files; expected a study or nothing.\n"
-                "What to do: choose another `study` in the configuration, or empty that directory."
+                self.path,
+                found="a directory with other files",
+                expected="a study, an empty directory, or nothing",
+                meaning="bdflow deletes nothing that it did not write; nothing was changed.",
+                action="choose another `study` in the configuration, or empty that directory",
             )
         with disk_full_as_error(self.path):
             if isinstance(self.path, Path):
@@ -103,11 +110,10 @@ class Study:
     def root(self) -> zarr.Group:
         if not self.exists:
             raise NotReady(
-                where=self.path,
+                self.path,
                 found="no study there",
                 expected="a study",
-                action="run the pipeline, which makes it; "
-                "if it exists elsewhere, correct `study` in the configuration.",
+                action="run the pipeline, which makes it; if it exists elsewhere, correct `study` in the configuration",
                 remedy="run",
             )
         for damage in damage_of_root(self.path):
@@ -197,10 +203,10 @@ class Study:
         """A declared store. Raises NotReady if there is none."""
         if not self.declared(path):
             raise NotReady(
-                where=path,
+                path,
                 found=f"no such store in the study {self.path}",
-                expected="a declared store",
-                action="run the pipeline, which makes it.",
+                expected="a store that was made before",
+                action="run the pipeline, which makes it",
                 remedy="run",
             )
         return Store(self.path, path)
@@ -236,13 +242,13 @@ class Study:
         }[state.kind]
         stale = state.kind == "stale"
         raise NotReady(
-            where=path,
+            path,
             found=found,
-            expected="a sealed store",
+            expected="a finished store (sealed: every partition is written)",
             action=f"replace the stale store: run the stage `{expected.stage}` again and let it remake what is stale "
-            "(or choose another `study` to keep both)."
+            "(or choose another `study` to keep both)"
             if stale
-            else f"run the stage `{expected.stage}`, which makes it.",
+            else f"run the stage `{expected.stage}`, which makes it",
             remedy=f"{'remake' if stale else 'run'}:{expected.stage}",
         )
 
@@ -261,7 +267,13 @@ class Study:
         """
         problems = spec.problems(sizes)
         if problems:
-            raise StoreError(f"{path}: its declaration contradicts itself:\n  " + "\n  ".join(problems))
+            raise StoreError(
+                path,
+                found="a declaration that contradicts itself:" + lines(problems),
+                expected="dimensions with a size above 0, and partitions that own whole chunks",
+                meaning="It is about the sizes of the data, or about `chunks` in the configuration.",
+                action="correct `chunks` in the configuration; look whether its inputs are empty",
+            )
         with disk_full_as_error(self.path / path):
             if self.declared(path):
                 for damage in self.metadata_damage(path):
@@ -305,11 +317,11 @@ class Study:
         why = other_arithmetic(store.provenance, expected)
         if why and store.n_partitions > 1:
             raise StoreError(
-                where=path,
-                found="a store whose values would round otherwise now:\n  " + "\n  ".join(why),
+                path,
+                found="a store whose other values would be computed in another way now:" + lines(why),
                 expected="the arithmetic that it was begun with",
-                meaning="One store never holds both.",
-                action="set that back, or replace the store (remake).",
+                meaning="Values computed in both ways differ by rounding; one store never holds both.",
+                action="set that back to finish this store as it was begun, or replace the store (remake)",
                 remedy="remake",
             )
 
@@ -326,11 +338,11 @@ class Study:
         why = differences(store.provenance, provenance)
         if why:
             raise StoreError(
-                where=path,
-                found="a store made from something else:\n  " + "\n  ".join(why),
-                expected="one made from what this configuration says",
+                path,
+                found="a store made from something else:" + lines(why),
+                expected="a store made from what this configuration says",
                 meaning="Old and new results are never mixed.",
-                action="replace what is stale, or choose another `study` in the configuration to keep both.",
+                action="replace what is stale, or choose another `study` in the configuration to keep both",
                 remedy="remake",
             )
         if store.missing():
@@ -344,12 +356,11 @@ class Study:
         ]
         if problems:
             raise StoreError(
-                f"{path}: differs from its declaration:\n  " + "\n  ".join(problems) + "\n"
-                "What to do: remove the store and run the pipeline again, or restore it from a copy.",
-                where=path,
-                found="arrays that differ from the declaration:\n  " + "\n  ".join(problems),
+                path,
+                found="arrays that differ from the declaration:" + lines(problems),
                 expected="the arrays that were declared",
-                action="remove the store and run the pipeline again, or restore it from a copy.",
+                meaning="The store was changed after it was declared, or written by another version of bdflow.",
+                action=f"delete the directory {path} in the study and run the pipeline again, or restore a copy",
                 remedy="run",
             )
         group = zarr.open_group(self._backend, path=path, mode="r+", use_consolidated=False, zarr_format=3)
@@ -357,7 +368,7 @@ class Study:
             if array.role == "data":
                 continue
             for damage in store.given_damage(array.name):
-                log.warning("%s Writing it again.", str(damage).splitlines()[0])
+                log.warning("%s Writing it again.", damage.headline)
                 _write_given(group, array, given[array.name], path)
         return store
 
@@ -393,7 +404,13 @@ def _write_given(group: zarr.Group, spec: ArraySpec, value: np.ndarray, path: st
     assert isinstance(array, zarr.Array)
     value = np.asarray(value)
     if value.shape != array.shape:
-        raise StoreError(f"{path}/{spec.name}: given shape {value.shape}, declared {array.shape}")
+        raise StoreError(
+            f"{path}/{spec.name}",
+            found=f"values of shape {value.shape}",
+            expected=f"the declared shape {array.shape}",
+            meaning="It is a mistake in the code that declares this store.",
+            action="report it, with this message, to those who maintain that code",
+        )
     value = np.ascontiguousarray(narrowed(value, array.dtype, f"{path}/{spec.name}"))
     every_chunk(array)[...] = value
     return digest([value])

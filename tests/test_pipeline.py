@@ -194,7 +194,7 @@ def test_in_half_precision_a_store_never_mixes_batch_sizes(settings, finished, t
     content[-9] ^= 1
     chunk.write_bytes(bytes(content))
     damaged = snapshot(study)
-    with pytest.raises(StoreError, match="would round otherwise") as error:
+    with pytest.raises(StoreError, match="would be computed in another way") as error:
         Pipeline(parse(settings(tmp_path, **other))).verify(repair=True)
     assert (error.value.remedy, snapshot(study)) == ("remake", damaged)
     assert [d.store for d in Pipeline(parse(settings(tmp_path, **half))).verify(repair=True)] == [path]
@@ -471,9 +471,9 @@ def constant_and_nan(broken: Path) -> None:
 
 def test_constant_voxels_are_dropped_or_refused_and_nan_is_left_out_of_means(settings, broken, finished):
     constant_and_nan(broken)
-    refuse(settings, broken, "betas_session02", "1 betas that are not a number", "trial 4", "dataset.not_a_number")
+    refuse(settings, broken, "betas_session02", "1 beta that is not a number", "trial 4", "dataset.not_a_number")
     invalid = {"not_a_number": "invalid"}
-    with pytest.raises(InputError, match=r"1 voxels in this block.* 0 without a measurement .* 1 constant"):
+    with pytest.raises(InputError, match=r"1 voxel in this block.* 0 without a measurement .* 1 constant"):
         run(settings, broken, dataset=given(broken, bad_voxels="refuse", **invalid), remake=True)
     study = run(settings, broken, dataset=given(broken, **invalid), remake=True)
     betas, responses = Store(study, "betas/subj02"), Store(study, "responses/subj02/averaged")
@@ -525,7 +525,9 @@ def test_a_full_disk_names_itself_and_the_run_goes_on_when_there_is_room(setting
         for path in Study(mount / "study.zarr").paths():
             assert list(Store(mount / "study.zarr", path).damage()) == []
         subprocess.run(["mount", "-o", "remount,size=1900k", mount], check=True)
-        with pytest.raises(StoreError, match=r"MiB free; expected .* MiB at least, for what targets/vdvae/shared"):
+        with pytest.raises(
+            StoreError, match=r"MiB free; expected .* MiB at least, for what is still missing of targets/vdvae/shared"
+        ):
             run(settings, mount)
         subprocess.run(["mount", "-o", "remount,size=200m", mount], check=True)
         assert snapshot(run(settings, mount)) == snapshot(finished)

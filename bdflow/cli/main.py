@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import typer
 from bdflow import api
 from bdflow.cli import remedies
 from bdflow.cli.text import bytes_of, confirmed, console, human, show_log, status_table, timings_table
-from bdflow.errors import BdflowError
+from bdflow.errors import BdflowError, InputError, counted, os_error
 from bdflow.user_paths import escaped, local_path
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on where it stopped", err=True)
+        typer.echo("stopped. Run the same command again: it goes on where it stopped.", err=True)
         raise typer.Exit(130) from None
 
 
@@ -219,15 +220,20 @@ def verify(
     strange = [damage for damage in found if damage.file_is_foreign]
     mended = [damage for damage in found if repair and not damage.file_is_foreign]
     for damage in strange if repair else found:
-        typer.echo(str(damage).splitlines()[0])
+        typer.echo(damage.headline)
     if not found:
         typer.echo(f"{loaded.study}: every file is as it was written.")
     if mended:
-        typer.echo(f"{len(mended)} damaged files written or computed again.")
+        typer.echo(f"{counted(len(mended), 'damaged file')} written or computed again.")
     elif len(found) > len(strange):
-        typer.echo(f"{len(found) - len(strange)} damaged files. `bdflow verify {config} --repair` mends them.")
+        damaged, command = len(found) - len(strange), remedies.command("repair", [])
+        typer.echo(f"{counted(damaged, 'damaged file')}. This mends {'it' if damaged == 1 else 'them'}: {command}")
     if strange:
-        typer.echo(f"{len(strange)} that are no part of the study: move them away, nothing deletes them.")
+        one = len(strange) == 1
+        typer.echo(
+            f"{counted(len(strange), 'file')} that {'is' if one else 'are'} no part of the study: "
+            f"move {'it' if one else 'them'} away; bdflow deletes nothing that it did not write."
+        )
     if strange or (found and not repair):
         raise typer.Exit(1)
 
@@ -248,7 +254,7 @@ def decode(
     """Decode any patterns of responses with the stored decoder; nothing is fitted again."""
     loaded = _loaded(config, overrides)
     many = api.decode_file(loaded, patterns, subject, out, standardise=standardise)
-    typer.echo(f"{many} patterns of {subject} decoded: {out}")
+    typer.echo(f"{counted(many, 'pattern')} of {subject} decoded: {out}")
 
 
 @app.command()
@@ -377,7 +383,8 @@ def bundle_init(
     folder: Annotated[str, typer.Argument(metavar="DIRECTORY", help="Holds the published files, in either layout.")],
 ) -> None:
     """Recognise published weights in a directory and write the manifest that makes it a bundle."""
-    typer.echo(f"wrote {api.init_bundle(folder)}; `bdflow bundle check {folder}` looks into every file")
+    written = api.init_bundle(folder)
+    typer.echo(f"wrote {written}. This looks into every file: {shlex.join(['bdflow', 'bundle', 'check', folder])}")
 
 
 @bundle_app.command("check")
@@ -387,7 +394,7 @@ def bundle_check(bundle: BundleArgument) -> None:
     for problem in checked.problems:
         typer.echo(problem)
     if not checked.ok:
-        typer.echo(f"{checked.path}: {len(checked.problems)} problems")
+        typer.echo(f"{checked.path}: {counted(len(checked.problems), 'problem')}")
         raise typer.Exit(1)
     typer.echo(f"{checked.path}: every file and tensor is as expected")
 
@@ -420,14 +427,33 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
     try:
         app()
-    except Exception as error:
-        if not isinstance(error, BdflowError):
+    except Exception as raised:
+        error = _in_words(raised)
+        if error is None:
             raise
         typer.echo(f"error: {error}", err=True)
-        command = remedies.command(getattr(error, "remedy", ""), sys.argv[1:])
+        command = remedies.command(error.remedy, sys.argv[1:])
         if command:
             typer.echo(f"Command: {command}", err=True)
         sys.exit(1)
+
+
+def _in_words(error: Exception) -> BdflowError | None:
+    """What a user is told of an error; None if it is a mistake in bdflow, whose traceback is to be seen."""
+    if isinstance(error, BdflowError):
+        return error
+    if isinstance(error, OSError):
+        return os_error(error)
+    if isinstance(error, MemoryError):
+        return InputError(
+            "memory of this machine",
+            found=f"too little ({str(error) or 'the system gave no more'})",
+            expected="space for what is computed",
+            meaning="What is written stays valid.",
+            action="use fewer workers (`execution.STAGE.workers`), smaller `chunks` or more memory, then "
+            "run the same again: it goes on where it stopped",
+        )
+    return None
 
 
 if __name__ == "__main__":

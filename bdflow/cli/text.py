@@ -92,7 +92,12 @@ def bytes_of(option: str, text: str) -> int:
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError as error:
-        raise InputError(option, found=repr(text), expected="a size, such as 64 MiB", action="correct it") from error
+        raise InputError(
+            option,
+            found=repr(text),
+            expected="a size, such as 64 MiB",
+            action="give a number of bytes, or a number and a unit (KiB, MiB, GiB)",
+        ) from error
 
 
 def confirmed(question: str) -> bool:

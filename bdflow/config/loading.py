@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -13,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from bdflow.config import yaml_text
 from bdflow.config.sections import ROLES, Config, StageExecution
-from bdflow.errors import InputError
+from bdflow.errors import InputError, listed
 from bdflow.user_paths import local_path
 
 
@@ -50,13 +51,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ) from err
     except ValueError as err:
         raise InputError(
-            file, found=str(err), expected="a YAML mapping, each key once", action="mend the file"
+            file,
+            found=str(err),
+            expected="a YAML mapping, each key once",
+            action="correct the file there; the shipped configurations show the form",
         ) from err
     if not isinstance(content, dict):
         raise InputError(
             file,
-            found=type(content).__name__,
-            expected="a mapping of settings",
+            found=_kind(content),
+            expected="a mapping of settings (`key: value`, one a line)",
             action="start from a copy of a shipped configuration",
         )
     _refuse_repeated(overrides)
@@ -70,27 +74,30 @@ def parse(content: Mapping[str, object], where: object = "configuration") -> Con
     try:
         config = Config.model_validate(content)
     except ValidationError as err:
-        lines = [_explain(error) for error in err.errors()]
+        wrong = [_explain(error) for error in err.errors()]
         raise InputError(
             where,
-            found="; ".join(line for line, _ in lines),
-            expected="the settings of configs/brain_diffuser.yaml",
-            action="; ".join(dict.fromkeys(hint for _, hint in lines)),
+            found=listed((line for line, _ in wrong), joint="; "),
+            expected="settings as the shipped configurations have them",
+            action=listed(dict.fromkeys(hint for _, hint in wrong), joint="; "),
         ) from None
     _check_spaces(config, where)
     _check_sessions(config, where)
-    for key, listed in (
+    for key, given in (
         *((f"painters.{name}.variants", painter.variants) for name, painter in config.painters.items()),
         ("evaluate.metrics", config.evaluate.metrics),
     ):
-        if len(set(listed)) < len(listed):
+        if len(set(given)) < len(given):
             raise InputError(
-                where, found=f"`{key}` {list(listed)}", expected="each once", action="drop the repeated one"
+                where,
+                found=f"`{key}` that lists {_repeated(given)} more than once",
+                expected="each once",
+                action=f"list it once in `{key}`",
             )
     if {"mean", "true"} & set(config.subjects):
         raise InputError(
             where,
-            found=f"subjects {list(config.subjects)}",
+            found=f"`subjects` that list {' and '.join(sorted({'mean', 'true'} & set(config.subjects)))}",
             expected="names other than `mean` and `true`",
             meaning="These are the average of all subjects and the upper bound.",
             action="rename the subject",
@@ -109,9 +116,9 @@ def parse(content: Mapping[str, object], where: object = "configuration") -> Con
     if len(set(config.subjects)) < len(config.subjects):
         raise InputError(
             where,
-            found=f"subjects {list(config.subjects)}",
+            found=f"`subjects` that list {_repeated(config.subjects)} more than once",
             expected="each subject once",
-            action="drop the repeated one",
+            action="list it once in `subjects`",
         )
     return config
 
@@ -129,9 +136,9 @@ def _refuse_repeated(overrides: Sequence[str]) -> None:
         if lost:
             raise InputError(
                 f"override {override}",
-                found=f"`{lost[0]}` set before, which this would take back",
+                found=f"`{lost[0]}` set by an override before, which this one would take back",
                 expected="each key once, and a section before what lies in it",
-                action="drop one of them",
+                action=f"leave out one of the two, or give `{key}` first",
             )
         given.append(key)
 
@@ -152,9 +159,9 @@ def _override(content: dict[str, object], override: str) -> None:
         if not isinstance(child, dict):
             raise InputError(
                 f"override {override}",
-                found=f"`{name}`, which is a value",
-                expected="a section",
-                action="correct the key",
+                found=f"`{name}`, which is a single value",
+                expected="a section, with settings in it",
+                action=f"set `{name}` itself, or correct the key",
             )
         place = child
     place[last] = _value(key.strip(), text, override)
@@ -170,7 +177,10 @@ def _value(key: str, text: str, override: str) -> object:
             if kind is None:  # an unknown key, which is said with all others
                 return text
             raise InputError(
-                f"override {override}", found=str(error), expected="a value in YAML", action="correct the value"
+                f"override {override}",
+                found=str(error),
+                expected=f"a value of `{key}` in YAML",
+                action="correct the value after the equals sign",
             ) from error
     if text == "null" and type(None) in get_args(kind):
         return None
@@ -220,7 +230,26 @@ def _explain(error: ErrorDetails) -> tuple[str, str]:
     if error["type"] == "missing":
         return f"no `{key}`", f"add `{key}`"
     said = error["msg"].removeprefix("Value error, ")
-    return f"`{key}` = {repr(error['input'])[:200]} ({said[:1].lower()}{said[1:]})", f"correct `{key}`"
+    return f"`{key}` = {_shown(error['input'])} ({said[:1].lower()}{said[1:]})", f"correct `{key}`"
+
+
+def _shown(value: object) -> str:
+    """A value as a configuration would hold it, at most 200 characters."""
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = str(value)
+    return text[:200] + ("..." if len(text) > 200 else "")
+
+
+def _kind(content: object) -> str:
+    """What a file of settings holds that is no mapping."""
+    kinds = {list: "a list", str: "text alone", type(None): "nothing", bool: "true or false alone"}
+    return kinds.get(type(content), "a single value")
+
+
+def _repeated(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(names) if names.count(name) > 1)
 
 
 def _check_sessions(config: Config, where: object) -> None:
@@ -249,7 +278,7 @@ def _check_spaces(config: Config, where: object) -> None:
             near = difflib.get_close_matches(space, config.spaces, 1)
             raise InputError(
                 where,
-                found=f"`{key}` {space!r}",
+                found=f"`{key}` {space!r}, which is no space of this configuration",
                 expected="one of `spaces`: " + ", ".join(config.spaces),
                 action=f"did you mean `{near[0]}`?" if near else f"add `spaces.{space}`, or name another space",
             )

@@ -88,8 +88,14 @@ def read(text: str) -> Any:
         raise ValueError(str(error)) from None
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        said = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ValueError(f"text that is not YAML{at} ({said})") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"text that is not YAML ({error})") from error
+        said = " ".join(str(error).split())
+        raise ValueError(f"text that is not YAML ({said})") from error
 
 
 def _checked(node: yaml.Node, above: tuple[yaml.Node, ...]) -> Iterator[None]:

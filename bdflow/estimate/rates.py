@@ -73,7 +73,7 @@ def figures(files: Sequence[Path], config: Config) -> Figures:
             elif isinstance(content, dict) and "sgemm (FLOP/s)" in content:
                 found = _ridge(found, file, content)
             else:
-                raise _not_figures(file, "other JSON")
+                raise _not_figures(file, "JSON of another form")
             for name, rate in {**found.rates, "image": found.image}.items():
                 if rate is not None and not 0 < rate.value < math.inf:
                     raise ValueError(f"{name}: {rate.value}, not a number above 0")
@@ -88,8 +88,8 @@ def _not_figures(file: Path, what: str) -> InputError:
     return InputError(
         file,
         found=what,
-        expected="figures of benchmarks/ridge.py or benchmarks/diffusion.py",
-        action="have the benchmark write its figures as JSON",
+        expected="what benchmarks/ridge.py or benchmarks/diffusion.py writes with --json",
+        action="run one of these benchmarks on the machine in question, with --json and this file's name",
     )
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from array_api_compat import array_namespace
 from PIL import Image
 
+from bdflow.errors import InputError
+
 GREY = np.array([0.2125, 0.7154, 0.0721])
 SIGMA, RADIUS = 1.5, 5
 WINDOW = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / SIGMA) ** 2)
@@ -56,9 +58,14 @@ def ssim(truth: np.ndarray, reconstruction: np.ndarray, protocol: str = "paper")
     """
     axes = {"paper": (0,), "2d": (0, 1)}.get(protocol)
     if axes is None:
-        raise ValueError(f"SSIM protocol {protocol!r}: there are `paper` and `2d`")
+        raise InputError("SSIM protocol", found=repr(protocol), expected="`paper` or `2d`", action="choose one of them")
     if min(truth.shape[axis] for axis in axes) <= 2 * RADIUS:
-        raise ValueError(f"SSIM needs images above {2 * RADIUS} px, not {truth.shape[:2]}")
+        raise InputError(
+            "SSIM",
+            found=f"images of {' x '.join(map(str, truth.shape[:2]))} pixels",
+            expected=f"both sides above {2 * RADIUS} px, the window's size",
+            action="hand in larger images",
+        )
     a, b = (image.astype(np.float64) @ (GREY / 255) for image in (truth, reconstruction))
     mean_a, mean_b, square_a, square_b, product = (_smooth(image, axes) for image in (a, b, a * a, b * b, a * b))
     mean_product, squares = mean_a * mean_b, mean_a**2 + mean_b**2
@@ -111,10 +118,20 @@ def identification(correlation: np.ndarray, distractors: str = "photos") -> np.n
     """
     axis = {"photos": 1, "reconstructions": 0}.get(distractors)
     if axis is None:
-        raise ValueError(f"distractors {distractors!r}: there are `photos` and `reconstructions`")
+        raise InputError(
+            "distractors",
+            found=repr(distractors),
+            expected="`photos` or `reconstructions`",
+            action="choose one of them",
+        )
     n = len(correlation)
     if correlation.shape != (n, n) or n < 2:
-        raise ValueError(f"two-way identification from correlations of shape {correlation.shape}")
+        raise InputError(
+            "two-way identification",
+            found=f"correlations of shape {correlation.shape}",
+            expected="(n, n): every reconstruction with every photo, n at least 2",
+            action="hand in such a matrix",
+        )
     own = np.diagonal(correlation)
     lower = correlation < (own[:, None] if axis else own[None, :])
     return np.where(np.isnan(own), np.nan, lower.sum(axis=axis) / (n - 1))
@@ -141,7 +158,12 @@ def correlation_distance(truth: np.ndarray, reconstruction: np.ndarray) -> np.nd
     ValueError : shapes that differ.
     """
     if truth.shape != reconstruction.shape:
-        raise ValueError(f"distances of {reconstruction.shape} features from {truth.shape}")
+        raise InputError(
+            "distances",
+            found=f"features of shapes {reconstruction.shape} and {truth.shape}",
+            expected="the same shape (n, features)",
+            action="hand in the features of the same images, in the same order",
+        )
     a, b = (unit(np.asarray(values, dtype=np.float64)) for values in (truth, reconstruction))
     return 1 - (a * b).sum(axis=1)
 
@@ -161,7 +183,12 @@ def correlations(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
     several = reconstruction.ndim == truth.ndim + 1 and reconstruction.shape[1] > 0
     one = reconstruction[:, 0] if several else reconstruction
     if truth.shape != one.shape or len(truth) < 2:
-        raise ValueError(f"two-way identification of {reconstruction.shape} features among {truth.shape}")
+        raise InputError(
+            "two-way identification",
+            found=f"features of shape {reconstruction.shape} among {truth.shape}",
+            expected="the same shape (n, features), n at least 2",
+            action="hand in the features of the same images, in the same order",
+        )
     photos = unit(np.asarray(truth, dtype=np.float64))
     of_each = np.moveaxis(reconstruction, 1, 0) if several else [reconstruction]
     found: np.ndarray = np.mean([unit(np.asarray(each, dtype=np.float64)) @ photos.T for each in of_each], axis=0)

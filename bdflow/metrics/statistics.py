@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bdflow.errors import InputError
+
 RESAMPLES = 1999
 LEVEL = 0.95
 BATCH_BYTES = 2**26
@@ -75,7 +77,12 @@ def difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Difference:
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"paired scores of {a.shape} and {b.shape} stimuli")
+        raise InputError(
+            "paired scores",
+            found=f"shapes {a.shape} and {b.shape}",
+            expected="scores of the same stimuli, (n,) in the same order",
+            action="select the stimuli that both have",
+        )
     both = np.isfinite(a) & np.isfinite(b)
     a, b = a[both], b[both]
     n = len(a)

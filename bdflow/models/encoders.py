@@ -348,7 +348,10 @@ class ArrayEncoder(Encoder):
             )
         if len(np.unique(ids)) < len(ids):
             raise InputError(
-                f"{key}, {self.path}", found="an nsd_id twice", expected="each once", action="drop the repeated one"
+                f"{key}, {self.path}",
+                found="the same nsd_id twice",
+                expected="each nsd_id once",
+                action="leave out one of the two rows in both arrays",
             )
         return ids, latent
 
@@ -379,7 +382,7 @@ class ArrayEncoder(Encoder):
                 f"spaces.{self.setup.space}.encoder, {self.path}",
                 found=f"no latent of nsd_id {absent[0]} ({absent.size} of {len(prepared)} in this block are absent)",
                 expected="a latent for every stimulus of the study",
-                action="add the missing stimuli",
+                action="add the missing stimuli to that file",
             )
         return latent[found].astype(np.float32)
 
@@ -400,7 +403,7 @@ def encoder_class(config: Config, space: str) -> tuple[type[Encoder], dict[str, 
                 f"{key}.options",
                 found="`path` beside array:PATH",
                 expected="the path once",
-                action="name the file in `encoder` alone",
+                action=f"name the file in `{key}` as array:PATH, and leave `path` out of the options",
             )
         options = {"path": settings.encoder.removeprefix(ARRAY), **options}
     else:
@@ -411,8 +414,8 @@ def encoder_class(config: Config, space: str) -> tuple[type[Encoder], dict[str, 
         takes = [name for name in inspect.signature(made).parameters if name != "setup"]
         raise InputError(
             f"{key}.options",
-            found=f"{settings.options} ({error})",
-            expected="options of the encoder: " + (", ".join(takes) or "none"),
+            found=", ".join(f"{name}: {value}" for name, value in settings.options.items()) + f" ({error})",
+            expected="options that the encoder takes: " + (", ".join(takes) or "none"),
             action="correct the options",
         ) from error
     return made, options

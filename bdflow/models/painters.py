@@ -234,7 +234,7 @@ def painter_kind(config: Config, name: str) -> PainterKind:
                 f"{key}.variants",
                 found=repr(variant),
                 expected="among " + ", ".join(made.variants),
-                action="correct the variant",
+                action="choose among these",
             )
         lacking = [role for role in made.variants[variant] if getattr(settings, role) is None]
         if lacking:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bdflow import random
-from bdflow.errors import InputError
+from bdflow.errors import InputError, listed
 
 AGGREGATES: dict[str, tuple[str, tuple[int, ...]]] = {
     "V1": ("prf-visualrois", (1, 2)),
@@ -139,7 +139,7 @@ class Vocabulary:
         return InputError(
             f"region {expression!r}",
             found=f"{name!r}, which is no region",
-            expected="names of these: " + ", ".join(names) + ", random N",
+            expected="names of these: " + listed(names, 48) + ", or random N",
             action=f"did you mean {near[0]!r}?" if near else "use one of these names",
         )
 
@@ -217,7 +217,7 @@ class Atlas:
         return found
 
     def _empty(self, expression: str, found: str) -> InputError:
-        there = ", ".join(f"{name} ({count})" for name, count in self.counts().items() if count)
+        there = listed((f"{name} ({count})" for name, count in self.counts().items() if count), 48)
         return InputError(
             f"region {expression!r} of {self.subject}",
             found=found,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from array_api_compat import array_namespace
 
+from bdflow.errors import InputError, counted
 from bdflow.regression.grouping import Grouping
 from bdflow.regression.ridge import Array, Primal, System, add_gram, mirrored, take
 
@@ -36,7 +37,13 @@ def leave_one_out(system: System, rows: np.ndarray, alphas: Sequence[float], int
     """
     n = system.n
     if n < 2:
-        raise ValueError(f"{n} training stimuli: nothing is left when one is left out")
+        raise InputError(
+            "validation (leave_one_out)",
+            found=counted(n, "training stimulus", "training stimuli"),
+            expected="at least 2",
+            meaning="Nothing is left to fit on when one is left out.",
+            action="use more training stimuli (`dataset.sessions`, `dataset.split`), or set `ridge.choose: fixed`",
+        )
     right = system.of_training(rows)
     own = np.arange(len(rows))
     for hat in system.hat_matrices(right, alphas):
@@ -76,7 +83,13 @@ def leave_group_out(
     """
     n = system.n
     if any(len(rows) >= n for rows in groups):
-        raise ValueError(f"a group holds all {n} training rows: nothing is left when it is left out")
+        raise InputError(
+            "validation (leave_one_out)",
+            found=f"a group that holds all {counted(n, 'training row')}",
+            expected="rows in at least 2 groups",
+            meaning="Nothing is left to fit on when the group is left out.",
+            action="use more training stimuli (`dataset.sessions`, `dataset.split`), or set `ridge.choose: fixed`",
+        )
     everywhere = np.concatenate(list(groups))
     right = system.of_training(everywhere)
     for hat in system.hat_matrices(right, alphas):
@@ -130,7 +143,12 @@ def k_fold_errors(
         for number in numbers.tolist():
             kept, left_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
             if not kept.size:
-                raise ValueError(f"fold {number} holds all {system.n} training rows")
+                raise InputError(
+                    "validation (k_fold_rows)",
+                    found=f"fold {number}, which holds all {counted(system.n, 'training row')}",
+                    expected="rows in at least 2 folds",
+                    action="use more training rows, or more folds (`ridge.validation.folds`)",
+                )
             known = Grouping(stimulus[kept])
             hat = _fold_hat(system, kept, left_out, known, alpha, grams, number)
             xp = array_namespace(hat)
@@ -220,7 +238,12 @@ def k_fold(
     for number in np.unique(fold[rows]):
         kept, at = np.flatnonzero(fold != number), np.flatnonzero(fold[rows] == number)
         if not kept.size:
-            raise ValueError(f"fold {number} holds all {system.n} training stimuli")
+            raise InputError(
+                "validation (k_fold)",
+                found=f"fold {number}, which holds all {counted(system.n, 'training stimulus', 'training stimuli')}",
+                expected="stimuli in at least 2 folds",
+                action="use more training stimuli, or more folds (`ridge.validation.folds`)",
+            )
         inner, right = system.without(kept, rows[at])
         order.append(at)
         columns = np.argsort(np.concatenate([kept, np.flatnonzero(fold == number)]))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import scipy.linalg
 
+from bdflow.regression.ridge import not_definite
+
 Panel = tuple[int, np.ndarray]
 
 
@@ -42,9 +44,7 @@ def factor_panel(start: int, columns: np.ndarray, alpha: float, earlier: Iterabl
     try:
         corner = scipy.linalg.cholesky(rest[:, :width], lower=True)
     except np.linalg.LinAlgError:
-        raise ValueError(
-            f"alpha {alpha}: the system is not positive definite in {columns.dtype}; raise alpha"
-        ) from None
+        raise not_definite(alpha, columns.dtype) from None
     columns[:, :start] = 0
     columns[:, start:] = scipy.linalg.solve_triangular(corner, rest, lower=True)
     columns[:, start : start + width] = corner.T

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
 
+from bdflow.errors import InputError
+
 Array = Any
 
 
@@ -77,7 +79,12 @@ def hat_matrices(train: Array, other: Array, alphas: Sequence[float]) -> Iterato
     ValueError : an alpha that is not positive; shapes that do not fit; values that are not finite.
     """
     if train.ndim != 2 or other.ndim != 2 or train.shape[1] != other.shape[1]:
-        raise ValueError(f"responses of shapes {train.shape} and {other.shape} do not share their voxels")
+        raise InputError(
+            "responses",
+            found=f"shapes {train.shape} and {other.shape}, which do not share their voxels",
+            expected="(rows, voxels) with the same voxels",
+            action="take both from the same mask",
+        )
     (n, p), m = train.shape, other.shape[0]
     if dual_is_cheaper(n, p, m):
         kernel, cross = kernel_matrix([(train, other)], n, m)
@@ -111,7 +118,12 @@ def kernel_matrix(blocks: Iterable[tuple[Array, Array]], n: int, m: int) -> tupl
         add_gram(kernel, train)
         cross += other @ train.T
     if kernel is None:
-        raise ValueError("no voxels to decode from")
+        raise InputError(
+            "responses",
+            found="no voxels",
+            expected="voxels to decode from",
+            action="choose another mask or other regions",
+        )
     return mirrored(kernel), cross
 
 
@@ -205,11 +217,33 @@ def take(values: Array, rows: np.ndarray, axis: int) -> Array:
 def _check(alphas: Sequence[float], *responses: Array) -> None:
     for alpha in alphas:
         if not alpha > 0:
-            raise ValueError(f"alpha {alpha}: ridge needs a penalty above 0")
+            raise InputError(
+                "alpha",
+                found=f"{alpha}",
+                expected="a penalty above 0",
+                action="correct `ridge.alpha`, `ridge.grid` or the penalty that was handed in",
+            )
     for values in responses:
         xp = array_namespace(values)
         if not bool(xp.all(xp.isfinite(values))):
-            raise ValueError("responses hold values that are not finite")
+            raise InputError(
+                "responses",
+                found="values that are not finite",
+                expected="finite numbers",
+                meaning="One such value would spoil every prediction.",
+                action="correct the responses, or leave these voxels or rows out",
+            )
+
+
+def not_definite(alpha: float, dtype: object) -> InputError:
+    """The error of a penalty that is too small for the precision of the system."""
+    return InputError(
+        "alpha",
+        found=f"{alpha:g}, which is too small here: the system is not positive definite in {dtype}",
+        expected="a penalty that is large against the rounding of the responses",
+        meaning="With so small a penalty ridge would divide by rounding errors.",
+        action="raise alpha (`ridge.alpha`, or the smallest of `ridge.grid`)",
+    )
 
 
 def add_gram(gram: Array, block: Array) -> None:
@@ -271,7 +305,7 @@ def _factor(gram: Array, alpha: float) -> Array:
         system.ravel(order="K")[:: n + 1] += alpha
         factor, failed = potrf(system, lower=1, overwrite_a=1, clean=0)
         if failed:
-            raise ValueError(f"alpha {alpha}: the system is not positive definite in {gram.dtype}; raise alpha")
+            raise not_definite(alpha, gram.dtype)
         return factor
     return xp.linalg.cholesky(gram + alpha * xp.eye(n, dtype=gram.dtype))
 
@@ -325,7 +359,9 @@ def restandardise(predicted: Array, rule: str, statistics: Mapping[str, Array]) 
     ValueError : another rule.
     """
     if rule not in RULES:
-        raise ValueError(f"re-standardisation rule {rule!r}: there are {', '.join(RULES)}")
+        raise InputError(
+            "standardise", found=repr(rule), expected="one of " + ", ".join(RULES), action="choose one of these"
+        )
     if rule == "none":
         return predicted
     xp = array_namespace(predicted)

@@ -57,8 +57,8 @@ def save(drawn: Iterable[tuple[str, Figure]], folder: Path) -> list[Path]:
     except ImportError as error:
         raise InputError(
             "figures",
-            found="no matplotlib",
-            expected="it installed",
+            found="no matplotlib on this machine",
+            expected="that it is installed: it draws the figures",
             action="install the extra: pip install 'bdflow[figures]'",
         ) from error
     folder.mkdir(parents=True, exist_ok=True)

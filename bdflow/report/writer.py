@@ -49,10 +49,10 @@ def write(context: Context) -> Path:
     if not context.config.painters:
         raise InputError(
             "painters",
-            found="none",
+            found="none in the configuration",
             expected="a painter",
             meaning="A report shows pictures and their scores.",
-            action="add a painter to the configuration",
+            action="add a painter to `painters` in the configuration",
         )
     target = context.config.report.path.resolve()
     stores = read_stores(context)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from bdflow.errors import counted
 from bdflow.regression.ridge import restandardise
 from bdflow.serve.requests import CheckedRequest, Refusal
 from bdflow.study import decoder, keys
@@ -93,8 +94,8 @@ class Capacity:
         return Refusal(
             503,
             "service",
-            found=f"{self.taken_items} items waiting",
-            expected=f"{self.items} at most",
+            found=f"{counted(self.taken_items, 'item')} and {self.taken_bytes:,} bytes waiting, no room for this one",
+            expected=f"{self.items} items and {self.nbytes:,} bytes at most, with it",
             action=f"send it again in about {self.retry_after} s",
         )
 
@@ -182,7 +183,7 @@ class Dispatcher:
                         worker,
                         found=f"replicas that died {len(PAUSES) + 1} times over this item ({type(error).__name__})",
                         expected="an answer",
-                        action="look at the service's log, and at its memory",
+                        action="tell whoever runs this service; to them: look at its log, and at its memory",
                     ) from error
                 self.counts.retries.inc()
                 await asyncio.sleep(pause)
@@ -194,7 +195,11 @@ class Dispatcher:
                 self.capacity.worked(answer.batch, answer.seconds)
         if answer.failure:
             raise Refusal(
-                500, worker, found=answer.failure, expected="an answer", action="look at the study and the bundle"
+                500,
+                worker,
+                found=answer.failure,
+                expected="an answer",
+                action="tell whoever runs this service; to them: look at its log, at the study and at the bundle",
             )
         return answer.value
 
@@ -206,7 +211,7 @@ def _refuse_overflow(where: str, values: np.ndarray) -> None:
             where,
             found="values so large that what is made from them is not finite in float32",
             expected="responses in percent signal change, or latents of this study",
-            action="check their units",
+            action="check the units of these values",
         )
 
 

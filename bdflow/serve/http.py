@@ -182,7 +182,13 @@ def _no_token() -> Refusal:
 
 
 def _unexpected() -> Refusal:
-    return Refusal(500, "service", found="an error of its own", expected="an answer", action="look at its log")
+    return Refusal(
+        500,
+        "service",
+        found="an error of its own",
+        expected="an answer",
+        action="tell whoever runs this service; to them: its log holds the error",
+    )
 
 
 async def _body(request: Request, most: int, capacity: Capacity) -> bytes:
@@ -206,7 +212,11 @@ async def _body(request: Request, most: int, capacity: Capacity) -> bytes:
         capacity.grow(-held)
         if isinstance(error, TimeoutError):
             raise Refusal(
-                408, "body", found=f"no end within {READING:g} s", expected="the whole body", action="send it again"
+                408,
+                "body",
+                found=f"a body that did not end within {READING:g} s",
+                expected="the whole body",
+                action="send it again",
             ) from error
         raise
     return b"".join(parts)

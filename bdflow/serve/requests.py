@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bdflow import npy
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted, listed
 from bdflow.regression import ridge
 from bdflow.study import keys
 
@@ -151,9 +151,9 @@ def latents(capabilities: Capabilities, kind: str, query: Sequence[tuple[str, st
         raise Refusal(
             422,
             "latents",
-            found=", ".join(map(repr, unknown)),
-            expected=", ".join(capabilities.spaces),
-            action="rename them",
+            found="latents named " + listed(map(repr, unknown)),
+            expected="the spaces of this study: " + ", ".join(capabilities.spaces),
+            action="name them as the spaces are named",
         )
     values: dict[str, np.ndarray] = {}
     for space in capabilities.variants[_variant(capabilities, asked)]:
@@ -164,7 +164,7 @@ def latents(capabilities: Capabilities, kind: str, query: Sequence[tuple[str, st
                 f"latents.{space}",
                 found="nothing",
                 expected=f"latents of shape (n, {', '.join(map(str, shape))}): variant {asked.variant} uses them",
-                action="add them, or choose another variant",
+                action="add these latents, or choose another variant",
             )
         array = _numbers(asked.latents[space], f"latents.{space}")
         array = array[None] if array.shape == shape else array
@@ -193,6 +193,11 @@ def latents(capabilities: Capabilities, kind: str, query: Sequence[tuple[str, st
     return _request(capabilities, asked, subject, values, next(iter(lengths.values())), rule)
 
 
+def _json_kind(content: object) -> str:
+    kinds = {list: "a list", str: "text alone", type(None): "null"}
+    return kinds.get(type(content), "a single value")
+
+
 def _given(
     capabilities: Capabilities,
     kind: str,
@@ -206,19 +211,23 @@ def _given(
             raise Refusal(
                 422,
                 "query",
-                found=", ".join(name for name, _ in query),
+                found="the query " + listed(name for name, _ in query),
                 expected="nothing beside a JSON body",
-                action="say it in the body",
+                action="say these in the JSON body",
             )
         try:
             content = json.loads(body, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise Refusal(
-                400, "body", found=f"text that is not JSON ({error})", expected="JSON", action="mend the body"
+                400, "body", found=f"text that is not JSON ({error})", expected="JSON", action="correct the body"
             ) from error
         if not isinstance(content, dict):
             raise Refusal(
-                400, "body", found=f"a JSON {type(content).__name__}", expected="an object", action="see /openapi.json"
+                400,
+                "body",
+                found=f"JSON that is {_json_kind(content)}",
+                expected="a JSON object (`{...}`)",
+                action="send an object with the names that /openapi.json lists",
             )
         return content
     if kind not in arrays:
@@ -227,7 +236,7 @@ def _given(
             "Content-Type",
             found=repr(kind),
             expected=f"{JSON} or {', '.join(arrays)}",
-            action="name what the body is",
+            action="say in this header what the body is",
         )
     given: dict[str, Any] = {}
     for name, text in query:
@@ -237,7 +246,13 @@ def _given(
             given[name] = several if len(several) > 1 else text
     for name, value in arrays[kind]().items():
         if name in given:
-            raise Refusal(422, name, found="it in the query too", expected="the body alone", action="drop one")
+            raise Refusal(
+                422,
+                name,
+                found="it in the query and in the body",
+                expected="it once",
+                action=f"leave `{name}` out of the query, or of the body",
+            )
         given[name] = value
     return given
 
@@ -266,9 +281,9 @@ def _checked(model: type[Model], given: dict) -> Model:
         raise Refusal(
             422,
             "request",
-            found="; ".join(found[:8]),
-            expected=", ".join(model.model_fields),
-            action="; ".join(dict.fromkeys(actions[:8])),
+            found=listed(found, joint="; "),
+            expected="what such a request may say: " + ", ".join(model.model_fields),
+            action=listed(dict.fromkeys(actions), joint="; "),
         ) from None
 
 
@@ -284,7 +299,7 @@ def _numbers(values: object, where: str) -> np.ndarray:
             where,
             found="lists of unequal length, or of something other than numbers",
             expected="numbers in nested lists of equal length",
-            action="send real numbers alone",
+            action="send real numbers, in rows of one length",
         )
     return array
 
@@ -299,7 +314,7 @@ def _single(values: np.ndarray, where: str) -> np.ndarray:
             where,
             found="values that are not finite in float32",
             expected="numbers",
-            action="mend or leave out these items",
+            action="correct these items, or leave them out",
         )
     return found
 
@@ -310,8 +325,8 @@ def _subject(capabilities: Capabilities, subject: str | None) -> str:
     raise Refusal(
         422 if subject is None else 404,
         "subject",
-        found="none" if subject is None else repr(subject),
-        expected=", ".join(capabilities.voxels),
+        found="no subject" if subject is None else repr(subject),
+        expected="one of " + ", ".join(capabilities.voxels),
         action="name one of these",
     )
 
@@ -319,7 +334,11 @@ def _subject(capabilities: Capabilities, subject: str | None) -> str:
 def _rule(capabilities: Capabilities, rule: str, subject: str) -> str:
     if rule not in ridge.RULES:
         raise Refusal(
-            422, "standardise", found=repr(rule), expected=", ".join(ridge.RULES), action="choose one of these"
+            422,
+            "standardise",
+            found=repr(rule),
+            expected="one of " + ", ".join(ridge.RULES),
+            action="choose one of these",
         )
     if rule != "none" and rule not in capabilities.rules[subject]:
         raise Refusal(
@@ -344,18 +363,22 @@ def _request(
         raise Refusal(
             413 if n else 422,
             "items",
-            found=f"{n}",
+            found=f"{n} in this request",
             expected=f"1 to {capabilities.items} in a request",
             action="send them in several requests" if n else "send one at least",
         )
     _variant(capabilities, asked)
     if asked.nsd_id is not None and asked.model_fields_set >= {"seed"}:
-        raise Refusal(422, "seed, nsd_id", found="both", expected="one of them", action="drop one")
+        raise Refusal(422, "seed, nsd_id", found="both", expected="one of them", action="leave `seed` or `nsd_id` out")
     name, chosen = ("seed", asked.seed) if asked.nsd_id is None else ("nsd_id", asked.nsd_id)
     numbers = tuple(chosen) if isinstance(chosen, list) else (chosen,) * n
     if len(numbers) != n:
         raise Refusal(
-            422, name, found=f"{len(numbers)} numbers", expected=f"one, or one for each of {n} items", action="align it"
+            422,
+            name,
+            found=counted(len(numbers), "number"),
+            expected=f"one, or one for each of the {n} items",
+            action=f"send one {name}, or as many as items",
         )
     return CheckedRequest(subject, asked.variant, values, rule, NOISE if name == "seed" else subject, numbers)
 
@@ -366,8 +389,8 @@ def _variant(capabilities: Capabilities, asked: Asked) -> str:
             422,
             "variant",
             found=repr(asked.variant),
-            expected=", ".join(capabilities.variants),
-            action="correct the variant",
+            expected="one of " + ", ".join(capabilities.variants),
+            action="choose one of these",
         )
     return asked.variant
 
@@ -393,11 +416,17 @@ def _npy(content: bytes, where: str) -> np.ndarray:
             400,
             where,
             found=f"{len(data):,} bytes for {dtype} of shape {shape}",
-            expected=f"{math.prod(shape) * dtype.itemsize:,}",
+            expected=f"{math.prod(shape) * dtype.itemsize:,} bytes",
             action="send the whole file",
         )
     if not data:
-        raise Refusal(422, where, found=f"no value (shape {shape})", expected="an item at least", action="send one")
+        raise Refusal(
+            422,
+            where,
+            found=f"no value (shape {shape})",
+            expected="an item at least",
+            action="send one or more items",
+        )
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -411,8 +440,8 @@ def _npz(content: bytes, most: int) -> dict[str, np.ndarray]:
                 raise Refusal(
                     413,
                     "body",
-                    found=f"{len(infos)} files of {size:,} bytes unpacked",
-                    expected=f"16 and {most:,} at most",
+                    found=f"{counted(len(infos), 'file')} of {size:,} bytes unpacked",
+                    expected=f"at most 16 files, of {most:,} bytes",
                     action="send fewer items at a time",
                 )
             files = {info.filename.removesuffix(".npy"): archive.read(info) for info in infos}

@@ -85,13 +85,16 @@ class ServeOptions:
             )
         for name, value in (("items", self.items), ("body", self.nbytes), ("waiting", self.waiting)):
             if value < 1:
-                raise InputError(name, found=f"{value}", expected="at least 1", action="raise it")
+                raise InputError(
+                    name, found=f"{value}", expected="at least 1", action=f"give a larger number for `{name}`"
+                )
         if self.waiting < self.items:
             raise InputError(
                 "waiting",
                 found=f"{self.waiting}",
-                expected=f"the items of one request ({self.items}) at least, or such a request would never be taken",
-                action="raise it, or lower the items of one request",
+                expected=f"at least the items of one request ({self.items})",
+                meaning="Such a request would never be taken.",
+                action="raise `waiting`, or lower the items of one request",
             )
 
 
@@ -199,7 +202,10 @@ def _ray(
 
     if ray.is_initialized():
         raise InputError(
-            "serve", found="Ray already started in this process", expected="none", action="call ray.shutdown() first"
+            "serve",
+            found="Ray already started in this process",
+            expected="a process in which Ray is not started",
+            action="call ray.shutdown() first",
         )
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -270,9 +276,9 @@ def painter_of(config: Config) -> str:
     if not config.painters:
         raise InputError(
             "painters",
-            found="none",
+            found="none in the configuration",
             expected="a painter: the service makes pictures",
-            action="add one to the configuration",
+            action="add a painter to `painters` in the configuration",
         )
     return next(iter(config.painters))
 

@@ -86,6 +86,7 @@ class Evaluate(Stage):
     """Judged photos, similarities, metrics."""
 
     name = "evaluate"
+    uses_torch = True
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         if not config.painters:

@@ -23,6 +23,7 @@ class Features(Stage):
     """Every space's latents, all spaces in one walk through the stimuli."""
 
     name = "features"
+    uses_torch = True
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         for space in config.spaces:
@@ -95,10 +96,11 @@ class Extractor:
                 row = int(np.flatnonzero(~np.isfinite(stored).reshape(len(stored), -1).all(axis=1))[0])
                 nsd_id = self.stimuli[part].read("nsd_id", _region(store, partition))[row]
                 raise StoreError(
-                    f"{store.path}: the latent of nsd_id {nsd_id} is not finite in {stored.dtype}; "
-                    "expected numbers.\n"
-                    "The network overflowed, or the latent does not fit the stored dtype.\n"
-                    "What to do: set `features.dtype: float32`, and `networks.dtype: float32` if it persists."
+                    store.path,
+                    found=f"a latent of nsd_id {nsd_id} that is not finite in {stored.dtype}",
+                    expected="numbers",
+                    meaning="The network overflowed, or the latent is too large for the type that it is stored as.",
+                    action="set `features.dtype: float32`, and `networks.dtype: float32` if that does not help",
                 )
             store.write(partition, {"latent": stored})
 
@@ -107,9 +109,10 @@ class Extractor:
         expected = (rows.stop - rows.start, *store.arrays["latent"].shape[1:])
         if latent.shape != expected:
             raise StoreError(
-                f"{store.path}: {type(encoder).__name__} returned latents of shape {latent.shape}; "
-                f"expected {expected}, one of the encoder's `shape` for each stimulus.\n"
-                "What to do: correct `work` or `shape` of the encoder."
+                store.path,
+                found=f"latents of shape {latent.shape} from {type(encoder).__name__}",
+                expected=f"{expected}, one of the encoder's `shape` for each stimulus",
+                action="correct `work` or `shape` of the encoder",
             )
 
     def _read(self, task: Task, wanted: set[str]) -> Stimuli:

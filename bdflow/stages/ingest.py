@@ -12,7 +12,7 @@ import numpy as np
 from bdflow.config import Config, content
 from bdflow.datasets.nsd import BETA_SCALE, clipped
 from bdflow.datasets.reader import open_dataset
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted
 from bdflow.stores import Store, text
 from bdflow.study import catalog, keys, parts, trials
 from bdflow.study.designs import Design, response_kinds
@@ -287,8 +287,9 @@ class RowMaker:
             i, j, k = (int(betas.read(axis)[first]) for axis in "ijk")
             raise InputError(
                 betas.path,
-                found=f"{int(bad.sum())} voxels in this block that cannot be decoded from: {int(lost.sum())} without "
-                f"a measurement of some stimulus, {int((constant & ~lost).sum())} constant; the first at {(i, j, k)}",
+                found=f"{counted(int(bad.sum()), 'voxel')} in this block that cannot be decoded from: "
+                f"{int(lost.sum())} without a measurement of some stimulus, {int((constant & ~lost).sum())} constant; "
+                f"the first at ({i}, {j}, {k})",
                 expected="none, as `dataset.bad_voxels: refuse` asks",
                 action="set `dataset.bad_voxels: drop` to leave them out, or choose another mask",
             )

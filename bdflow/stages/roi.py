@@ -33,6 +33,7 @@ class Roi(Stage):
     """Patterns of regions, their latents, their pictures."""
 
     name = "roi"
+    uses_torch = True
     on_demand = True
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:

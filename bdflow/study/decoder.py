@@ -243,7 +243,12 @@ def write(context: Context, subject: str, patterns: np.ndarray, out: Path, rule:
     InputError : `out` exists; the patterns do not fit. NotReady : the stage `regress` is not done.
     """
     if out.exists():
-        raise InputError(out, found="something there already", expected="a new path", action="choose another path")
+        raise InputError(
+            out,
+            found="something there already",
+            expected="a new path: nothing is written over",
+            action="choose another path, or move away what is there",
+        )
     tree = decoded_tree(context, subject, patterns, rule)
     partial = out.with_name(out.name + ".partial")
     tree.to_zarr(str(partial), mode="w", zarr_format=3, consolidated=False)

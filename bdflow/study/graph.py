@@ -186,7 +186,7 @@ class Graph:
             recorded = self._recorded(key)
             if recorded is None and not self.looking:
                 raise
-            self.not_compared[key] = str(error).splitlines()[0]
+            self.not_compared[key] = error.headline
             return {"not at hand": ""} if recorded is None else recorded
 
     def _recorded(self, key: str) -> Mapping[str, str] | None:

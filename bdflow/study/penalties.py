@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bdflow.config import Config
+from bdflow.errors import InputError
 from bdflow.stores import Store
 from bdflow.study.designs import candidates
 
@@ -32,5 +33,11 @@ def best_of_space(selection: Store) -> float:
     flat = scores.reshape(len(scores), -1)
     known = flat[:, np.isfinite(flat).all(axis=0)]
     if not known.size:
-        raise ValueError(f"{selection.path}: none of the latents drawn varies; draw more (ridge.validation.columns)")
+        raise InputError(
+            selection.path,
+            found="no latent that varies among those that were drawn to choose the penalty",
+            expected="at least one",
+            meaning="No penalty predicts a constant better than another.",
+            action="draw more latents (`ridge.validation.columns`), or set `ridge.choose: fixed`",
+        )
     return float(selection.read("alpha")[known.mean(axis=1).argmax()])

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bdflow.config import PUBLISHED_METRICS
-from bdflow.errors import InputError, os_errors_named
+from bdflow.errors import InputError, counted, listed, os_errors_named
 from bdflow.metrics import image_metrics
 from bdflow.metrics.statistics import Estimate, estimate
 from bdflow.models.judges.weights import (
@@ -194,7 +194,10 @@ def _matched(photos: Pictures, pictures: Pictures) -> tuple[tuple[str, ...], lis
                 )
         if len(photos) != len(made):
             raise InputError(
-                "pictures", found=f"{len(made)}", expected=f"{len(photos)}, one for each photo", action="match them"
+                "pictures",
+                found=f"{counted(len(made), 'picture')}",
+                expected=f"{len(photos)}, one for each photo",
+                action="hand in the pictures in the order of the photos, one for each",
             )
         return tuple(map(str, range(len(photos)))), list(photos), list(made)
     true = _files(local_path("photos", photos))
@@ -202,11 +205,11 @@ def _matched(photos: Pictures, pictures: Pictures) -> tuple[tuple[str, ...], lis
     problems = []
     for folder, other in ((photos, own.keys() - true.keys()), (pictures, true.keys() - own.keys())):
         if other:
-            problems.append(f"none in {folder} for {', '.join(sorted(other))}")
+            problems.append(f"nothing in {folder} named {listed(sorted(other))}")
     if problems:
         raise InputError(
             "photos, pictures",
-            found="; ".join(problems),
+            found=listed(problems, joint="; "),
             expected="a photo and a picture of every name (without .png, .jpg, .jpeg)",
             action="add or remove these files",
         )
@@ -215,14 +218,24 @@ def _matched(photos: Pictures, pictures: Pictures) -> tuple[tuple[str, ...], lis
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    listed = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [file for file in listed if file.suffix.lower() in SUFFIXES]
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [file for file in there if file.suffix.lower() in SUFFIXES]
     if not files:
-        raise InputError(folder, found="no pictures", expected="a folder of PNG or JPEG files", action="correct it")
+        raise InputError(
+            folder,
+            found="no pictures",
+            expected="a folder of PNG or JPEG files",
+            action="correct the path, or put the pictures there",
+        )
     found = {file.stem: file for file in files}
     if len(found) < len(files):
         twice = sorted({file.stem for file in files if found[file.stem] != file})
-        raise InputError(folder, found=f"several files named {', '.join(twice)}", expected="one", action="keep one")
+        raise InputError(
+            folder,
+            found=f"several files named {listed(twice)}",
+            expected="one file of each name (without its ending)",
+            action="keep one of each",
+        )
     return found
 
 
@@ -232,5 +245,8 @@ def _read(file: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(
-            file, found=f"a file that cannot be read ({error})", expected="a PNG or JPEG", action="replace it"
+            file,
+            found=f"a file that cannot be read ({error})",
+            expected="a PNG or JPEG picture",
+            action="replace it, or take it out of the folder",
         ) from error

@@ -133,11 +133,13 @@ class Stage(ABC):
     method : enters the fingerprint of every store it fills. When a mistake in a stage is mended, its number rises, and
         older results are stale.
     on_demand : a run leaves it out unless it is asked for.
+    uses_torch : whether the values of its stores with an `arithmetic` come from torch.
     """
 
     name: ClassVar[str]
     method: ClassVar[int] = 1
     on_demand: ClassVar[bool] = False
+    uses_torch: ClassVar[bool] = False
 
     @abstractmethod
     def stores(self, config: Config) -> Iterator[StoreDecl]:

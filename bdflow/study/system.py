@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bdflow.config import Config
+from bdflow.errors import InputError
 from bdflow.regression import out_of_core, ridge
 from bdflow.regression.device import to_device, to_host
 from bdflow.regression.grouping import Grouping
@@ -271,7 +272,12 @@ def scratch_of(study: Path | str) -> AnyPath:
 def extent_of(config: Config, spaces: tuple[str, ...], responses: Store, voxels: int) -> Extent:
     """One subject's problem with these rows, from `voxels` of their voxels. Raises ValueError if there are none."""
     if not voxels:
-        raise ValueError(f"{responses.path}: no voxel to decode from")
+        raise InputError(
+            responses.path,
+            found="no voxel to decode from",
+            expected="voxels that vary over the training stimuli",
+            action="choose another mask or other regions",
+        )
     test = responses.read("split") == "test"
     grouping = Grouping(responses.read("nsd_id")[~test])
     rows, tests, stimuli = int((~test).sum()), int(test.sum()), len(grouping.counts)

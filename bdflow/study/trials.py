@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bdflow.datasets.nsd import BETA_SCALE, HIGHEST, LOWEST
+from bdflow.errors import counted
 from bdflow.stores import Store
 
 
@@ -73,18 +74,19 @@ class Account:
         found = []
         if self.missing_betas:
             found.append(
-                f"{self.missing_voxels:,} of {self.voxels:,} voxels have no measurement in some trials "
-                f"({self.missing_betas:,} of {self.betas:,} betas); means leave these out"
+                f"{self.missing_voxels:,} of {counted(self.voxels, 'voxel')} {_have(self.missing_voxels)} no "
+                f"measurement in some trials ({self.missing_betas:,} of {self.betas:,} betas); means leave these out"
             )
         if self.lost_trials:
             found.append(
-                f"{self.lost_trials:,} trials have no measurement in any voxel and are left out, and with them "
-                f"{self.lost_stimuli:,} stimuli that were shown in no other"
+                f"{counted(self.lost_trials, 'trial')} {_have(self.lost_trials)} no measurement in any voxel and "
+                f"{_are(self.lost_trials)} left out, and with {'it' if self.lost_trials == 1 else 'them'} "
+                f"{counted(self.lost_stimuli, 'stimulus that was', 'stimuli that were')} shown in no other"
             )
         if self.clipped_betas:
             found.append(
-                f"{self.clipped_betas:,} betas of {self.clipped_voxels:,} voxels are cut off at {low:.1f} or "
-                f"{high:.1f} percent signal change, and used as they are"
+                f"{counted(self.clipped_betas, 'beta')} of {counted(self.clipped_voxels, 'voxel')} "
+                f"{_are(self.clipped_betas)} cut off at {low:.1f} or {high:.1f} percent signal change, and used so"
             )
         return found
 
@@ -92,7 +94,18 @@ class Account:
         """Why voxels are not decoded from, a line for each reason that there is."""
         found = []
         if self.incomplete:
-            found.append(f"{self.incomplete:,} of {self.voxels:,} voxels, which have no measurement of some stimulus")
+            which = f"{self.incomplete:,} of {counted(self.voxels, 'voxel')}, which {_have(self.incomplete)}"
+            found.append(f"{which} no measurement of some stimulus")
         if self.constant:
-            found.append(f"{self.constant:,} of {self.voxels:,} voxels, which do not vary over the training stimuli")
+            which = f"{self.constant:,} of {counted(self.voxels, 'voxel')}"
+            verb = "does" if self.constant == 1 else "do"
+            found.append(f"{which}, which {verb} not vary over the training stimuli")
         return found
+
+
+def _have(n: int) -> str:
+    return "has" if n == 1 else "have"
+
+
+def _are(n: int) -> str:
+    return "is" if n == 1 else "are"

@@ -20,15 +20,19 @@ class DaskOnCuda:
     def __init__(self, resources: Resources, dashboard: str | None, scratch: Scratch) -> None:
         if resources.gpus != 1:
             raise ClusterError(
-                f"Asked for {resources.gpus:g} GPUs a worker; expected 1, since dask-cuda starts one worker a device.\n"
-                "What to do: ask for 1, or choose the cluster `local`, where workers share devices or take several."
+                "cluster `cuda`",
+                found=f"{resources.gpus:g} GPUs a worker asked for",
+                expected="1, since dask-cuda starts one worker for each device",
+                action="ask for 1, or choose the cluster `local`, where workers share devices or take several",
             )
         try:
             from dask_cuda import LocalCUDACluster
         except ImportError as error:
             raise ClusterError(
-                "Found no package dask-cuda; expected it for a cluster of the kind `cuda`.\n"
-                "What to do: pip install 'bdflow[gpu]', or choose the cluster `local`."
+                "cluster `cuda`",
+                found="no package dask-cuda",
+                expected="it installed: it starts the workers of this kind of cluster",
+                action="install it (pip install 'bdflow[gpu]'), or choose the cluster `local`",
             ) from error
         from distributed import Client
 

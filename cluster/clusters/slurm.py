@@ -65,14 +65,18 @@ def slurm_output(words: Sequence[str]) -> str:
     """What a command of SLURM prints. Raises ClusterError if there is none, or it fails."""
     if shutil.which(words[0]) is None:
         raise ClusterError(
-            f"Found no command `{words[0]}`; expected SLURM's commands on this machine.\n"
-            "What to do: run on a login node or in a job, or choose another kind of cluster."
+            "cluster `slurm`",
+            found=f"no command `{words[0]}` on this machine",
+            expected="SLURM's commands",
+            action="run on a login node or in a job of SLURM, or choose another kind of cluster",
         )
     done = subprocess.run(words, capture_output=True, timeout=120, check=False, encoding="utf-8", errors="replace")
     if done.returncode:
         raise ClusterError(
-            f"`{' '.join(words)}` failed ({done.stderr.strip() or done.returncode}).\n"
-            "What to do: see whether SLURM answers (`sinfo`), and whether partition and account are right."
+            f"`{' '.join(words)}`",
+            found=f"that it failed ({done.stderr.strip() or f'exit code {done.returncode}'})",
+            expected="that SLURM carries it out",
+            action="see whether SLURM answers (`sinfo`), and whether partition and account are right",
         )
     return done.stdout
 
@@ -134,11 +138,21 @@ def refuse_nodes(need: Resources, slurm: SlurmSettings) -> None:
     ClusterError : with what was asked for and what there is.
     """
     if need.gpus != int(need.gpus):
-        raise excess(f"{need.gpus:g} GPUs a worker", "whole GPUs: SLURM does not cut them", "ask for 1, or for 0")
+        raise ClusterError(
+            "cluster `slurm`",
+            found=f"{need.gpus:g} GPUs a worker asked for",
+            expected="whole GPUs: SLURM gives no part of one",
+            action="ask for 1, or for 0",
+        )
     there = nodes(slurm)
     where = "of this allocation" if inside() else f"of partition {slurm.partition or '(default)'}"
     if not there:
-        raise excess("a node", f"none {where} that is up", "see `sinfo`")
+        raise ClusterError(
+            "cluster `slurm`",
+            found=f"no node {where} that is up",
+            expected="one at least",
+            action="see with `sinfo` what is up, and correct the partition",
+        )
     capacity = sum(node.capacity(need) for node in there)
     if capacity and not inside():  # SLURM knows more: limits of accounts and partitions
         size = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={need.threads}", *sizes(need)]
@@ -262,9 +276,10 @@ def _failed_starts_error(times: int, log: Path) -> ClusterError:
         else "(nothing)"
     )
     return ClusterError(
-        f"{times} workers in a row ended before they took part; their log {log} ends with:\n{tail}\n"
-        "Expected: the nodes see the same Python environment and files as this machine, and reach its ports.\n"
-        "What to do: mend what the log says (`setup` lines, `host`, `partition`), and run the same command."
+        log,
+        found=f"{times} workers in a row that ended before they took part; this log ends with:\n{tail}",
+        expected="nodes that see the same Python environment and files as this machine, and reach its ports",
+        action="mend what the log says (`setup` lines, `host`, `partition`), and run the same command",
     )
 
 
@@ -313,8 +328,10 @@ class DaskOnSlurm:
             from dask_jobqueue import SLURMCluster
         except ImportError as error:
             raise ClusterError(
-                "Found no package dask-jobqueue; expected it, to have SLURM start Dask's workers.\n"
-                "What to do: pip install 'bdflow[slurm]'."
+                "cluster `slurm`",
+                found="no package dask-jobqueue",
+                expected="it installed: through it SLURM starts Dask's workers",
+                action="install it: pip install 'bdflow[slurm]'",
             ) from error
         need, slurm = self.resources, self.slurm
         exports = [f"export {name}={_quoted(value)}" for name, value in spawn_variables(need.threads).items()]

@@ -14,6 +14,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from bdflow.cluster.access import dask_dashboard_warning
 from bdflow.cluster.clusters.local import LocalCluster
 from bdflow.cluster.errors import ClusterError, WorkerLost
 from bdflow.cluster.limits import devices_here, excess, gib, refuse_excess, refuse_odd_gpus
@@ -52,6 +53,7 @@ class DaskExecutor(PoolExecutor):
         super().__init__(address=address, total=total, attempts=attempts, start_timeout=start_timeout, slurm=slurm)
         self._cuda, self._dashboard, self._scratch = cuda, dashboard, scratch or nobody()
         self._client: Any = None
+        self._warned = False
         self._own: LocalCluster | DaskOnSlurm | DaskOnCuda | None = None
 
     def begin(self, make_worker: bytes, workers: int, resources: Resources) -> Backend:
@@ -114,6 +116,9 @@ class DaskExecutor(PoolExecutor):
     def _log_dashboard(self) -> None:
         if self._dashboard is not None:
             log.info("Dask's dashboard: %s", self._client.dashboard_link)
+            if self._own is not None and not self._warned:
+                log.warning("%s", dask_dashboard_warning(self._dashboard))
+                self._warned = True
 
     @property
     def dashboard_link(self) -> str | None:
@@ -145,8 +150,10 @@ def _connect(address: str, timeout: float) -> Client:
         return Client(address, timeout=timeout, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(
-            f"No Dask scheduler answered at {address!r} within {timeout:g} s ({error}).\n"
-            "What to do: start one (`dask scheduler`, `dask worker ADDRESS`) or correct the address."
+            f"Dask's scheduler at {address}",
+            found=f"no answer within {timeout:g} s ({error})",
+            expected="a scheduler that answers",
+            action="start one (`dask scheduler`, then `dask worker ADDRESS`), or correct the address",
         ) from error
 
 
@@ -199,9 +206,10 @@ class _Workers:
         if isinstance(outcome, bytes):
             return [Answered(worker, call, outcome)]
         raise ClusterError(
-            f"Dask could not carry a task to {worker} ({type(outcome).__name__}: {outcome}).\n"
-            "Expected: the scheduler stays up, and workers import the same packages as this process.\n"
-            f"What to do: compare the environments, and look at {self.log_hint()}."
+            f"Dask's worker {worker}",
+            found=f"that a task could not be carried to it ({type(outcome).__name__}: {outcome})",
+            expected="a scheduler that stays up, and workers that import the same packages as this process",
+            action=f"compare the Python environments, and look at {self.log_hint()}",
         ) from outcome
 
     def poll(self) -> list[Event]:
@@ -211,8 +219,11 @@ class _Workers:
             fit = there if self.own is None else there & self.own.ready()
         except (OSError, TimeoutError) as error:
             raise ClusterError(
-                f"The Dask scheduler is gone ({error}).\n"
-                "What to do: look at its log, start it again and run the same command."
+                "Dask's scheduler",
+                found=f"that it is gone ({error})",
+                expected="that it stays up while work goes on",
+                meaning="What is written stays valid.",
+                action="look at its log, start it again, and run the same command",
             ) from error
         self.polled = time.monotonic()
         events: list[Event] = []
@@ -251,11 +262,12 @@ class _Workers:
         for future in self.workers.pop(worker, {}).values():
             future.release()
 
-    def no_worker_message(self, seconds: float) -> str:
-        where = f"the scheduler at {self.address}" if self.address else "the own cluster"
-        return (
-            f"Found no Dask worker at {where} for {seconds:g} s; expected at least one.\n"
-            "What to do: start workers (`dask worker ADDRESS --nthreads 3`), or give a longer start_timeout."
+    def no_worker(self, seconds: float) -> ClusterError:
+        return ClusterError(
+            f"Dask's scheduler at {self.address}" if self.address else "Dask's own cluster",
+            found=f"no worker for {seconds:g} s",
+            expected="at least one",
+            action="start workers (`dask worker ADDRESS --nthreads 3`), or raise `cluster.start_timeout`",
         )
 
     def log_hint(self) -> str:

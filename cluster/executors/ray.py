@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bdflow.cluster.access import ray_dashboard_warning
 from bdflow.cluster.errors import ClusterError
 from bdflow.cluster.limits import (
     devices_here,
@@ -151,8 +152,11 @@ class RayExecutor(PoolExecutor):
 
         if ray.is_initialized():
             raise ClusterError(
-                "Found Ray already started in this process; expected none, since stopping it at the end "
-                "would stop another's work.\nWhat to do: close that executor first, or call ray.shutdown()."
+                "Ray",
+                found="that it is already started in this process",
+                expected="a process in which Ray is not started",
+                meaning="Stopping it at the end would stop another's work.",
+                action="close what uses Ray first, or call ray.shutdown()",
             )
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         if self.address is None:
@@ -185,14 +189,19 @@ class RayExecutor(PoolExecutor):
             logs, self._failed = self._logs, True
             self._drop_session()
             raise ClusterError(
-                f"Ray did not start or answer {where} ({type(error).__name__}: {error}).\n"
-                f"What to do: check the address (`ray status`), and {logs}."
+                f"Ray {where}",
+                found=f"that it did not start or answer ({type(error).__name__}: {error})",
+                expected="a cluster that answers",
+                action=f"check the address (`ray status`), and {logs}",
             ) from error
         self._started = True
         if main and callable(self._sigterm):
             signal.signal(signal.SIGTERM, self._sigterm)  # Ray's own would end the process without this
         if self._dashboard is not None:
             log.info("Ray's dashboard: http://%s", context.dashboard_url)
+            warning = ray_dashboard_warning(self._dashboard) if self.address is None else None
+            if warning:
+                log.warning("%s", warning)
 
 
 def _refuse_nodes(resources: Resources) -> None:
@@ -302,9 +311,10 @@ class _Actors:
             return Lost(worker, " ".join(lines)[:600])
         except exceptions.RayError as error:
             raise ClusterError(
-                f"Ray could not carry a task to {worker} ({type(error).__name__}: {error}).\n"
-                "Expected: the cluster stays up, and workers import the same packages as this process.\n"
-                f"What to do: compare the environments, and look at {self.log_hint()}."
+                f"Ray's {worker}",
+                found=f"that a task could not be carried to it ({type(error).__name__}: {error})",
+                expected="a cluster that stays up, and workers that import the same packages as this process",
+                action=f"compare the Python environments, and look at {self.log_hint()}",
             ) from error
         return Answered(worker, call, data) if call else WorkerStarted(worker)
 
@@ -315,13 +325,17 @@ class _Actors:
         self.pending = {ref: where for ref, where in self.pending.items() if where[0] != worker}
         ray.kill(actor)
 
-    def no_worker_message(self, seconds: float) -> str:
+    def no_worker(self, seconds: float) -> ClusterError:
         import ray
 
-        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU", "memory")}
-        return (
-            f"Ray started no actor for {seconds:g} s; expected at least one. Free now: {free}.\n"
-            "What to do: wait for others' work to end, ask for less, or give a longer start_timeout."
+        there = ray.available_resources()
+        free = [f"{there.get('CPU', 0):g} CPUs", f"{there.get('GPU', 0):g} GPUs", gib(there.get("memory", 0))]
+        return ClusterError(
+            "Ray",
+            found=f"no worker started for {seconds:g} s (free now: {', '.join(free)})",
+            expected="at least one",
+            action="wait for others' work to end, ask for fewer workers or less for each, or raise "
+            "`cluster.start_timeout`",
         )
 
     def log_hint(self) -> str:

@@ -8,6 +8,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
+from bdflow.cluster.hardware import made_on
 from bdflow.cluster.limits import refuse_excess
 from bdflow.cluster.phases import in_order, is_phased
 from bdflow.cluster.threads import limit, limited
@@ -46,7 +47,7 @@ class SerialExecutor:
             if is_phased(work):
                 for index, result, seconds, used in in_order(work, tasks, partial(limit, resources.threads)):
                     if on_done is not None:
-                        on_done(Completed(index, result, seconds, me, 1, used))
+                        on_done(Completed(index, result, seconds, me, 1, used, made_on()))
                 return
             for index in range(len(tasks)):
                 meter = UsageMeter()
@@ -54,7 +55,7 @@ class SerialExecutor:
                 result = work(tasks[index])
                 seconds = perf_counter() - start
                 if on_done is not None:
-                    on_done(Completed(index, result, seconds, me, 1, meter.read()))
+                    on_done(Completed(index, result, seconds, me, 1, meter.read(), made_on()))
 
     def check(self, resources: Resources) -> None:
         """See `Executor.check`."""

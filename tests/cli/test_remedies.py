@@ -55,10 +55,10 @@ def test_no_text_outside_the_command_line_names_its_commands() -> None:
     [
         InputError("a.key", found="1", expected="2", action="correct it", meaning="m", remedy="run"),
         NotReady(where="x", found="no store", expected="one", action="make it", remedy="run:ingest"),
-        StoreError("whole text", remedy="remake"),
+        StoreError("x", found="a\n  b", expected="one", action="remove it", remedy="remake"),
         CorruptChunk("betas/subj01", "beta", (0, 1), 3, "no file"),
         WorkerLost(3, 2, "killed", "the log"),
-        ClusterError("whole text"),
+        ClusterError(Path("a b"), found="2 GPUs", expected="4", action="ask for fewer"),
     ],
 )
 def test_errors_have_one_root_and_keep_their_parts_when_pickled(error: BdflowError) -> None:

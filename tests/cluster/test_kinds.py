@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 
 from bdflow.cluster import ClusterError, Completed, Resources, open_executor
+from bdflow.cluster.access import dask_dashboard_warning, ray_dashboard_warning
 
 TWO = Resources(workers=2, gpus=1)
 
@@ -85,7 +86,10 @@ def test_dashboards_are_logged_and_on_the_loopback(kind: str, caplog: pytest.Log
     with open_executor(kind, dashboard="127.0.0.1") as executor:  # type: ignore[arg-type]
         executor.run(Double, range(3))
         executor.run(Double, range(3))
-        (line,) = dashboards(caplog)
+        line, *warnings = dashboards(caplog)
+        assert [words.partition(":")[0] for words in warnings] == (
+            ["Dask's dashboard asks for no password"] if kind == "dask" else []
+        )
         words, _, address = line.partition(": ")
         assert words == f"{kind.capitalize()}'s dashboard"
         assert address.startswith("http://127.0.0.1:")
@@ -94,4 +98,37 @@ def test_dashboards_are_logged_and_on_the_loopback(kind: str, caplog: pytest.Log
             assert b"<html" in page.read().lower()
     with open_executor(kind) as executor:  # type: ignore[arg-type]
         executor.run(Double, range(3))
-    assert len(dashboards(caplog)) == 1
+    assert len(dashboards(caplog)) == 1 + len(warnings)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost", "::1"])
+def test_a_dashboard_on_the_loopback_is_said_to_be_seen_by_users_of_the_machine(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    line = dask_dashboard_warning(host)
+    assert "no password" in line
+    assert "every user of this machine" in line
+    assert "dashboard_host" not in line
+    assert ray_dashboard_warning(host) is None, "its token keeps others out"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.3", "node7", ""])
+def test_a_dashboard_that_other_machines_reach_is_warned_of_more(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    for line in (dask_dashboard_warning(host), ray_dashboard_warning(host)):
+        assert line is not None
+        assert f"`cluster.dashboard_host` {host}" in line
+        assert "outside this machine" in line
+        assert "set `cluster.dashboard_host` to 127.0.0.1" in line
+        assert "\n" not in line
+        assert "docs/clusters.md" in line
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_rays_dashboard_without_its_token_is_warned_of(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    line = ray_dashboard_warning(host)
+    assert line is not None
+    assert "RAY_AUTH_MODE=disabled" in line
+    assert "run code" in line

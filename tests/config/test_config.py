@@ -57,7 +57,7 @@ def test_every_shipped_recipe_is_valid(name):
         ("encode.share_steps=0", ["encode.share_steps", "greater than or equal to 1"]),
         ("subjects=[subj01, subj01]", ["each subject once"]),
         ("subjects=[]", ["subjects"]),
-        ("study.path=x", ["`study`, which is a value"]),
+        ("study.path=x", ["`study`, which is a single value"]),
         (f"{PAINTER}.steps", ["no `=`"]),
     ],
 )
@@ -93,7 +93,7 @@ def test_where_work_runs_is_not_part_of_the_record():
 def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load(tmp_path / "none.yaml")
-    for text, word in (("a: [", "not YAML"), ("- a", "list"), ("", "NoneType")):
+    for text, word in (("a: [", "not YAML"), ("- a", "list"), ("", "found nothing")):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(InputError, match=word):
             load(tmp_path / "c.yaml")
@@ -104,7 +104,7 @@ def test_places_are_paths_or_urls_of_object_stores():
     assert (config.study, config.dataset.root) == ("s3://bucket/lab/s.zarr", "gs://bucket/nsd")
     assert parse(MINIMAL).study == Path("s.zarr")
     assert load("demo", ["study=memory://x/s.zarr", "execution={}"]).study == "memory://x/s.zarr"
-    with pytest.raises(InputError, match=r"`study` = 'ftp://x/y' .*a URL other than s3://"):
+    with pytest.raises(InputError, match=r'`study` = "ftp://x/y" .*a URL other than s3://'):
         parse(MINIMAL | {"study": "ftp://x/y"})
     with pytest.raises(InputError, match=r"`dataset.root` in memory://, .*: ingest; expected serial"):
         parse(MINIMAL | {"dataset": {"root": "memory://x/n"}, "execution": {"ingest": {"executor": "dask"}}})

@@ -70,7 +70,7 @@ def test_anchors_and_merged_mappings_work_and_an_explicit_key_wins():
     ],
 )
 def test_an_override_that_takes_another_back_is_refused(overrides, lost):
-    with pytest.raises(InputError, match=f"found `{lost}` set before, which this would take back"):
+    with pytest.raises(InputError, match=f"found `{lost}` set by an override before, which this one would take back"):
         load("demo", overrides)
 
 

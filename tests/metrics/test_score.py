@@ -55,7 +55,7 @@ def test_folders_are_matched_by_name(images, tmp_path):
     expected = bdflow.score(photos, made, ("PixCorr",))
     np.testing.assert_array_equal(found.values["PixCorr"], expected.values["PixCorr"])
     (folders[1] / "face3.PNG").unlink()
-    with pytest.raises(bdflow.InputError, match="made for face3"):
+    with pytest.raises(bdflow.InputError, match="made named face3"):
         bdflow.score(*folders)
 
 

@@ -146,7 +146,7 @@ def test_no_bundle_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no manifest\.json"):
         open_bundle(tmp_path)
     (tmp_path / MANIFEST).write_text("{")
-    with pytest.raises(InputError, match="no JSON"):
+    with pytest.raises(InputError, match="not JSON"):
         open_bundle(tmp_path)
 
 

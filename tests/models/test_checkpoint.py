@@ -141,7 +141,7 @@ def test_mislabelled_files_are_refused(tmp_path: Path, state: dict[str, Tensor])
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"", "begins with b''"),
+        (b"", "begins with nothing"),
         (b"<!DOCTYPE html><html>", "<!DOCTYP"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
     ],

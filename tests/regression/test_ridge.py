@@ -191,9 +191,9 @@ def test_cross_validation_equals_refitting_by_scikit_learn(n, p, array_module):
 def test_cross_validation_that_cannot_be_is_refused():
     x, _, _ = problem(4, 6)
     system = ridge.Dual(x @ x.T)
-    with pytest.raises(ValueError, match="fold 0 holds all 4"):
+    with pytest.raises(ValueError, match="fold 0, which holds all 4 training stimuli"):
         next(cross_validation.k_fold(system, np.arange(4), [1.0], np.zeros(4, int)))
-    with pytest.raises(ValueError, match="1 training stimuli"):
+    with pytest.raises(ValueError, match="found 1 training stimulus; expected at least 2"):
         next(cross_validation.leave_one_out(ridge.Dual(np.zeros((1, 1))), np.arange(1), [1.0]))
 
 

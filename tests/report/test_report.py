@@ -387,9 +387,9 @@ def test_decoding_and_brain_data(context: Context, page: Path) -> None:
     note = page.read_text()
     for words in (
         "subj02: 2 of 8 voxels have no measurement in some trials (14 of 152 betas); means leave these out.",
-        "subj02: 1 trials have no measurement in any voxel and are left out",
+        "subj02: 1 trial has no measurement in any voxel and is left out",
         "subj02: 3 betas of 2 voxels are cut off at -109.2 or 109.2 percent signal change",
-        "subj02: not decoded from: 1 of 8 voxels, which have no measurement of some stimulus.",
+        "subj02: not decoded from: 1 of 8 voxels, which has no measurement of some stimulus.",
     ):
         assert words in note
 

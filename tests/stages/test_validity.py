@@ -144,8 +144,8 @@ def test_what_is_missing_or_cut_off_is_said(nsd, tmp_path, caplog):
     wanted = [
         f"{missing.any(axis=0).sum():,} of {missing.shape[1]:,} voxels have no measurement in some trials "
         f"({missing.sum():,} of {missing.size:,} betas)",
-        "1 trials have no measurement in any voxel and are left out",
-        "betas of 1 voxels are cut off at -109.2 or 109.2 percent signal change",
+        "1 trial has no measurement in any voxel and is left out",
+        "of 1 voxel are cut off at -109.2 or 109.2 percent signal change",
         "which have no measurement of some stimulus",
     ]
     for words in wanted:

@@ -27,7 +27,9 @@ def test_whole_numbers_stay_or_are_refused_by_name(values, source, target):
     array = np.array(values, source)
     outside = [value for value in values if not low <= value <= high]
     if outside:
-        with pytest.raises(StoreError, match=re.escape(f"{outside[0]} at [{values.index(outside[0])}]")) as error:
+        with pytest.raises(
+            StoreError, match=re.escape(f"{outside[0]} at position {values.index(outside[0])}")
+        ) as error:
             narrowed(array, target, "betas/subj01/roi_label")
         assert "betas/subj01/roi_label" in str(error.value)
         assert f"whole numbers from {low} to {high}" in str(error.value)
@@ -44,7 +46,7 @@ def test_floats_become_integers_only_if_they_are(values, target):
     if all(fits):
         assert narrowed(np.array(values), target, "x").tolist() == [int(value) for value in values]
     else:
-        with pytest.raises(StoreError, match=re.escape(f"at [{fits.index(False)}]")):
+        with pytest.raises(StoreError, match=re.escape(f"at position {fits.index(False)}")):
             narrowed(np.array(values), target, "x")
 
 
@@ -99,7 +101,7 @@ def test_a_given_value_that_does_not_fit_leaves_no_store(tmp_path, dtype, value)
     given = {"label": np.array([1, value, 2])}
     with pytest.raises(StoreError, match=re.escape("some/store/label")) as error:
         study.declare("some/store", spec, {"x": 3}, given, Provenance("test", {}, {}, {}))
-    assert "at [1]" in str(error.value)
+    assert "at position 1" in str(error.value)
     assert not (tmp_path / "study.zarr/some").exists()
     good = {"label": np.array([1, 0, 2])}
     store = study.declare("some/store", spec, {"x": 3}, good, Provenance("test", {}, {}, {}))

@@ -56,7 +56,7 @@ def test_a_declaration_that_contradicts_itself_lists_every_problem():
 
 def test_there_is_no_partition_beyond_the_last():
     spec = StoreSpec("t", (ArraySpec("x", ("a",), "f4", "x"),), {"a": 4})
-    with pytest.raises(StoreError, match="partition 3 of 3"):
+    with pytest.raises(StoreError, match="partition 3 asked for; expected 0 to 2"):
         spec.region({"a": 10}, 3)
 
 

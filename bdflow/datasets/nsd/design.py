@@ -12,7 +12,7 @@ import numpy as np
 
 from bdflow import npy
 from bdflow.datasets.nsd.hdf5 import OpenFile
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted
 from bdflow.stores.casts import misfits
 from bdflow.stores.errors import StoreError
 from bdflow.stores.paths import AnyPath, place, readable
@@ -105,9 +105,9 @@ class Design:
         if missing:
             raise InputError(
                 path,
-                found=f"no {', '.join(missing)}",
+                found=f"a file with no {', no '.join(missing)}",
                 expected=f"the arrays {', '.join(_KEYS)}",
-                action="use NSD's own nsd_expdesign.mat.",
+                action="use NSD's own nsd_expdesign.mat",
             )
         arrays = {key: _integers(path, key, content[key]) for key in _KEYS}
         return cls(arrays["masterordering"].ravel(), arrays["subjectim"], arrays["sharedix"].ravel(), path)
@@ -132,9 +132,9 @@ class Design:
         if index > len(self.subjectim):
             raise InputError(
                 f"{self.path}, subject {subject}",
-                found=f"{len(self.subjectim)} subjects",
+                found=f"a design of {counted(len(self.subjectim), 'subject')}",
                 expected=f"a row for {subject}",
-                action=f"use subj01 to subj{len(self.subjectim):02d}.",
+                action=f"choose among subj01 to subj{len(self.subjectim):02d} in `subjects`",
             )
         found: np.ndarray = self.subjectim[index - 1, self.masterordering[chosen] - 1] - 1
         return found

@@ -15,7 +15,7 @@ from typing import Any
 
 from bdflow.config import Config
 from bdflow.datasets.nsd import CAPTIONS, DESIGN, ROI_FILES, STIMULI, subject_index
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted
 from bdflow.stores.paths import RemotePath, place
 
 SOURCE = "s3://natural-scenes-dataset"
@@ -55,13 +55,24 @@ def command(
     where = to or config.dataset.root
     if not isinstance(where, Path):
         raise InputError(
-            "dataset.root", found=f"{where}", expected="a directory", action="name a directory to fetch to"
+            "dataset.root",
+            found=f"{where}, which is no directory of this machine",
+            expected="a directory to fetch to",
+            action="name one (`--to DIR` on the command line), or correct `dataset.root`",
         )
     origin = source_of(source)
     job, items = Fetch(origin, where), listing(config, origin)
     missing = job.missing(items)
     total, left = (sum(item.size for item in some) / 1e9 for some in (items, missing))
-    log.info("%s: %d files, %.3f GB; not yet in %s: %d, %.3f GB", origin, len(items), total, where, len(missing), left)
+    log.info(
+        "%s: %s, %.3f GB; not yet in %s: %d, %.3f GB",
+        origin,
+        counted(len(items), "file"),
+        total,
+        where,
+        len(missing),
+        left,
+    )
     if missing and not only_list:
         log.info("%s", TERMS)
         if not (accept if isinstance(accept, bool) else accept("Do you accept these terms?")):
@@ -70,10 +81,11 @@ def command(
                 found="terms of use that were not accepted",
                 expected="that you have read and accepted them",
                 meaning="Nothing was fetched.",
-                action="read them, and accept them",
+                action="read them (http://naturalscenesdataset.org), then accept them: answer yes when asked, or give "
+                "accept_terms (`--accept-terms` on the command line)",
             )
         job.run(missing)
-        log.info("%s: %d files, as %s has them", where, len(items), origin)
+        log.info("%s: has all of the %s, with the content that %s has", where, counted(len(items), "file"), origin)
     if not (config.dataset.captions or (where / CAPTIONS).is_file() or any(item.name == CAPTIONS for item in items)):
         log.warning("%s is not among them: NSD does not publish it (see docs/places.md).", CAPTIONS)
     return items
@@ -83,7 +95,9 @@ def source_of(url: str) -> RemotePath:
     """The root to fetch from. Raises InputError for anything but a URL of an object store."""
     source = place(url)
     if not isinstance(source, RemotePath):
-        raise InputError("source", found=url, expected="a URL such as s3://BUCKET/FOLDER", action="correct the URL")
+        raise InputError(
+            "source", found=url, expected="a URL such as s3://BUCKET/FOLDER", action="correct the URL of the source"
+        )
     return source
 
 
@@ -154,7 +168,11 @@ class Fetch:
             if isinstance(content, dict) and all(isinstance(of, dict) for of in content.values()):
                 self.record = content
             else:
-                log.warning("%s: not what was recorded. Files that are there are read and compared.", folder / RECORD)
+                log.warning(
+                    "%s: found no readable record of earlier downloads in it. Files that are there are read whole and "
+                    "compared, which takes longer; a new record is written.",
+                    folder / RECORD,
+                )
 
     def missing(self, items: Sequence[Item]) -> list[Item]:
         """Those not there as they should be; the others may be read for it."""
@@ -227,7 +245,7 @@ class Fetch:
             partial.unlink()
             raise InputError(
                 f"{self.source}/{item.name}",
-                found="content that does not match its ETag",
+                found="content that does not match the checksum of its source (its ETag)",
                 expected=f"ETag {item.e_tag}",
                 meaning="It was damaged on its way, or changed at its source; it was not kept.",
                 action="run the same command again",

@@ -18,7 +18,7 @@ from bdflow.datasets.nsd.betas import BetaSession, open_session
 from bdflow.datasets.nsd.design import Design, subject_index
 from bdflow.datasets.nsd.grids import Grid, affine_of, form_of
 from bdflow.datasets.nsd.stimuli import Captions, Stimuli, missing
-from bdflow.errors import InputError
+from bdflow.errors import InputError, listed
 from bdflow.stores.casts import holds, misfits
 from bdflow.stores.errors import StoreError
 from bdflow.stores.paths import AnyPath, RemotePath, place
@@ -231,7 +231,7 @@ class NSD:
         """An ROI volume. Raises InputError for a missing or damaged file, or values that are not labels."""
         path = self._roi_folder(subject) / f"{name}.nii.gz"
         if not path.is_file():
-            raise missing(path, f"the ROI {name} of {subject}", f"; there are {self.roi_names(subject)}")
+            raise missing(path, f"the ROI {name} of {subject}", f"; there are {listed(self.roi_names(subject), 24)}")
         return labelled(read_volume(path))
 
     def ncsnr(self, subject: str) -> np.ndarray:

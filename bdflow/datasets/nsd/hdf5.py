@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import h5py
 
-from bdflow.errors import InputError
+from bdflow.errors import InputError, listed
 from bdflow.stores.paths import AnyPath, no_answer, readable
 
 
@@ -39,7 +39,11 @@ class OpenFile:
     def found(self, name: str) -> str:
         """What the file holds, for an error about its dataset `name`."""
         dataset = self.dataset(name)
-        return f"datasets {sorted(self.file)}" if dataset is None else f"{name} {dataset.dtype} {dataset.shape}"
+        return (
+            f"the datasets {listed(sorted(self.file)) or 'none'}"
+            if dataset is None
+            else f"{name} {dataset.dtype} {dataset.shape}"
+        )
 
     def close(self) -> None:
         """Close the file; once more does nothing."""

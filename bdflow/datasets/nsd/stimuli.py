@@ -143,7 +143,7 @@ def _check_ids(nsd_ids: Sequence[int] | np.ndarray, count: int, path: AnyPath) -
             f"{path}, nsd_ids",
             found=f"{ids.dtype} of shape {ids.shape}",
             expected="a list of whole numbers",
-            action="hand in one id a stimulus.",
+            action="hand in one nsd_id for each stimulus",
         )
     ids = ids.astype(np.int64)
     outside = ids[(ids < 0) | (ids >= count)]

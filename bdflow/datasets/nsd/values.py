@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bdflow.datasets.reader import SessionBetas
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted
 from bdflow.stores.casts import misfits
 
 BETA_SCALE = 300
@@ -53,7 +53,7 @@ def as_stored(
                 path,
                 mask,
                 missing,
-                f"{int(missing.sum())} betas that are not a number",
+                f"{counted(int(missing.sum()), 'beta')} that {'is' if missing.sum() == 1 else 'are'} not a number",
                 "numbers",
                 "set `dataset.not_a_number: invalid` to leave such betas out of means, or correct the file",
             )
@@ -69,7 +69,7 @@ def as_stored(
                 path,
                 mask,
                 beyond,
-                f"{int(beyond.sum())} betas too large, up to {extreme:g} percent signal change",
+                f"{counted(int(beyond.sum()), 'beta')} too large, up to {extreme:g} percent signal change",
                 f"{LOWEST / BETA_SCALE:.5g} to {HIGHEST / BETA_SCALE:.5g}, what int16 of 1/300 percent holds (integer "
                 "files are in 1/300 percent, floating-point ones in percent)",
                 "check the units of this file; set `dataset.outliers: clip` to cut such betas off as NSD does, or "
@@ -95,8 +95,8 @@ def _refused(path: object, mask: np.ndarray, bad: np.ndarray, found: str, expect
     more = f"; every beta of trial {whole[0]}" if whole.size else ""
     return InputError(
         path,
-        found=f"{found}, in {np.unique(voxels).size} voxels and {np.unique(trials).size} trials, the first in trial "
-        f"{trials[0]} (counted from 0) at ({i}, {j}, {k}){more}",
+        found=f"{found}, in {counted(np.unique(voxels).size, 'voxel')} and {counted(np.unique(trials).size, 'trial')}, "
+        f"the first in trial {trials[0]} (counted from 0) at ({i}, {j}, {k}){more}",
         expected=expected,
         meaning="Nothing of this session was kept.",
         action=action,

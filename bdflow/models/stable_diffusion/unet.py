@@ -97,7 +97,7 @@ class StableDiffusion(Img2Img):
                     "conditions",
                     found="neither a picture nor a text condition",
                     expected="at least one of them",
-                    action="give one.",
+                    action="give one of them",
                 )
             text = self.nothing["text"].expand(len(start_noise), -1, -1)
         self._check(pictures, text, start_noise)

@@ -146,7 +146,8 @@ class VersatileDiffusion(Img2Img):
                 "conditions",
                 found="neither CLIP-vision nor CLIP-text",
                 expected="at least one of them",
-                action="give one; a reconstruction without both is the VDVAE's guess itself.",
+                meaning="A reconstruction without both is the VDVAE's guess itself.",
+                action="give one of them",
             )
         n = len(start_noise)
         wanted: list[tuple[str, Any, tuple[int, ...]]] = [

@@ -257,7 +257,7 @@ class Bundle:
 
         if dtype not in DTYPES:
             raise InputError(
-                "dtype", found=repr(dtype), expected=f"one of {sorted(DTYPES)}", action="choose one of them."
+                "dtype", found=repr(dtype), expected="one of " + ", ".join(sorted(DTYPES)), action="choose one of them"
             )
         entry = self.manifest.network(network)
         with collector_paused():

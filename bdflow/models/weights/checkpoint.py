@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from bdflow.errors import InputError
+from bdflow.errors import InputError, listed
 from bdflow.models.weights.pickled import ITEM_BYTES, UnusualPickle, ZippedTensor, read_archive
 from bdflow.models.weights.reading import FileEnds, Piece, filling, pieces_of, room
 
@@ -142,7 +142,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     more than tensors.
     """
     if not path.is_file():
-        raise InputError(path, found="no such file", expected="a checkpoint", action="put the file there.")
+        raise InputError(
+            path,
+            found="no such file",
+            expected="a checkpoint: a file of weights",
+            action="put the file there, or correct the path",
+        )
     kind = _kind(path)
     if (path.suffix == ".safetensors") != (kind == "safetensors"):
         raise InputError(
@@ -173,10 +178,10 @@ def _kind(path: Path) -> str:
         return "pickle"
     raise InputError(
         path,
-        found=f"a file that begins with {head[:8]!r}",
+        found=f"a file that begins with {_said(head[:8])}",
         expected="safetensors or a PyTorch checkpoint",
         meaning="It is empty, truncated, or something else (a web page, say).",
-        action="download it again.",
+        action="download it again",
     )
 
 
@@ -188,6 +193,14 @@ def _truncated(path: Path, error: Exception) -> InputError:
         meaning="The file is truncated or damaged.",
         action="download it again and compare its size and checksum with the source.",
     )
+
+
+def _said(head: bytes) -> str:
+    """The first bytes of a file in words: as text where they are text."""
+    if not head:
+        return "nothing"
+    text = head.decode("ascii", "replace")
+    return f"`{text}`" if text.isprintable() and "\ufffd" not in text else f"the bytes {head.hex(' ')}"
 
 
 def _first_line(error: Exception) -> str:
@@ -244,7 +257,8 @@ def _load_torch(path: Path, mapped: bool) -> Any:
             found=f"a pickle that holds more than tensors ({_first_line(error)})",
             expected="a state dict: names and tensors only",
             meaning="Loading it would run code from the file; nothing was run.",
-            action="use a file from the official source, or convert it to safetensors on a machine you can lose.",
+            action="use a file from the official source, or convert it to safetensors on a machine without data of "
+            "value",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, struct.error) as error:
         raise _truncated(path, error) from error
@@ -265,9 +279,10 @@ def _state_dict(path: Path, content: Any) -> dict[str, Any]:
     if strangers:
         raise InputError(
             path,
-            found=f"{len(strangers)} entries that are not tensors ({', '.join(strangers[:3])})",
+            found=f"{'an entry' if len(strangers) == 1 else f'{len(strangers):,} entries'} other than tensors "
+            f"({listed(strangers, 3)})",
             expected="a state dict: names and tensors only",
-            action="use the official checkpoint.",
+            action="use the official checkpoint",
         )
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bdflow.errors import InputError, NotAtHand
+from bdflow.errors import InputError, NotAtHand, listed
 
 FORMAT = "bdflow-bundle-1"
 MANIFEST = "manifest.json"
@@ -143,9 +143,9 @@ class Manifest:
         if name not in self.networks:
             raise InputError(
                 self.path,
-                found=f"networks {sorted(self.networks)}",
+                found="the networks " + (", ".join(sorted(self.networks)) or "none"),
                 expected=f"one named {name}",
-                action=f"add {name}'s files and their entry.",
+                action=f"add the files of {name} and their entry in the manifest",
             )
         return self.networks[name]
 
@@ -159,12 +159,22 @@ def read_json(path: Path) -> dict[str, Any]:
             "no such file" if isinstance(error, FileNotFoundError) else f"a file that cannot be read ({error.strerror})"
         )
         raise NotAtHand(
-            path, found=found, expected="a JSON file", action="put it there, or name the right path."
+            path, found=found, expected="a JSON file", action="put it there, or name the right path"
         ) from error
     except ValueError as error:
-        raise InputError(path, found=f"no JSON ({error})", expected="a JSON object", action="get it anew.") from error
+        raise InputError(
+            path,
+            found=f"text that is not JSON ({error})",
+            expected="a JSON object",
+            action="get this file anew from where it came from",
+        ) from error
     if not isinstance(content, dict):
-        raise InputError(path, found=type(content).__name__, expected="a JSON object", action="get it anew.")
+        raise InputError(
+            path,
+            found="JSON of another form",
+            expected="a JSON object (`{...}`)",
+            action="get this file anew from where it came from",
+        )
     return content
 
 
@@ -188,23 +198,23 @@ def read_manifest(root: Path) -> Manifest:
     content = read_json(path)
     problems: list[str] = []
     if content.get("format") != FORMAT:
-        problems.append(f"format is {content.get('format')!r}, expected {FORMAT!r}")
+        problems.append(f"format {content.get('format', '(none)')}, expected {FORMAT}")
     networks = {}
-    listed = content.get("networks")
-    for name, entry in (listed if isinstance(listed, dict) else {}).items():
+    entries = content.get("networks")
+    for name, entry in (entries if isinstance(entries, dict) else {}).items():
         same_as = entry.get("same_as") if isinstance(entry, dict) else None
         if same_as is not None:
             entry = _resolved(name, entry, content["networks"], problems)
         network = None if entry is None else _network(root, name, entry, problems)
         if network is not None:
             networks[name] = replace(network, same_as=same_as)
-    problems += [f"network {name} is missing" for name in _lacking(set(listed or {}))]
+    problems += [f"network {name} is missing" for name in _lacking(set(entries or {}))]
     if problems:
         raise InputError(
             path,
-            found="; ".join(problems),
+            found=listed(problems, joint="; "),
             expected=f"a manifest of format {FORMAT}",
-            action=f"correct it, or write it anew with `python -m bdflow.models.weights.manifest {root}`.",
+            action=f"correct it, or write it anew with `python -m bdflow.models.weights.manifest {root}`",
         )
     return Manifest(path, str(content["name"]), content.get("licence", ""), content.get("source", ""), networks)
 
@@ -362,9 +372,9 @@ def write_manifest(root: Path, name: str | None = None) -> Path:
     if missing:
         raise InputError(
             root,
-            found=f"nothing named {'; '.join(missing)}",
+            found=f"nothing named {listed(missing, joint='; ')}",
             expected="the published files of VDVAE and Versatile Diffusion, or of Stable Diffusion 1",
-            action="download what is missing into this directory (docs/models.md says from where) and run this again.",
+            action="download what is missing into this directory (docs/models.md says from where) and run this again",
         )
     path = root / MANIFEST
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

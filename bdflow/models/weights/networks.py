@@ -28,9 +28,9 @@ def vdvae_config(entry: NetworkEntry) -> VDVAEConfig:
     if not known.issuperset(config):
         raise InputError(
             "vdvae config",
-            found=f"unknown settings {sorted(set(config) - known)}",
-            expected=f"settings among {sorted(known)}",
-            action="correct the manifest.",
+            found="unknown settings " + ", ".join(sorted(set(config) - known)),
+            expected="settings among " + ", ".join(sorted(known)),
+            action="correct the entry of this network in the bundle's manifest.json",
         )
     return VDVAEConfig(**config)
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdflow.errors import BdflowError
-
 STORAGE_DTYPES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
@@ -24,7 +22,7 @@ ITEM_BYTES = {
 }  # fmt: skip
 
 
-class UnusualPickle(BdflowError):
+class UnusualPickle(ValueError):
     """The archive asks for more than a state dict needs, or is damaged: torch's own reader has to judge it."""
 
 

@@ -17,8 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bdflow.errors import BdflowError
-
 CHUNK_BYTES = 4 * 2**20
 SHARE_BYTES = 64 * 2**20
 MOST_READERS = 4
@@ -80,7 +78,7 @@ def pieces_of(place: int, stored: torch.dtype, target: Tensor) -> list[Piece]:
     return pieces
 
 
-class FileEnds(BdflowError, EOFError):
+class FileEnds(EOFError):
     """A file that ends before its last piece."""
 
     def __init__(self, path: Path) -> None:

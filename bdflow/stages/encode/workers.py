@@ -88,8 +88,10 @@ class Encoder:
         kernel, cross = ridge.kernel_matrix(blocks(), int(train.sum()), int((~train).sum()))
         if not latents:
             raise StoreError(
-                f"{targets.path}: found no latent that differs between training stimuli; expected some.\n"
-                "What to do: look at `latent` of this store, and at the photos it was made from."
+                targets.path,
+                found="no latent that differs between training stimuli",
+                expected="some that differ",
+                action="look at `latent` of this store, and at the photos that it was made from",
             )
         kernel /= latents
         cross /= latents

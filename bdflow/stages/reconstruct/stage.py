@@ -36,6 +36,7 @@ class Reconstruct(Stage):
     """Mean predictions, guesses, reconstructions."""
 
     name = "reconstruct"
+    uses_torch = True
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         if MEAN in decoded(config, config.subjects):
@@ -251,9 +252,10 @@ def _start_means(context: Context) -> Work:
         ids = shared_ids([source.read("nsd_id") for source in predictions])
         if not len(ids):
             raise StoreError(
-                f"{keys.predictions(MEAN, space)}: found no stimulus that all of {', '.join(context.subjects)} were "
-                "tested with; expected some: the mean is taken over the predictions of one stimulus.\n"
-                "What to do: set `reconstruct.subject_mean: false`, or choose another test set (`dataset.split`)."
+                keys.predictions(MEAN, space),
+                found=f"no stimulus that all of {', '.join(context.subjects)} were tested with",
+                expected="some: the mean is taken over the predictions of one stimulus",
+                action="set `reconstruct.subject_mean: false`, or choose another test set (`dataset.split`)",
             )
         stores[space] = context.declare(keys.predictions(MEAN, space), {"nsd_id": ids})
         targets = parts.targets(space, parts.of_pictures(config, MEAN))

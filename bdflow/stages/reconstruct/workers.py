@@ -102,8 +102,10 @@ class Latents:
             latent = ridge.restandardise(latent, rule, statistics).astype(np.float32)
         if not np.isfinite(latent).all():
             raise StoreError(
-                f"{store.path}: found latents that are not finite; expected numbers.\n"
-                "What to do: look at `r2` and `train_std` of this store, and at the targets it was made from."
+                store.path,
+                found="latents that are not finite",
+                expected="numbers",
+                action="look at `r2` and `train_std` of this store, and at the targets that it was made from",
             )
         return latent
 

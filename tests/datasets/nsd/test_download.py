@@ -105,7 +105,7 @@ def test_a_session_is_streamed_and_damage_is_told_from_silence(nsd, mirror, monk
     cut._siblings.delete(cut.name)
 
     def silent(self, name, start, stop):
-        raise Unreachable("no answer")
+        raise Unreachable("s3://x", found="no answer", expected="one", action="run the same again")
 
     monkeypatch.setattr("bdflow.stores.remote.Bucket.read_range", silent)
     for read in (lambda: data.open_session(path.parents[2].name, 1), data.design, data.stimuli):
@@ -129,7 +129,7 @@ def test_hdf5_sessions_are_read_by_ranges(tmp_path, monkeypatch, chunks):
         source = session._file.source
 
         def silent(self, name, start, stop):
-            raise Unreachable("no answer")
+            raise Unreachable("s3://x", found="no answer", expected="one", action="run the same again")
 
         monkeypatch.setattr("bdflow.stores.remote.Bucket.read_range", silent)
         source.raw._pieces.clear()
@@ -154,7 +154,7 @@ def made(where, name, shape):
     return where
 
 def silent(self, name, start, stop):
-    raise Unreachable("no answer")
+    raise Unreachable("s3://x", found="no answer", expected="one", action="run the same again")
 
 stimuli = made("memory://left/stimuli.hdf5", "imgBrick", (3, 8, 8, 3))
 Bucket.read_range = silent
@@ -271,7 +271,7 @@ def test_terms_are_shown_and_nothing_comes_before_they_are_accepted(mirror, sett
         assert not (tmp_path / "nsd").exists()
     done = CliRunner().invoke(app, command, input="y\n")
     assert done.exit_code == 0, done.output
-    assert "as memory://fetch-mirror/nsd has them" in done.output
+    assert "with the content that memory://fetch-mirror/nsd has" in done.output
     nothing = CliRunner().invoke(app, command)
     assert nothing.exit_code == 0, "what is there needs no terms"
     shutil.rmtree(tmp_path / "nsd")

@@ -102,7 +102,15 @@ def test_one_beta_of_150_percent_says_where_it_is_and_what_can_be_done(tmp_path)
     betas[2, 1] = -150
     with pytest.raises(InputError) as error:
         as_stored(betas, "betas_session02.nii.gz", mask)
-    for word in ("betas_session02.nii.gz", "1 betas", "-150 percent", "trial 2", "(1, 2, 2)", "clip", "invalid"):
+    for word in (
+        "betas_session02.nii.gz",
+        "1 beta too large",
+        "-150 percent",
+        "trial 2",
+        "(1, 2, 2)",
+        "clip",
+        "invalid",
+    ):
         assert word in str(error.value)
     assert as_stored(betas, "x", mask, outliers="clip").values[2, 1] == -32768
     left_out = as_stored(betas, "x", mask, outliers="invalid").valid
@@ -117,7 +125,7 @@ def test_a_trial_that_is_not_a_number_anywhere_is_named():
         as_stored(betas, "file", line(3))
     for word in (
         "3 betas that are not a number",
-        "1 trials",
+        "1 trial,",
         "every beta of trial 3",
         "`dataset.not_a_number: invalid`",
     ):

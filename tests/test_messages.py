@@ -1,0 +1,143 @@
+"""Every message says what was found, what was expected and what to do; settings and commands that it names exist."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from bdflow.cli import remedies
+from bdflow.cli.main import app
+from bdflow.config import Config
+from bdflow.errors import BdflowError, counted, listed
+
+ROOT = Path(__file__).parents[1]
+OWN = {"StoreError", "ClusterError", "ConfigError", "NotReady", "InputError", "NotAtHand", "BdflowError"}
+PARTS = {"found", "expected", "action"}
+
+
+def files() -> list[Path]:
+    every = [*(ROOT / "bdflow").rglob("*.py"), *(ROOT / "stores").glob("*.py"), *(ROOT / "cluster").rglob("*.py")]
+    return sorted({file.resolve() for file in every})
+
+
+def text(node: ast.AST) -> str:
+    """The words of a string; what is put in is `{}`."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text(part) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return text(node.left) + text(node.right)
+    return "{}"
+
+
+def raised() -> Iterator[tuple[str, str, dict[str, ast.expr], list[ast.expr]]]:
+    """Place, class, named and unnamed parts of every own error that is made."""
+    for file in files():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func).rpartition(".")[2]
+                if name in OWN:
+                    given = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+                    yield f"{file.relative_to(ROOT)}:{node.lineno}", name, given, node.args
+
+
+def test_every_own_error_says_what_was_found_and_what_to_do() -> None:
+    wrong, count = [], 0
+    for place, _, given, rest in raised():
+        count += 1
+        if given.keys() >= PARTS:
+            continue
+        words = "".join(text(part) for part in rest)
+        carries_another = words.endswith("{}") and "What to do:" not in words  # such as where it happened
+        if not carries_another and "What to do:" not in words:
+            wrong.append(f"{place}: {words[:80]}")
+    assert count > 240
+    assert wrong == []
+
+
+def settings(section: type[BaseModel], before: str = "") -> Iterator[str]:
+    """Every key of the configuration, with sections of names of one's own as NAME."""
+    for name, field in section.model_fields.items():
+        yield f"{before}{name}"
+        for inner in re.findall(r"config\.sections\.(\w+)|cluster\.types\.(\w+)", str(field.annotation)):
+            from bdflow.cluster import types
+            from bdflow.config import sections
+
+            made = getattr(sections, inner[0], None) or getattr(types, inner[1], None)
+            if isinstance(made, type) and issubclass(made, BaseModel):
+                mapping = "dict[" in str(field.annotation)
+                yield from settings(made, f"{before}{name}." + ("NAME." if mapping else ""))
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    for place, _, given, rest in raised():
+        yield place, " ".join(text(part) for part in [*rest, *given.values()])
+    for file in files():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log.") and node.args:
+                yield f"{file.relative_to(ROOT)}:{node.lineno}", text(node.args[0])
+
+
+def test_settings_that_messages_name_are_there() -> None:
+    known = set(settings(Config))
+    assert {"painters.NAME.select_by", "ridge.validation.folds", "cluster.slurm.partition"} <= known
+    sections = {key.split(".")[0] for key in known}
+    wrong = []
+    for place, words in messages():
+        for key in re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)(?:[:=][^`]*)?`", words):
+            first = key.split(".")[0]
+            plain = re.sub(r"^(painters|spaces)\.(?!NAME)[^.]+", r"\1.NAME", key).replace(
+                "execution.STAGE", "execution.regress"
+            )
+            if first in sections and plain not in known:
+                wrong.append(f"{place}: {key}")
+    assert wrong == []
+
+
+def test_commands_that_messages_name_are_there() -> None:
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands |= {group.name for group in app.registered_groups if group.name}
+    wrong = []
+    for place, words in messages():
+        for command in re.findall(r"(?:`|run |: )bdflow ([a-z-]+)\b", words):
+            if command not in commands:
+                wrong.append(f"{place}: bdflow {command}")
+    assert wrong == []
+    for remedy in ("run", "run:features", "remake", "remake:regress", "repair", "status", "check-bundle"):
+        named = remedies.command(remedy, ["status", "CONFIG"]).split()[1]
+        assert named in commands, remedy
+
+
+def test_no_message_holds_the_repr_of_a_path_or_array() -> None:
+    """A value that is put in as its repr (`!r`) is text of the user's, never an object."""
+    wrong = []
+    for file in files():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FormattedValue) and node.conversion == ord("r"):
+                inside = ast.unparse(node.value)
+                if re.search(r"\b(path|file|folder|array|dtype|config)$", inside) and inside != "self.path":
+                    wrong.append(f"{file.relative_to(ROOT)}:{node.lineno}: {inside}")
+    assert wrong == []
+
+
+def test_numbers_and_lists_in_sentences() -> None:
+    assert [counted(n, "difference") for n in (0, 1, 2, 12_345)] == [
+        "0 differences", "1 difference", "2 differences", "12,345 differences"
+    ]  # fmt: skip
+    assert listed(["a"]) == "a"
+    assert listed("abcde") == "a, b, c, d, e"
+    assert listed(range(7)) == "0, 1, 2, 3, 4 and 2 more"
+
+
+def test_a_message_is_made_of_its_parts() -> None:
+    error = BdflowError(where="a.yaml", found="x", expected="y", meaning="It is wrong.", action="mend it.")
+    assert str(error) == "a.yaml: found x; expected y.\nIt is wrong.\nWhat to do: mend it."
+
+
+@pytest.mark.parametrize("word", ["rooms", "kitchen", "siege"])
+def test_words_that_were_given_up_stay_away(word: str) -> None:
+    assert [place for place, words in messages() if re.search(rf"\b{word}\b", words)] == []
