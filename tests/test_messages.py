@@ -130,11 +130,11 @@ def test_numbers_and_lists_in_sentences() -> None:
     ]  # fmt: skip
     assert listed(["a"]) == "a"
     assert listed("abcde") == "a, b, c, d, e"
-    assert listed(range(7)) == "0, 1, 2, 3, 4 and 2 more"
+    assert listed(range(7), 5) == "0, 1, 2, 3, 4 and 2 more"
 
 
 def test_a_message_is_made_of_its_parts() -> None:
-    error = BdflowError(where="a.yaml", found="x", expected="y", meaning="It is wrong.", action="mend it.")
+    error = BdflowError("a.yaml", found="x", expected="y", meaning="It is wrong.", action="mend it.")
     assert str(error) == "a.yaml: found x; expected y.\nIt is wrong.\nWhat to do: mend it."
 
 

@@ -72,7 +72,7 @@ def test_what_a_later_stage_cannot_get_is_refused_before_the_first_starts(settin
         pipeline = Pipeline(parse(settings(tmp_path, execution=where)))
         with pytest.raises(ClusterError, match=words) as error:
             pipeline.run(["ingest", "reconstruct"])
-        assert "execution.reconstruct (dask): Asked for" in str(error.value)
+        assert "execution.reconstruct (dask), resources: found" in str(error.value)
         assert Study(tmp_path / "study.zarr").paths() == []
         pipeline.run(["ingest"])
         shutil.rmtree(tmp_path / "study.zarr")

@@ -26,12 +26,21 @@ class Devices:
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (Resources(workers=5), "Asked for 5 workers; found 4 workers"),
-        (Resources(threads=3), "Asked for 3 threads a worker; found 2"),
-        (Resources(workers=3, gpus=1), "3 workers x 1 GPUs = 3 GPUs; found 2 GPUs (enough for 2 such workers)"),
-        (Resources(workers=3, gpus=0.6), "3 workers x 0.6 GPUs = 1.8 GPUs; found 2 GPUs (enough for 2"),
-        (Resources(workers=3, memory=3 * 2**30), "3 workers x 3.00 GiB; found 8.00 GiB of memory"),
-        (Resources(gpus=1.5), "Asked for 1.5 GPUs a worker; expected a whole number"),
+        (Resources(workers=5), "found 4 workers at most; expected what is asked for: 5 workers"),
+        (Resources(threads=3), "found 2 at most; expected what is asked for: 3 threads a worker"),
+        (
+            Resources(workers=3, gpus=1),
+            "found 2 GPUs (enough for 2 such workers); expected what is asked for: 3 workers x 1 GPUs = 3 GPUs",
+        ),
+        (
+            Resources(workers=3, gpus=0.6),
+            "found 2 GPUs (enough for 2 such workers); expected what is asked for: 3 workers x 0.6 GPUs = 1.8 GPUs",
+        ),
+        (
+            Resources(workers=3, memory=3 * 2**30),
+            "found 8.00 GiB of memory; expected what is asked for: 3 workers x 3.00 GiB",
+        ),
+        (Resources(gpus=1.5), "GPUs of a worker: found 1.5; expected a whole number"),
     ],
     ids=["workers", "threads", "gpus", "fractions", "memory", "odd"],
 )
@@ -48,9 +57,9 @@ def test_this_machine_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for kind in KINDS:
         executor = open_executor(kind)  # type: ignore[arg-type]
-        with pytest.raises(ClusterError, match="1 workers x 1 GPUs = 1 GPUs; found 0 GPUs"):
+        with pytest.raises(ClusterError, match=r"found 0 GPUs .* asked for: 1 workers x 1 GPUs = 1 GPUs"):
             executor.run(Devices, [1], resources=Resources(gpus=1))
-        with pytest.raises(ClusterError, match=r"GiB; found .* GiB of memory"):
+        with pytest.raises(ClusterError, match=r"found .* GiB of memory; expected what is asked for: .* GiB"):
             executor.run(Devices, [1], resources=Resources(memory=2**50))
 
 
@@ -109,7 +118,7 @@ def test_arguments_are_checked() -> None:
 
 def test_ray_of_somebody_else_is_left_alone(opened: dict[str, Executor]) -> None:
     opened["ray"].run(Devices, [1])
-    with open_executor("ray") as second, pytest.raises(ClusterError, match="Ray already started"):
+    with open_executor("ray") as second, pytest.raises(ClusterError, match="already started in this process"):
         second.run(Devices, [1])
     opened["ray"].run(Devices, [1])
 

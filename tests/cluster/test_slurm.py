@@ -196,7 +196,7 @@ def test_a_job_at_its_time_limit_is_requeued_and_resumes(settings, tmp_path):
     assert shown(job, "JobState") == "COMPLETED", log.read_text()
     restarts = int(shown(job, "Restarts"))
     assert restarts >= 1
-    assert log.read_text().count("stopped; the same command goes on") == restarts
+    assert log.read_text().count("stopped. Run the same command again") == restarts
     assert snapshot(tmp_path / "limited" / "study.zarr") == expected
 
 
@@ -236,7 +236,7 @@ def test_jobs_that_cannot_work_are_not_asked_for_for_ever(settings, tmp_path):
     process = run(config)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "workers in a row ended before they took part" in out
+    assert "workers in a row that ended before they took part" in out
     assert "no such module" in out
 
 

@@ -204,6 +204,6 @@ def test_the_second_of_two_runs_is_refused(settings, s3, tmp_path):
         time.sleep(0.05)
     said = finish(second, "ingest", expected=1)
     assert process.poll() is None, "the first was still at it"
-    assert f"is in use by process {process.pid}" in said
+    assert f"in use by process {process.pid}" in said
     assert process.wait(300) == 0
     finish(second, "ingest")
