@@ -1,4 +1,7 @@
-"""Every message says what was found, what was expected and what to do; settings and commands that it names exist."""
+"""Words of messages: commands that they name exist, numbers and lists are bounded and read well, no reprs.
+
+That every error has its parts, and that settings and pages it names exist: `tests/test_message_references.py`.
+"""
 
 import ast
 import re
@@ -6,16 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from bdflow.cli import remedies
 from bdflow.cli.main import app
-from bdflow.config import Config
 from bdflow.errors import BdflowError, counted, listed
 
 ROOT = Path(__file__).parents[1]
 OWN = {"StoreError", "ClusterError", "ConfigError", "NotReady", "InputError", "NotAtHand", "BdflowError"}
-PARTS = {"found", "expected", "action"}
 
 
 def files() -> list[Path]:
@@ -45,34 +45,6 @@ def raised() -> Iterator[tuple[str, str, dict[str, ast.expr], list[ast.expr]]]:
                     yield f"{file.relative_to(ROOT)}:{node.lineno}", name, given, node.args
 
 
-def test_every_own_error_says_what_was_found_and_what_to_do() -> None:
-    wrong, count = [], 0
-    for place, _, given, rest in raised():
-        count += 1
-        if given.keys() >= PARTS:
-            continue
-        words = "".join(text(part) for part in rest)
-        carries_another = words.endswith("{}") and "What to do:" not in words  # such as where it happened
-        if not carries_another and "What to do:" not in words:
-            wrong.append(f"{place}: {words[:80]}")
-    assert count > 240
-    assert wrong == []
-
-
-def settings(section: type[BaseModel], before: str = "") -> Iterator[str]:
-    """Every key of the configuration, with sections of names of one's own as NAME."""
-    for name, field in section.model_fields.items():
-        yield f"{before}{name}"
-        for inner in re.findall(r"config\.sections\.(\w+)|cluster\.types\.(\w+)", str(field.annotation)):
-            from bdflow.cluster import types
-            from bdflow.config import sections
-
-            made = getattr(sections, inner[0], None) or getattr(types, inner[1], None)
-            if isinstance(made, type) and issubclass(made, BaseModel):
-                mapping = "dict[" in str(field.annotation)
-                yield from settings(made, f"{before}{name}." + ("NAME." if mapping else ""))
-
-
 def messages() -> Iterator[tuple[str, str]]:
     for place, _, given, rest in raised():
         yield place, " ".join(text(part) for part in [*rest, *given.values()])
@@ -80,22 +52,6 @@ def messages() -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log.") and node.args:
                 yield f"{file.relative_to(ROOT)}:{node.lineno}", text(node.args[0])
-
-
-def test_settings_that_messages_name_are_there() -> None:
-    known = set(settings(Config))
-    assert {"painters.NAME.select_by", "ridge.validation.folds", "cluster.slurm.partition"} <= known
-    sections = {key.split(".")[0] for key in known}
-    wrong = []
-    for place, words in messages():
-        for key in re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)(?:[:=][^`]*)?`", words):
-            first = key.split(".")[0]
-            plain = re.sub(r"^(painters|spaces)\.(?!NAME)[^.]+", r"\1.NAME", key).replace(
-                "execution.STAGE", "execution.regress"
-            )
-            if first in sections and plain not in known:
-                wrong.append(f"{place}: {key}")
-    assert wrong == []
 
 
 def test_commands_that_messages_name_are_there() -> None:

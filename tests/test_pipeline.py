@@ -563,10 +563,14 @@ def test_metadata_of_a_real_study_is_named_and_written_again(settings, copied):
         content = bytearray(whole[name])
         content[(number * 37) % len(content)] = 0xFF
         (study / name).write_bytes(bytes(content))
-    (study / "targets/vdvae/shared/notes.txt").write_text("mine")
+    damaged = {name.rpartition("/")[0] for name in victims} - {""}
+    stores = [name.removesuffix("/nsd_id/zarr.json") for name in names if name.endswith("/nsd_id/zarr.json")]
+    below_whole = (s for s in stores if not any(s == of or s.startswith(f"{of}/") for of in damaged))
+    notes = f"{next(below_whole)}/notes.txt"
+    (study / notes).write_text("mine")
     pipeline = Pipeline(parse(settings(copied)))
     named = {f"{d.store}/{d.file}".lstrip("/") for d in pipeline.verify()}
-    assert named == {*victims, "targets/vdvae/shared/notes.txt"}
+    assert named == {*victims, notes}
     states = {row.path: row.state.kind for row in pipeline.status()}
     owners = {name.rpartition("/")[0] for name in victims}
     assert {path for path, kind in states.items() if kind == "damaged"} == {
@@ -574,7 +578,7 @@ def test_metadata_of_a_real_study_is_named_and_written_again(settings, copied):
     }
     pipeline.timings()
     pipeline.verify(repair=True)
-    (study / "targets/vdvae/shared/notes.txt").unlink()
+    (study / notes).unlink()
     assert pipeline.verify() == []
     after = {str(file.relative_to(study)): file.read_bytes() for file in study.rglob("*") if file.is_file()}
     remembered = {name: after[name] for name in after if name.startswith("runs/inputs/digests/c")}

@@ -78,14 +78,7 @@ def run(
     """Run the pipeline: ingest, features, regress, reconstruct, evaluate, report. Resumes where it was stopped."""
     loaded = _loaded(config, overrides, subjects)
     with _stoppable():
-        api.run(
-            loaded,
-            until=until,
-            only=only,
-            subjects=_names(subjects),
-            remake=remake,
-            command=_command(),
-        )
+        api.run(loaded, until=until, only=only, subjects=_names(subjects), remake=remake, command=_command())
 
 
 @contextmanager
@@ -105,10 +98,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _stage_command(stage: str, text: str) -> None:
     def command(
-        config: ConfigArgument,
-        subjects: SubjectsOption = "",
-        remake: RemakeOption = False,
-        overrides: SetOption = None,
+        config: ConfigArgument, subjects: SubjectsOption = "", remake: RemakeOption = False, overrides: SetOption = None
     ) -> None:
         run(config, only=stage, subjects=subjects, remake=remake, overrides=overrides)
 
@@ -143,13 +133,7 @@ def roi(
     loaded = _loaded(config, overrides)
     with _stoppable():
         made = api.paint_regions(
-            loaded,
-            region or (),
-            mask=mask,
-            subjects=_names(subjects),
-            out=out,
-            remake=remake,
-            command=_command(),
+            loaded, region or (), mask=mask, subjects=_names(subjects), out=out, remake=remake, command=_command()
         )
     for path in (*made.stores, *made.figures):
         typer.echo(path)

@@ -401,13 +401,9 @@ def _npy(content: bytes, where: str) -> np.ndarray:
     try:
         shape, fortran, dtype = npy.header(stream)
     except ValueError as error:
-        raise Refusal(
-            400,
-            where,
-            found=f"bytes that are not an .npy file ({error})",
-            expected="what numpy.save writes",
-            action="write it with numpy.save",
-        ) from error
+        found = f"bytes that are not an .npy file ({error})"
+        action = "write it with numpy.save"
+        raise Refusal(400, where, found=found, expected="what numpy.save writes", action=action) from error
     data = content[stream.tell() :]
     if dtype.kind not in npy.REAL:
         raise Refusal(422, where, found=f"dtype {dtype}", expected="real numbers", action="save it as float32")
@@ -421,11 +417,7 @@ def _npy(content: bytes, where: str) -> np.ndarray:
         )
     if not data:
         raise Refusal(
-            422,
-            where,
-            found=f"no value (shape {shape})",
-            expected="an item at least",
-            action="send one or more items",
+            422, where, found=f"no value (shape {shape})", expected="an item at least", action="send one or more items"
         )
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
@@ -450,11 +442,7 @@ def _npz(content: bytes, most: int) -> dict[str, np.ndarray]:
     except Refusal:
         raise
     except Exception as error:  # zipfile and its decompressors raise what they come upon
-        raise Refusal(
-            400,
-            "body",
-            found=f"bytes that are not an .npz file ({error})",
-            expected="what numpy.savez writes",
-            action="write it with numpy.savez",
-        ) from error
+        found = f"bytes that are not an .npz file ({error})"
+        action = "write it with numpy.savez"
+        raise Refusal(400, "body", found=found, expected="what numpy.savez writes", action=action) from error
     return {name: _npy(file, f"{name}.npy") for name, file in files.items()}

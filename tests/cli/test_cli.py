@@ -113,7 +113,8 @@ def test_bundles_are_described_checked_and_made(tmp_path):
     assert check.exit_code == 1
     for word in ("vae/diffusion_pytorch_model.safetensors", "image_encoder/model.safetensors", "2 problems"):
         assert word in check.stdout
-    init = bdflow("bundle", "init", tmp_path)
+    (tmp_path / "empty").mkdir()
+    init = bdflow("bundle", "init", tmp_path / "empty")
     assert isinstance(init.exception, BdflowError)
     assert "imagenet64-iter-1600000-model-ema.th" in str(init.exception)
 

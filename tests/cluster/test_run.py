@@ -193,7 +193,7 @@ def test_an_exception_that_cannot_travel_is_named(remote: Executor) -> None:
     def fail(task: int) -> int:
         raise Tangled
 
-    with pytest.raises(ClusterError, match=r"Tangled.*cannot be pickled") as caught:
+    with pytest.raises(ClusterError, match=r"Tangled(.|\n)*cannot be pickled") as caught:
         remote.run(lambda: fail, range(3))
     assert "raise Tangled" in "".join(caught.value.__notes__) or "in fail" in "".join(caught.value.__notes__)
 

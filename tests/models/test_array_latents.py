@@ -42,7 +42,7 @@ WRONG = {
     "ids as floats": (lambda: saved(nsd_id=IDS * 1.0, latent=LATENT), "float64"),
     "fewer": (lambda: saved(nsd_id=IDS, latent=LATENT[:2]), "(2, 4)"),
     "flat": (lambda: saved(nsd_id=IDS, latent=LATENT[:, 0]), "(3,)"),
-    "twice an id": (lambda: saved(nsd_id=IDS * 0, latent=LATENT), "an nsd_id twice"),
+    "twice an id": (lambda: saved(nsd_id=IDS * 0, latent=LATENT), "the same nsd_id twice"),
     "twice an array": (twice, "two arrays nsd_id"),
     "no latent": (lambda: saved(nsd_id=IDS), "latent.npy"),
     "an array alone": (lone, "cannot be read"),

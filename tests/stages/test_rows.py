@@ -182,7 +182,7 @@ def test_leaving_groups_of_one_out_is_leave_one_out():
             ridge.Dual(z @ z.T), [rows[i : i + 1] for i in range(3)], [10.0], intercept
         )
         np.testing.assert_allclose(next(alone), next(groups), atol=1e-12)
-    with pytest.raises(ValueError, match="nothing is left"):
+    with pytest.raises(ValueError, match="Nothing is left"):
         next(cross_validation.leave_group_out(ridge.Dual(z @ z.T), [np.arange(30)], [1.0]))
 
 

@@ -119,7 +119,12 @@ BOUNDED = {
         "~bad",  # bool
         "missing",  # at most the trials
         "cut_off",
+        "usable[order[first]]",  # positions of trials
     ],
+    "bdflow/stages/reconstruct/selection.py": [  # which of the pictures of a stimulus
+        "np.nan_to_num(found, nan=-2.0).argmax(axis=1)"
+    ],
+    "bdflow/study/encoding_models.py": ["q < FALSE_DISCOVERIES"],  # bool
     "bdflow/study/region_patterns.py": ["np.count_nonzero(patterns, axis=1)"],  # at most the voxels
     "bdflow/study/voxel_maps.py": ["regions.pattern(name)"],  # 1 and 0
     "bdflow/regions/rescale.py": ["np.clip((image - low) * (255 / (high - low)), 0, 255).round()"],

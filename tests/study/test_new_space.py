@@ -101,7 +101,7 @@ def _ingested(settings, root: Path) -> Path:
         ({"encoder": "clip_visoin"}, "did you mean `clip_vision`"),
         ({"encoder": "nowhere:Class"}, "cannot be imported"),
         ({"encoder": "json:loads"}, "not a class"),
-        ({"encoder": "vdvae", "options": {"laten": "mean"}}, "options of the encoder: latent"),
+        ({"encoder": "vdvae", "options": {"laten": "mean"}}, "options that the encoder takes: latent"),
         ({"encoder": "array:nowhere.npz"}, "cannot be read"),
     ],
 )

@@ -372,7 +372,7 @@ def write_manifest(root: Path, name: str | None = None) -> Path:
     if missing:
         raise InputError(
             root,
-            found=f"nothing named {listed(missing, joint='; ')}",
+            found=f"nothing named {listed(missing, 40, joint='; ')}",
             expected="the published files of VDVAE and Versatile Diffusion, or of Stable Diffusion 1",
             action="download what is missing into this directory (docs/models.md says from where) and run this again",
         )
