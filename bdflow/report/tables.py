@@ -33,14 +33,16 @@ DEMO = (
     "that every step works. Its pictures are crude, and its scores cannot be compared with the published ones."
 )
 VARIANTS = {
-    "full": "guess, CLIP vision and CLIP text",
-    "only_vdvae": "the guess alone, enlarged",
-    "no_vdvae": "painted from noise, without the guess",
-    "no_clip_text": "guess and CLIP vision",
-    "no_clip_vision": "guess and CLIP text",
-    "only_z": "z, under the empty text",
-    "only_c": "c, painted from noise",
+    "versatile_diffusion": {
+        "full": "guess, CLIP vision and CLIP text",
+        "only_vdvae": "the guess alone, enlarged",
+        "no_vdvae": "painted from noise, without the guess",
+        "no_clip_text": "guess and CLIP vision",
+        "no_clip_vision": "guess and CLIP text",
+    },
+    "stable_diffusion": {"full": "z and c", "only_z": "z, under the empty text", "only_c": "c, painted from noise"},
 }
+"""By kind of painter, what a variant is painted from."""
 GUESSES = {"versatile_diffusion": "the VDVAE's picture", "stable_diffusion": "the picture of z"}
 Stores = Mapping[str, Store]
 
@@ -51,10 +53,14 @@ def ours(config: Config) -> dict[str, str]:
     return {picture_label(config, painter, variant): variant for painter, variant in made}
 
 
-def described(variant: str) -> str:
-    """What a variant is painted from."""
-    name = variant.rpartition("/")[2]
-    return VARIANTS.get(name, name.replace("_", " "))
+def described(config: Config) -> dict[str, str]:
+    """What every kind of picture is painted from, by its label; of painters of one's own, the variant's name."""
+    return {
+        picture_label(config, painter, variant): VARIANTS.get(config.painters[painter].kind, {}).get(
+            variant, variant.replace("_", " ")
+        )
+        for painter, variant in pictures_of(config)
+    }
 
 
 def page(
@@ -84,10 +90,18 @@ def page(
             ("mask", config.dataset.mask),
             ("seed", str(config.seed)),
         ),
-        scores=[table_1(scores, comparable=comparable), table_2(scores, ours(config), comparable=comparable)],
+        scores=[
+            table_1(scores, comparable=comparable),
+            table_2(scores, ours(config), described(config), comparable=comparable),
+        ],
         comparisons=[
             table
-            for table in (other_subjects(scores), systems(scores), ablations(scores), contrasts(scores))
+            for table in (
+                other_subjects(scores, described(config)),
+                systems(scores),
+                ablations(scores),
+                contrasts(scores),
+            )
             if table.groups
         ],
         distributions=distributions(scores, comparable=comparable),
@@ -169,27 +183,29 @@ def _ablated(scores: Scores) -> list[str]:
     return found or list(scores.rows[:1])
 
 
-def table_2(scores: Scores, ours: Mapping[str, str], *, comparable: bool) -> Table:
+def table_2(scores: Scores, ours: Mapping[str, str], words: Mapping[str, str], *, comparable: bool) -> Table:
     """Every variant of the average and of the subject of Table 2, beside Table 2. `ours` : which of the pictures are
-    Brain-Diffuser's variants.
+    Brain-Diffuser's variants; `words` : what each is painted from.
     """
     note = "" if comparable else "Published scores are of the real networks on NSD: not comparable with this run."
-    groups = _variants(scores, _ablated(scores), ours)
+    groups = _variants(scores, _ablated(scores), ours, words)
     return Table("Table 2. What each part of the method adds", ["", *_columns(scores), "n"], groups, note)
 
 
-def other_subjects(scores: Scores) -> Table:
+def other_subjects(scores: Scores, words: Mapping[str, str]) -> Table:
     """Every variant of every other subject."""
-    groups = _variants(scores, [row for row in scores.rows if row not in _ablated(scores)], {})
+    groups = _variants(scores, [row for row in scores.rows if row not in _ablated(scores)], {}, words)
     return Table("Table 2 of the other subjects", ["", *_columns(scores), "n"], groups)
 
 
-def _variants(scores: Scores, order: Sequence[str], ours: Mapping[str, str]) -> list[tuple[str, list[Row]]]:
+def _variants(
+    scores: Scores, order: Sequence[str], ours: Mapping[str, str], words: Mapping[str, str]
+) -> list[tuple[str, list[Row]]]:
     groups = []
     for row in order:
         rows = []
         for variant in scores.variants:
-            rows.append(_row(scores, row, variant, f"{variant}: {described(variant)}"))
+            rows.append(_row(scores, row, variant, f"{variant}: {words[variant]}"))
             known = published.TABLE_2.get(ours.get(variant, "")) if row == published.TABLE_2_SUBJECT else None
             beside = _published(scores, "published (Table 2)", known) if known else None
             rows += [beside] if beside else []

@@ -168,7 +168,7 @@ def _lines(config: Config) -> list[Line]:
             found.append(Line(picture_label(config, painter, "guess"), guess, painter, None, True))
         for number, variant in enumerate(settings.variants):
             label = picture_label(config, painter, variant)
-            found.append(Line(label, tables.described(label), painter, variant, number == 0))
+            found.append(Line(label, tables.described(config)[label], painter, variant, number == 0))
     return found
 
 

@@ -291,7 +291,9 @@ def test_two_systems_stand_side_by_side_in_table_1(tmp_path: Path) -> None:
         value = store.read("value")[store.read("variant").tolist().index(variant), 0].mean()
         cell = next(row.cells[1] for row in rows if row.cells[0] == "subj01")
         assert float(str(cell[0]).replace("−", "-")) == pytest.approx(value, abs=5.1e-4)
-    second = dict(tables.table_2(scores, tables.ours(context.config), comparable=True).groups)
+    second = dict(
+        tables.table_2(scores, tables.ours(context.config), tables.described(context.config), comparable=True).groups
+    )
     names = [str(row.cells[0]).split(":")[0] for row in second["subj01"]]
     assert names == ["one/full", "published (Table 2)", "one/no_vdvae", "published (Table 2)", "two/full"]
 
@@ -360,7 +362,10 @@ def test_a_run_of_real_networks_carries_no_notice(context: Context) -> None:
     scores = Scores.read(
         {path: context.study.store(path) for path in context.expected}, context.config, context.painted
     )
-    for table in (tables.table_1, partial(tables.table_2, ours=tables.ours(context.config))):
+    for table in (
+        tables.table_1,
+        partial(tables.table_2, ours=tables.ours(context.config), words=tables.described(context.config)),
+    ):
         assert "not comparable" not in table(scores, comparable=True).note
         assert "not comparable" in table(scores, comparable=False).note
     plots = tables.distributions(scores, comparable=True)

@@ -6,6 +6,7 @@ from io import StringIO
 import numpy as np
 import pytest
 
+from bdflow.config import parse
 from bdflow.report import tables
 from bdflow.report.scores import AVERAGE, Scores
 
@@ -64,3 +65,21 @@ def test_one_painter_alone_is_compared_with_nobody() -> None:
     assert alone.between_systems == {}
     assert not tables.systems(alone).groups
     assert tables.table_1(alone, comparable=False).caption.endswith("photos, full")
+
+
+def test_a_variant_is_described_by_its_painter() -> None:
+    """`full` of two painters is painted from different things; a painter of one's own has its variants' names."""
+    spaces = {name: {"encoder": name} for name in ("vdvae", "clip_vision", "clip_text", "sd_vae", "sd_text")}
+    other = {"kind": "my.painters:Mine", "variants": ["full", "no_sky"]}
+    stable = {"kind": "stable_diffusion", "guess": "sd_vae", "vision": None, "text": "sd_text"}
+    content = {"study": "s", "dataset": {"root": "d"}, "report": {"path": "r"}, "spaces": spaces}
+    config = parse(content | {"painters": {"bd": {}, "sd": {**stable, "variants": ["full", "only_z"]}, "own": other}})
+    assert tables.described(config) == {
+        "bd/full": "guess, CLIP vision and CLIP text",
+        "sd/full": "z and c",
+        "sd/only_z": "z, under the empty text",
+        "own/full": "full",
+        "own/no_sky": "no sky",
+    }
+    alone = parse(content | {"painters": {"sd": {**stable, "variants": ["full"]}}})
+    assert tables.described(alone) == {"full": "z and c"}
