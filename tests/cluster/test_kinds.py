@@ -60,7 +60,7 @@ def test_dask_cuda_gets_one_worker_a_device(dask_cuda: list[dict]) -> None:
         assert dask_cuda[0]["host"] == "127.0.0.1"
         executor.run(Double, range(3), resources=Resources(workers=2))
         assert len(dask_cuda) == 1, "workers without a GPU need no dask-cuda"
-        with pytest.raises(ClusterError, match="one worker a device"):
+        with pytest.raises(ClusterError, match="one worker for each device"):
             executor.run(Double, range(3), resources=Resources(workers=1, gpus=2))
         with pytest.raises(ClusterError, match="3 GPUs"):
             executor.check(Resources(workers=4, gpus=1))

@@ -346,7 +346,7 @@ def test_killed_resumed_and_damaged_files(nsd, settings, s3, tmp_path):
     job = download.Fetch(place(source), tmp_path / "other")
     small = min(items, key=lambda item: item.size)
     wrong = download.Item(small.name, small.size, '"' + "0" * 32 + '"')
-    with pytest.raises(InputError, match="does not match its ETag"):
+    with pytest.raises(InputError, match="does not match the checksum of its source"):
         job.run([wrong])
     assert snapshot_of(tmp_path / "other") == {}
 
