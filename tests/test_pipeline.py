@@ -277,7 +277,9 @@ def test_the_upper_bound_is_painted_from_the_true_latents(settings, copied):
     assert ids.tolist() == targets.read("nsd_id")[targets.read("split") == "test"].tolist()
     paint = Painter("tiny", options=PaintOptions(steps=4))
     latents = targets.read("latent")[targets.rows("nsd_id", ids)].astype(np.float32)
-    np.testing.assert_array_equal(paint.guess(latents[:4], "true", ids[:4]), guesses.read("image")[:4])
+    moved = np.abs(paint.guess(latents[:4], "true", ids[:4]).astype(int) - guesses.read("image")[:4])
+    assert moved.max() <= 1, "another batch than the worker's moves float32: one level, seldom"
+    assert (moved > 0).mean() < 2e-3
     assert "true latents" in (copied / "report/index.html").read_text()
 
 

@@ -133,10 +133,12 @@ def test_inside_an_allocation_of_two_nodes_with_gpus(settings, reference, tmp_pa
 @pytest.mark.integration(kind="large clusters")
 @pytest.mark.timeout(2000)
 def test_the_demo_by_jobs_and_in_an_allocation(tmp_path):
-    """The shipped demo, its four subjects and its executors: by one command that asks for jobs of both, and as one job
-    of two nodes; the same bytes."""
+    """The shipped demo, its four subjects, two systems and executors, with fewer stimuli and smaller chunks: by one
+    command that asks for jobs of both, and as one job of two nodes; the same bytes."""
     content = yaml.safe_load(recipes()["demo"].read_text())
-    simulate(tmp_path / "nsd", SimulateOptions(subjects=tuple(content["subjects"])))
+    few = SimulateOptions(subjects=tuple(content["subjects"]), n_shared=8, n_own=32, volume_shape=(12, 14, 11))
+    simulate(tmp_path / "nsd", few)
+    content["chunks"] |= {"stimuli": 16, "images": 4}
     content["dataset"]["root"], content["report"]["path"] = str(tmp_path / "nsd"), str(tmp_path / "report")
     for stage in content["execution"].values():
         stage |= {"memory": "1500 MiB", "threads": 1}
@@ -260,7 +262,7 @@ def test_more_than_there_is_is_refused_before_anything_starts(settings, tmp_path
 
 def test_what_slurm_itself_refuses_is_said_at_once(settings, tmp_path):
     config = configuration(settings, tmp_path, SIZED, slurm={"options": ["--constraint=quantum"], "partition": "all"})
-    for options, words in (((), "feature"), (("--set", "cluster.slurm.partition=none"), "none of partition none")):
+    for options, words in (((), "feature"), (("--set", "cluster.slurm.partition=none"), "no node of partition none")):
         process = run(config, *options)
         out, _ = process.communicate(timeout=60)
         assert process.returncode == 1
