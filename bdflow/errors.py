@@ -145,9 +145,10 @@ def lines(items: Iterable[object], most: int = 16) -> str:
     return "".join(f"\n  {item}" for item in [*every[:most], *more])
 
 
-def counted(n: int, one: str, many: str = "") -> str:
-    """A number and its noun: `1 file`, `2,000 files`."""
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+def counted(n: float, one: str, many: str = "") -> str:
+    """A number and its noun: `1 file`, `2,000 files`, `0.5 GPUs`."""
+    number = f"{int(n):,}" if n == int(n) else f"{n:g}"
+    return f"{number} {one if n == 1 else many or one + 's'}"
 
 
 def without_secrets(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bdflow.cluster import Resources
 from bdflow.config import Config
-from bdflow.errors import InputError, counted, lines
+from bdflow.errors import InputError, counted, lines, listed
 from bdflow.models.judges.weights import JUDGE_OF
 from bdflow.runner import Runner, executor_options
 from bdflow.stages.encode.stage import Encode
@@ -97,8 +97,8 @@ class Pipeline:
             keys, why = list(graph.not_compared), next(iter(graph.not_compared.values()))
             log.warning(
                 "inputs of %s were not compared, since they are not at hand (%s). "
-                "What the study records of them is taken as it is.",
-                ", ".join(keys[:3]) + (f" and {len(keys) - 3} more stores" if len(keys) > 3 else ""),
+                "What the study records of them is taken as it is; to have them compared, make the files readable.",
+                listed(keys, 3),
                 why.rstrip("."),
             )
         return found
@@ -143,7 +143,7 @@ class Pipeline:
             log.warning("%s Writing it again.", damage.headline)
         lost = checks.restore(self.study, damages)
         for path in lost:
-            log.warning("%s: removed, since neither its metadata nor the copy of it is whole", path)
+            log.warning("%s: removed, since neither its metadata nor its copy is whole. A run makes it again.", path)
         if any(not damage.store for damage in damages):
             self._begin()
         return lost

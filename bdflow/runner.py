@@ -13,7 +13,7 @@ from bdflow.cluster.hardware import UNKNOWN, MadeOn
 from bdflow.cluster.progress import Progress
 from bdflow.cluster.scratch import Scratch
 from bdflow.config import ClusterSettings, StageExecution
-from bdflow.errors import InputError, NotAtHand
+from bdflow.errors import InputError, NotAtHand, listed
 from bdflow.stores import CorruptChunk, Store
 from bdflow.stores.disk_space import space_warning
 from bdflow.stores.journal import Journal, makers
@@ -182,7 +182,7 @@ class _Makers:
         for others, paths in self._otherwise(now).items():
             log.warning(
                 "%s: found a part of the values made on %s; the rest is now made on %s. %s",
-                ", ".join(paths[:3]) + (f" and {len(paths) - 3} more stores" if paths[3:] else ""),
+                listed(paths, 3),
                 " or ".join(sorted(map(str, others))),
                 now,
                 MIXED,

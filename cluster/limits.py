@@ -84,7 +84,7 @@ def refuse_excess(resources: Resources, total: Resources | None) -> None:
     if resources.memory:
         have = (total.memory if total is not None else None) or memory_here()
         if resources.workers * resources.memory > have:
-            need = f"{resources.workers} workers x {gib(resources.memory)}"
+            need = f"{counted(resources.workers, 'worker')} x {gib(resources.memory)}"
             raise excess(need, f"{gib(have)} of memory", "ask for fewer workers or less memory")
 
 
@@ -103,10 +103,10 @@ def refuse_gpus(resources: Resources, capacity: int, devices: float) -> None:
     """Refuse more workers than the GPUs are enough for; raises ClusterError with both numbers."""
     if resources.workers > capacity:
         gpus = resources.workers * resources.gpus
-        need = f"{resources.workers} workers x {resources.gpus:g} GPUs = {gpus:g} GPUs"
+        need = f"{counted(resources.workers, 'worker')} x {counted(resources.gpus, 'GPU')} = {counted(gpus, 'GPU')}"
         raise excess(
             need,
-            f"{devices:g} GPUs (enough for {capacity} such workers)",
+            f"{counted(devices, 'GPU')} (enough for {capacity} such workers)",
             "ask for fewer workers, a smaller fraction of a GPU, or gpus=0 to work on the CPU",
         )
 

@@ -23,6 +23,9 @@ from bdflow.stores.spec import ArraySpec
 from bdflow.stores.store import disk_full_as_error, text
 
 log = logging.getLogger(__name__)
+
+# of a part of the journal that cannot be read
+ONLY_JOURNAL = "It is of the journal, which holds times and memory and no results; delete it to see this no more."
 ROOT = "runs"
 INPUTS = f"{ROOT}/inputs"
 COLUMNS = (
@@ -141,7 +144,7 @@ def entries(study: str | Path | RemotePath) -> list[dict[str, Any]]:
     for path in groups(where):
         damage = next(metadata.damage_of_group(where, path, required=False), None)
         if damage is not None:
-            log.warning("%s: left out, since its metadata is damaged (%s)", path, damage.file)
+            log.warning("%s: left out, since its metadata is damaged (%s). %s", path, damage.file, ONLY_JOURNAL)
             continue
         try:
             group = zarr.open_group(zarr_store(where), path=path, mode="r", use_consolidated=False, zarr_format=3)
@@ -151,7 +154,7 @@ def entries(study: str | Path | RemotePath) -> list[dict[str, Any]]:
         except StoreError:
             raise
         except (ValueError, RuntimeError, OSError) as error:
-            log.warning("%s: left out, since it cannot be read (%s)", path, error)
+            log.warning("%s: left out, since it cannot be read (%s). %s", path, error, ONLY_JOURNAL)
             continue
         if all(spec.name in columns for spec in COLUMNS) and "work" in group.attrs:
             found.append({"run": path.split("/")[1], **dict(group.attrs), **columns})

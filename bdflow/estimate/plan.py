@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bdflow.config import Config, StageExecution
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted
 from bdflow.estimate.rates import Figures
 from bdflow.estimate.sizes import Networks, Sizes
 from bdflow.estimate.stores import PlannedCounts, bytes_by_stage, pictures
@@ -197,7 +197,7 @@ class _Reckoning:
         gpus = settings.workers * settings.gpus
         where = f"{settings.executor}, {settings.workers} x {settings.threads} threads"
         if gpus:
-            where += f", {gpus:g} GPUs"
+            where += f", {counted(gpus, 'GPU')}"
         hours = seconds / 3600
         return StagePlan(
             stage, work, rate, where, hours, hours * gpus, self.disk.get(stage, 0), int(memory), int(gpu_memory)
@@ -356,8 +356,9 @@ class _Reckoning:
                     f"{key}: {settings.workers} workers need about {settings.workers * stage.memory / GIB:.1f} GiB; "
                     f"this machine has {machine.memory / GIB:.1f} GiB: take fewer workers"
                 )
-            if settings.workers * settings.gpus > machine.gpus:
-                yield f"{key}: {settings.workers * settings.gpus:g} GPUs asked for; this machine has {machine.gpus}"
+            gpus = settings.workers * settings.gpus
+            if gpus > machine.gpus:
+                yield f"{key}: {counted(gpus, 'GPU')} asked for; this machine has {machine.gpus}"
         total = sum(stage.disk for stage in stages)
         if machine.free is not None and total > machine.free:
             yield (

@@ -21,7 +21,7 @@ import numpy as np
 
 from bdflow import npy
 from bdflow.config import ARRAY, Config, NetworkSettings, content
-from bdflow.errors import InputError, NotAtHand
+from bdflow.errors import InputError, NotAtHand, counted
 from bdflow.models.weights.bundle import Bundle, open_bundle
 from bdflow.registry import resolve
 
@@ -291,7 +291,7 @@ class CLIPTextEncoder(BundleEncoder):
         if len(captions) != len(ids):
             raise InputError(
                 "captions",
-                found=f"{len(captions)} lists",
+                found=counted(len(captions), "list"),
                 expected=f"one list for each of {len(ids)} stimuli",
                 action="hand in one list of captions a stimulus.",
             )

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted
 from bdflow.models.config import VDVAEConfig
 
 __all__ = ["VDVAE", "VDVAEConfig", "sample_mixture", "to_uint8"]
@@ -283,7 +283,7 @@ class VDVAE(nn.Module):
         if found != expected:
             raise InputError(
                 f"VDVAE {what}",
-                found=f"{len(found)} tensors of shapes {found[:3]}...",
+                found=f"{counted(len(found), 'tensor')} of shapes {found[:3]}...",
                 expected=f"{len(expected)} of shapes {expected[:3]}...",
                 action="draw one tensor per entry of the network's latent_shapes, prior_shapes or uniform_shapes.",
             )

@@ -23,7 +23,7 @@ import numpy as np
 from bdflow.cluster.ray_session import NO_METRICS, RaySession, environment_of_ray
 from bdflow.cluster.scratch import nobody
 from bdflow.config import Config
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted
 from bdflow.regression import ridge
 from bdflow.study import keys
 from bdflow.study.designs import designs, response_kinds
@@ -158,7 +158,8 @@ def run(context: Context, options: ServeOptions, place: Place) -> None:
             context.ready(keys.system(subject, design.name))
     listening = _bound(options)
     with contextlib.closing(listening), _ray(context.config, capabilities, options, place) as (names, logs):
-        log.info("starting %d painters and a decoder ...", context.config.execution.reconstruct.workers)
+        painters = context.config.execution.reconstruct.workers
+        log.info("starting %s and a decoder ...", counted(painters, "painter"))
         from ray import serve
 
         try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bdflow import npy
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted
 from bdflow.regression import ridge, streaming
 from bdflow.regression.device import to_host
 from bdflow.regression.memory_budget import PIECE
@@ -84,7 +84,7 @@ def z_scored_patterns(responses: Store, patterns: np.ndarray) -> np.ndarray:
     if len(bad):
         raise InputError(
             "patterns",
-            found=f"{len(bad)} values that are not finite in float32 (first: pattern {bad[0][0]})",
+            found=f"{counted(len(bad), 'value')} not finite in float32 (first: pattern {bad[0][0]})",
             expected="a number at every voxel that is decoded from",
             action="mend or leave out these patterns; voxels with `valid` 0 may hold anything",
         )

@@ -13,7 +13,7 @@ import numpy as np
 from bdflow import npy
 from bdflow.config import Config
 from bdflow.datasets.nsd import ROI_FILES, ROI_LABELS, Grid, check_same_grid, identity, labelled, read_volume, stated
-from bdflow.errors import InputError, NotAtHand
+from bdflow.errors import InputError, NotAtHand, counted
 from bdflow.regions.language import Atlas, Vocabulary
 from bdflow.stores import Store
 from bdflow.study import keys
@@ -84,7 +84,7 @@ def on_demand(config: Config, regions: Sequence[str], mask: Path | None, subject
         if len(subjects) != 1:
             raise InputError(
                 "mask",
-                found=f"{len(subjects)} subjects",
+                found=counted(len(subjects), "subject"),
                 expected="the one subject whose voxels the mask is of",
                 action="name one subject, such as subj01",
             )

@@ -12,6 +12,7 @@ from bdflow.cluster.errors import ClusterError
 from bdflow.cluster.limits import devices_here
 from bdflow.cluster.scratch import Scratch
 from bdflow.cluster.types import Resources
+from bdflow.errors import counted
 
 
 class DaskOnCuda:
@@ -21,7 +22,7 @@ class DaskOnCuda:
         if resources.gpus != 1:
             raise ClusterError(
                 "cluster `cuda`",
-                found=f"{resources.gpus:g} GPUs a worker asked for",
+                found=f"{counted(resources.gpus, 'GPU')} a worker asked for",
                 expected="1, since dask-cuda starts one worker for each device",
                 action="ask for 1, or choose the cluster `local`, where workers share devices or take several",
             )

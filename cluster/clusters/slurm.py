@@ -25,6 +25,7 @@ from bdflow.cluster.phases import DEPTH
 from bdflow.cluster.scratch import Scratch, nobody
 from bdflow.cluster.threads import environment
 from bdflow.cluster.types import Resources, SlurmSettings
+from bdflow.errors import counted
 
 if TYPE_CHECKING:
     from distributed import SpecCluster
@@ -140,7 +141,7 @@ def refuse_nodes(need: Resources, slurm: SlurmSettings) -> None:
     if need.gpus != int(need.gpus):
         raise ClusterError(
             "cluster `slurm`",
-            found=f"{need.gpus:g} GPUs a worker asked for",
+            found=f"{counted(need.gpus, 'GPU')} a worker asked for",
             expected="whole GPUs: SLURM gives no part of one",
             action="ask for 1, or for 0",
         )
@@ -160,14 +161,14 @@ def refuse_nodes(need: Resources, slurm: SlurmSettings) -> None:
         return
     if capacity >= need.workers:
         return
-    each = f"{need.threads} CPUs"
-    each += f", {need.gpus:g} GPUs" if need.gpus else ""
+    each = counted(need.threads, "CPU")
+    each += f", {counted(need.gpus, 'GPU')}" if need.gpus else ""
     each += f", {gib(need.memory)}" if need.memory else ""
     best = max(there, key=lambda node: (node.gpus, node.cpus, node.memory))
-    has = f"{len(there)} nodes {where}, of {best.cpus} CPUs, {best.gpus} GPUs"
+    has = f"{counted(len(there), 'node')} {where}, of {counted(best.cpus, 'CPU')}, {counted(best.gpus, 'GPU')}"
     has += f", {gib(best.memory)}" if best.memory < sys.maxsize else ""
     raise excess(
-        f"{need.workers} workers of {each} each = {need.workers * need.gpus:g} GPUs",
+        f"{counted(need.workers, 'worker')} of {each} each = {counted(need.workers * need.gpus, 'GPU')}",
         f"{has} (enough for {capacity} such workers)",
         "ask for fewer workers or less for each, or for another partition or allocation",
     )

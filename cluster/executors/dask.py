@@ -22,6 +22,7 @@ from bdflow.cluster.scheduler import Answered, Backend, Event, Lost, PoolExecuto
 from bdflow.cluster.scratch import Scratch, nobody
 from bdflow.cluster.types import Resources, SlurmSettings
 from bdflow.cluster.worker import call_worker, free_worker, load_worker
+from bdflow.errors import counted
 
 if TYPE_CHECKING:
     from distributed import Client, Future, Worker
@@ -254,7 +255,7 @@ class _Workers:
         devices, memory = found
         action = "start the workers with more, or ask for less"
         if devices < need.gpus:
-            raise excess(f"{need.gpus:g} GPUs a worker", f"{devices} on the Dask worker at {worker}", action)
+            raise excess(f"{counted(need.gpus, 'GPU')} a worker", f"{devices} on the Dask worker at {worker}", action)
         if need.memory and memory and memory < need.memory:
             raise excess(f"{gib(need.memory)} a worker", f"{gib(memory)} at {worker}", action)
 

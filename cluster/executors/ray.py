@@ -28,6 +28,7 @@ from bdflow.cluster.scratch import Scratch, nobody
 from bdflow.cluster.threads import environment
 from bdflow.cluster.types import Resources, SlurmSettings
 from bdflow.cluster.worker import WorkerProcess
+from bdflow.errors import counted
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -217,12 +218,12 @@ def _refuse_nodes(resources: Resources) -> None:
         capacity = sum(int(node.get(name, 0.0) // amount) for node in nodes) if amount else resources.workers
         if capacity < resources.workers:
             have = sum(node.get(name, 0.0) for node in nodes)
-            asked, found = f"{amount} CPUs", f"{have:g} CPUs"
+            asked, found = counted(amount, "CPU"), counted(have, "CPU")
             if name == "memory":
                 asked, found = gib(amount), f"{gib(have)} of memory"
             raise excess(
-                f"{resources.workers} workers x {asked}",
-                f"{found} on {len(nodes)} nodes (enough for {capacity} such workers)",
+                f"{counted(resources.workers, 'worker')} x {asked}",
+                f"{found} on {counted(len(nodes), 'node')} (enough for {capacity} such workers)",
                 "ask for fewer workers or less for each, or add nodes",
             )
 
@@ -329,7 +330,7 @@ class _Actors:
         import ray
 
         there = ray.available_resources()
-        free = [f"{there.get('CPU', 0):g} CPUs", f"{there.get('GPU', 0):g} GPUs", gib(there.get("memory", 0))]
+        free = [counted(there.get("CPU", 0), "CPU"), counted(there.get("GPU", 0), "GPU"), gib(there.get("memory", 0))]
         return ClusterError(
             "Ray",
             found=f"no worker started for {seconds:g} s (free now: {', '.join(free)})",

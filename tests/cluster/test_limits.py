@@ -30,7 +30,7 @@ class Devices:
         (Resources(threads=3), "found 2 at most; expected what is asked for: 3 threads a worker"),
         (
             Resources(workers=3, gpus=1),
-            "found 2 GPUs (enough for 2 such workers); expected what is asked for: 3 workers x 1 GPUs = 3 GPUs",
+            "found 2 GPUs (enough for 2 such workers); expected what is asked for: 3 workers x 1 GPU = 3 GPUs",
         ),
         (
             Resources(workers=3, gpus=0.6),
@@ -57,7 +57,7 @@ def test_this_machine_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for kind in KINDS:
         executor = open_executor(kind)  # type: ignore[arg-type]
-        with pytest.raises(ClusterError, match=r"found 0 GPUs .* asked for: 1 workers x 1 GPUs = 1 GPUs"):
+        with pytest.raises(ClusterError, match=r"found 0 GPUs .* asked for: 1 worker x 1 GPU = 1 GPU"):
             executor.run(Devices, [1], resources=Resources(gpus=1))
         with pytest.raises(ClusterError, match=r"found .* GiB of memory; expected what is asked for: .* GiB"):
             executor.run(Devices, [1], resources=Resources(memory=2**50))

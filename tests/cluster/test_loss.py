@@ -186,8 +186,8 @@ def test_a_ray_address_loses_a_node(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if "raylet" not in line]
     text = "\n".join(lines)
-    assert "2 CPUs on 2 nodes (enough for 2 such workers); expected what is asked for: 3 workers x 1 CPUs." in text
-    assert "0 GPUs (enough for 0 such workers); expected what is asked for: 2 workers x 1 GPUs = 2 GPUs." in text
+    assert "2 CPUs on 2 nodes (enough for 2 such workers); expected what is asked for: 3 workers x 1 CPU." in text
+    assert "0 GPUs (enough for 0 such workers); expected what is asked for: 2 workers x 1 GPU = 2 GPUs." in text
     assert "True 2" in lines or "True 1" in lines
     assert "with one node True 1" in lines, "what was granted once goes on with the nodes that are left"
 

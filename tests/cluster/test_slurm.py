@@ -245,8 +245,8 @@ def test_jobs_that_cannot_work_are_not_asked_for_for_ever(settings, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
-        ({"executor": "ray", "workers": 2, "gpus": 4}, "2 workers of 1 CPUs, 4 GPUs each = 8 GPUs"),
-        ({"executor": "dask", "workers": 1, "memory": "900 GiB"}, "1 workers of 1 CPUs, 900.00 GiB each"),
+        ({"executor": "ray", "workers": 2, "gpus": 4}, "2 workers of 1 CPU, 4 GPUs each = 8 GPUs"),
+        ({"executor": "dask", "workers": 1, "memory": "900 GiB"}, "1 worker of 1 CPU, 900.00 GiB each"),
         ({"executor": "ray", "workers": 1, "gpus": 0.5}, "0.5 GPUs a worker"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bdflow import random
-from bdflow.errors import InputError
+from bdflow.errors import InputError, counted
 
 Draw = Callable[..., np.ndarray]
 Item = tuple[str | int, ...]
@@ -55,5 +55,5 @@ def one_row_each(what: str, array: np.ndarray, n: int) -> None:
     """InputError unless there are n rows."""
     if len(array) != n:
         raise InputError(
-            what, found=f"{len(array)} rows", expected=f"{n}, one for each nsd_id", action="align them by nsd_id."
+            what, found=counted(len(array), "row"), expected=f"{n}, one for each nsd_id", action="align them by nsd_id."
         )

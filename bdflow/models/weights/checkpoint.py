@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from bdflow.errors import InputError, listed
+from bdflow.errors import InputError, counted, listed
 from bdflow.models.weights.pickled import ITEM_BYTES, UnusualPickle, ZippedTensor, read_archive
 from bdflow.models.weights.reading import FileEnds, Piece, filling, pieces_of, room
 
@@ -364,7 +364,7 @@ def fit_into(
         shown = "\n  ".join(report[:20]) + (f"\n  ... and {len(report) - 20} more" if len(report) > 20 else "")
         raise InputError(
             ", ".join(str(checkpoint.path) for checkpoint, _, _ in parts),
-            found=f"{len(report)} differences:\n  {shown}\n",
+            found=f"{counted(len(report), 'difference')}:\n  {shown}\n",
             expected=f"the tensors of a {type(module).__name__} of the size that the manifest gives",
             meaning="The file holds another network, another size of it, or a damaged copy.",
             action=action,
