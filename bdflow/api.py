@@ -95,7 +95,7 @@ def run(
     ----------
     config : a configuration, or what `load_config` takes.
     until : stop after this stage.
-    only : run this stage alone; also `roi` and `encode`, which run on demand.
+    only : run this stage alone; also `roi`, `encoding_features` and `encode`, which run on demand.
     subjects : fill only these subjects' stores; all by default.
     remake : replace stores that were made from something else.
     command : noted in the journal.
@@ -340,14 +340,15 @@ def encode(
     command: str = "",
 ) -> list[str]:
     """Fit encoding models: how well the latents of each target space, and of sets of spaces, predict every voxel;
-    return their stores. How many voxels pass, by the false discovery rate, is logged.
+    return their stores. Latents of spaces that are not decoded are made first. How many voxels pass, by the false
+    discovery rate, is logged.
 
     Raises
     ------
     NotReady : `ingest` or `features` is not done.
     """
     pipeline = _pipeline(config, subjects)
-    pipeline.run(("encode",), remake=remake, command=command)
+    pipeline.run(("encoding_features", "encode"), remake=remake, command=command)
     return pipeline.encoding_models()
 
 

@@ -18,7 +18,7 @@ from bdflow.models.judges.weights import JUDGE_OF
 from bdflow.runner import Runner, executor_options
 from bdflow.stages.encode.stage import Encode
 from bdflow.stages.evaluate import Evaluate, judged, weights_of
-from bdflow.stages.features import Features
+from bdflow.stages.features import EncodingFeatures, Features
 from bdflow.stages.ingest import Ingest
 from bdflow.stages.reconstruct.stage import Reconstruct
 from bdflow.stages.regress.stage import Regress
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from bdflow.estimate.plan import Plan
 
 STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (Ingest(), Features(), Regress(), Reconstruct(), Evaluate(), Roi(), Encode())
+    stage.name: stage
+    for stage in (Ingest(), Features(), Regress(), Reconstruct(), Evaluate(), Roi(), EncodingFeatures(), Encode())
 }
 ON_DEMAND = tuple(name for name, stage in STAGES.items() if stage.on_demand)
 NAMES = (*(name for name in STAGES if name not in ON_DEMAND), "report")

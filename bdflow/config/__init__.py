@@ -2,16 +2,14 @@
 
 from bdflow.config.base import Section, content
 from bdflow.config.loading import load, parse, recipes
+from bdflow.config.painting import ROLES, PainterSettings, PaintOptions
 from bdflow.config.sections import (
     PUBLISHED_METRICS,
-    ROLES,
     TAKAGI_METRICS,
     ClusterSettings,
     Config,
     DatasetSettings,
     NetworkSettings,
-    PainterSettings,
-    PaintOptions,
     RidgeSettings,
     SpaceSettings,
     SpeedSettings,

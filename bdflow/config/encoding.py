@@ -15,6 +15,8 @@ class EncodeSettings(Section):
     voxel's is chosen, by how well `stimuli` training stimuli are predicted from all others.
 
     sets : named sets of two or more spaces, each one model (banded ridge) with the unique variance of each space.
+    components : spaces that are reduced to so many principal components of their z-scored latents, fitted on each
+        subject's training stimuli; the others keep all latents.
     share_steps : the shares of a set's spaces are chosen for each voxel among all multiples of 1 / share_steps that sum
         to 1, with the penalty.
     """
@@ -27,6 +29,7 @@ class EncodeSettings(Section):
         0.1, 0.3, 1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4,
     )  # fmt: skip
     stimuli: Count = 512
+    components: Annotated[dict[str, Count], NOT_CONTENT] = Field(default_factory=dict)
     share_steps: Annotated[Count, shapes("encoding_sets")] = 4
 
     @field_validator("sets")

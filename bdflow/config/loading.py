@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from bdflow.config import yaml_text
-from bdflow.config.sections import ROLES, Config, StageExecution
+from bdflow.config.painting import ROLES
+from bdflow.config.sections import Config, StageExecution
 from bdflow.errors import InputError, listed
 from bdflow.user_paths import local_path
 
@@ -271,8 +272,12 @@ def _check_spaces(config: Config, where: object) -> None:
     """Every space that is named elsewhere is one of `spaces`. Raises InputError."""
     named = [("encode.spaces", space) for space in config.encode.spaces or ()]
     named += [(f"encode.sets.{name}", space) for name, spaces in config.encode.sets.items() for space in spaces]
+    named += [("encode.components", space) for space in config.encode.components]
+    painted = []
     for name, painter in config.painters.items():
-        named += [(f"painters.{name}.{role}", of) for role in ROLES if (of := getattr(painter, role)) is not None]
+        roles = (*ROLES, "select_by")
+        painted += [(f"painters.{name}.{role}", of) for role in roles if (of := getattr(painter, role)) is not None]
+    named += painted
     for key, space in named:
         if space not in config.spaces:
             near = difflib.get_close_matches(space, config.spaces, 1)
@@ -281,6 +286,23 @@ def _check_spaces(config: Config, where: object) -> None:
                 found=f"`{key}` {space!r}, which is no space of this configuration",
                 expected="one of `spaces`: " + ", ".join(config.spaces),
                 action=f"did you mean `{near[0]}`?" if near else f"add `spaces.{space}`, or name another space",
+            )
+    unused = set(config.spaces).difference(config.decoded_spaces, config.encoded_spaces, *config.encode.sets.values())
+    if unused:
+        space = min(unused)
+        raise InputError(
+            where,
+            found=f"`spaces.{space}.decode: false`, and no encoding model made from {space}",
+            expected="a space that is decoded, or that `encode.spaces` or one of `encode.sets` names",
+            action=f"remove `spaces.{space}`, or name it in `encode`",
+        )
+    for key, space in painted:
+        if space not in config.decoded_spaces:
+            raise InputError(
+                where,
+                found=f"`{key}` {space!r}, and `spaces.{space}.decode: false`",
+                expected="a space that ridge predicts: " + ", ".join(config.decoded_spaces),
+                action=f"leave `decode` out of `spaces.{space}`, or name another space",
             )
 
 

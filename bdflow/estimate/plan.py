@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bdflow.config import Config, StageExecution
 from bdflow.errors import InputError, counted
 from bdflow.estimate.rates import Figures
 from bdflow.estimate.sizes import Networks, Sizes
 from bdflow.estimate.stores import PlannedCounts, bytes_by_stage, pictures
+from bdflow.models.encoders import encoder_settings
 from bdflow.regression import ridge
 from bdflow.regression.memory_budget import BASE, Extent
 from bdflow.regression.memory_budget import plan as ridge_plan
@@ -119,7 +121,7 @@ def ridge_flop(config: Config, counts: PlannedCounts) -> float:
     a system and a factor for each fold and penalty, 2 n^2 p for predictions of all rows, and 2 n k^2 for their errors.
     """
     settings, total = config.ridge.validation, 0.0
-    lengths = {space: math.prod(counts.shape(space)) for space in config.spaces}
+    lengths = {space: math.prod(counts.shape(space)) for space in config.decoded_spaces}
     for subject in config.subjects:
         m, k = counts.test_stimuli(subject), counts.train_stimuli(subject)
         for design, spaces in designs(config).items():
@@ -163,7 +165,7 @@ class _Reckoning:
         self.config, self.sizes, self.networks = graph.config, sizes, networks
         self.figures, self.machine, self.judges = figures, machine, judges
         self.counts = PlannedCounts(graph.config, sizes, networks)
-        self.latents = sum(math.prod(self.counts.shape(space)) for space in graph.config.spaces)
+        self.latents = sum(math.prod(self.counts.shape(space)) for space in graph.config.decoded_spaces)
         self.disk = bytes_by_stage(graph, self.counts)
 
     def rate(self, name: str) -> float:
@@ -230,8 +232,9 @@ class _Reckoning:
         return self.row("ingest", work, f"{at_once * self.rate('unpack') / 1e9:.2f} GB/s", seconds, BASE + memory)
 
     def features(self) -> StagePlan:
-        networks = self.families(self.networks.encoder(of.encoder) for of in self.config.spaces.values())
-        flop = self.sizes.stimuli * sum(of.features for of in networks)
+        networks = self.families(self.networks.encoder(of.encoder) for of in self.config.decoded_spaces.values())
+        denoised = self.denoised()
+        flop = self.sizes.stimuli * (sum(of.features for of in networks) + sum(denoised.values()))
         speed, text = self.speed(
             "features",
             lambda: self.rate("gpu") * self.rate("features on gpu"),
@@ -240,11 +243,26 @@ class _Reckoning:
         seconds = max(flop / speed, self.disk["features"] / self.rate("write"))
         gpu = self.config.execution.features.gpus
         weights = self.weight_bytes(sum(of.extracting_parameters for of in networks))
+        if denoised and self.networks.stable is not None:
+            weights += self.weight_bytes(len(denoised) * self.networks.stable.painting_parameters)
         batch = self.config.features.batch_size * 12 * PIXELS
         held = 3 * self.config.chunks.stimuli * self.sizes.photo**2
         memory = TORCH + weights + held + self.config.chunks.stimuli * 4 * self.latents
         work = f"{self.sizes.stimuli:,} photos, {flop / 1e12:,.1f} TFLOP"
         return self.row("features", work, text, seconds, memory, weights + batch + TORCH if gpu else 0)
+
+    def denoised(self) -> dict[tuple[object, ...], float]:
+        """FLOP a photo of each pass in which photos are denoised (`SDDenoisingEncoder`), which spaces share."""
+        found: dict[tuple[object, ...], float] = {}
+        for space, settings in self.config.decoded_spaces.items():
+            if settings.encoder != "sd_denoising":
+                continue
+            options: Any = encoder_settings(self.config, space)["options"]
+            run, of = int(options["strength"] * options["steps"]), self.networks.encoder(settings.encoder)
+            step = run if options["step"] is None else int(options["step"])
+            shared = tuple(options[name] for name in ("strength", "steps", "guidance_scale", "noise_index", "latent"))
+            found[shared] = max(found.get(shared, 0.0), of.encoding + 2 * step * of.step)
+        return found
 
     def regress(self) -> StagePlan:
         flop = ridge_flop(self.config, self.counts)
@@ -274,7 +292,7 @@ class _Reckoning:
                 dual, tried = ridge.dual_is_cheaper(n, p, m), len(candidates(config, spaces))
                 extents[f"{subject}, {design.name}"] = Extent(n, m, p, held, tried, dual, k, by_rows(config))
         columns = 0
-        for space in config.spaces:
+        for space in config.decoded_spaces:
             shape = counts.shape(space)
             ((_, length),) = catalog.column_blocks(shape, config.chunks.columns).items()
             columns = max(columns, math.prod(shape) * length // shape[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -69,6 +69,7 @@ class Networks:
     parameters : of all that paints, and of all that extracts.
     source : where this is from.
     stable : the same of Stable Diffusion: its guess is the picture of z.
+    unet : configuration of Stable Diffusion's UNet, for the shapes of its layers.
     """
 
     spaces: Mapping[str, tuple[int, ...]]
@@ -83,6 +84,7 @@ class Networks:
     extracting_parameters: float
     source: str
     stable: Networks | None = None
+    unet: Mapping[str, Any] = field(default_factory=dict)
 
     def painter(self, kind: str) -> Networks:
         """The networks that a kind of painter uses. Raises InputError where their cost is not known."""
@@ -90,7 +92,7 @@ class Networks:
 
     def encoder(self, name: str) -> Networks:
         """The networks that an encoder is of; those of others than Stable Diffusion count as Brain-Diffuser's."""
-        return self._stable(f"encoder {name}") if name in ("sd_vae", "sd_text") else self
+        return self._stable(f"encoder {name}") if name.startswith("sd_") else self
 
     def _stable(self, where: str) -> Networks:
         if self.stable is None:
@@ -123,6 +125,14 @@ PUBLISHED_STABLE = Networks(
     painting_parameters=859.5e6 + 84e6 + 123e6,
     extracting_parameters=84e6 + 123e6,
     source="the published networks",
+    unet={
+        "in_channels": 4,
+        "sample_size": 64,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": 2,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    },
 )
 PUBLISHED = Networks(
     spaces={"vdvae": (VDVAEConfig().n_latents,), "clip_vision": (257, 768), "clip_text": (77, 768)},
@@ -300,4 +310,5 @@ def _counted_stable(config: Config) -> Networks:
         sum(sizes),
         sum(sizes[1:]),
         f"bundle {config.networks.bundle}, counted",
+        unet=bundle.manifest.network("sd_unet").config(),
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
 from bdflow.config import Config
 from bdflow.estimate.sizes import Networks, Sizes
 from bdflow.models.encoders import encoder_of
 from bdflow.models.judges.weights import BUNDLE_CLIP, layer_width
 from bdflow.models.painters import PAINTERS, painter_kind
+from bdflow.models.stable_diffusion.layers import taken_shape
 from bdflow.stores import StoreSpec
 from bdflow.stores.spec import ArraySpec
 from bdflow.study.designs import Design, candidates, designs
@@ -110,9 +112,13 @@ class PlannedCounts:
 def shape_of(config: Config, networks: Networks, space: str) -> tuple[int, ...]:
     """Shape of a space's latents; of the published networks also where their weights are not here."""
     encoder = config.spaces[space].encoder
-    known = networks.encoder(encoder).spaces
-    if encoder in known:
-        return tuple(known[encoder])
+    known = networks.encoder(encoder)
+    if encoder in known.spaces:
+        return tuple(known.spaces[encoder])
+    if encoder == "sd_denoising" and known.unet:
+        options = config.spaces[space].options
+        with suppress(KeyError):  # the encoder says what is wrong
+            return (math.prod(taken_shape(known.unet, options.get("layer"), options.get("pool"))),)
     return encoder_of(config, space).shape
 
 

@@ -6,22 +6,18 @@ An encoder of one's own is a subclass of `Encoder`, named `package.module:Class`
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bdflow import npy
-from bdflow.config import ARRAY, Config, NetworkSettings, content
-from bdflow.errors import InputError, NotAtHand, counted
+from bdflow.config import ARRAY, Config, NetworkSettings, SpeedSettings, content
+from bdflow.errors import InputError, counted
 from bdflow.models.weights.bundle import Bundle, open_bundle
 from bdflow.registry import resolve
 
@@ -38,7 +34,9 @@ ENCODERS = {
     "clip_text": "bdflow.models.encoders:CLIPTextEncoder",
     "sd_vae": "bdflow.models.stable_diffusion.encoders:SDVAEEncoder",
     "sd_text": "bdflow.models.stable_diffusion.encoders:SDTextEncoder",
+    "sd_denoising": "bdflow.models.stable_diffusion.denoising:SDDenoisingEncoder",
 }
+LATENTS_OF_A_FILE = "bdflow.models.array_encoder:ArrayEncoder"
 TEXT_BATCH = 64
 
 
@@ -72,6 +70,7 @@ class Setup:
     device, dtype : where and in which precision networks run.
     seed : of noise, if the encoder draws any.
     batch_size : stimuli that go through a network at once; None: all that are handed in.
+    speed : how a diffusion model is called.
     """
 
     space: str
@@ -80,6 +79,7 @@ class Setup:
     dtype: str = "float32"
     seed: int = 0
     batch_size: int | None = None
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
 
     def batches(self, size: int | None) -> Batches:
         """A network's items in batches of this size."""
@@ -127,6 +127,13 @@ class Encoder(ABC):
         """What decides how latents round (`NetworkSettings.arithmetic`)."""
         return networks.arithmetic(encode=batch_size)
 
+    @property
+    def shared(self) -> Hashable | None:
+        """What it has in common with encoders whose latents one pass through the networks gives as well: of those with
+        equal answers the first alone is loaded, and asked by `work_together`. None: with none.
+        """
+        return None
+
     def load(self) -> None:  # noqa: B027
         """Load what is heavy, if anything is."""
 
@@ -137,6 +144,10 @@ class Encoder(ABC):
     @abstractmethod
     def work(self, prepared: Any) -> np.ndarray:
         """Latents (n, *shape) float32. Raises InputError for stimuli that cannot be encoded."""
+
+    def work_together(self, prepared: Any, encoders: Sequence[Encoder]) -> list[np.ndarray]:
+        """Latents of each of `encoders`, of which it is one or equal to them in `shared`."""
+        return [self.work(prepared)]
 
 
 class BundleEncoder(Encoder):
@@ -315,78 +326,6 @@ class CLIPTextEncoder(BundleEncoder):
         return np.stack([np.mean(of[row], axis=0) for row in rows])
 
 
-class ArrayEncoder(Encoder):
-    """Latents that exist already: an `.npz` file of `nsd_id` (stimulus,) and `latent` (stimulus, [token,] feature)."""
-
-    takes = ()
-
-    def __init__(self, setup: Setup, path: str) -> None:
-        super().__init__(setup)
-        self.path = Path(path)
-
-    @cached_property
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        key = f"spaces.{self.setup.space}.encoder"
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                ids, latent = (npy.member(archive, name) for name in ("nsd_id", "latent"))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            kind = NotAtHand if isinstance(error, OSError) else InputError
-            raise kind(
-                f"{key}, {self.path}",
-                found=f"a file that cannot be read ({error})",
-                expected="an .npz file with the arrays nsd_id (stimulus,) and latent (stimulus, [token,] feature)",
-                action="correct the path, or write the file with numpy.savez",
-            ) from error
-        npy.real(f"{key}, {self.path}, latent", latent, "real numbers")
-        if ids.ndim != 1 or ids.dtype.kind not in "iu" or latent.ndim not in (2, 3) or len(latent) != len(ids):
-            raise InputError(
-                f"{key}, {self.path}",
-                found=f"nsd_id {ids.shape} {ids.dtype} and latent {latent.shape} {latent.dtype}",
-                expected="whole numbers (stimulus,), and a latent for each: (stimulus, [token,] feature)",
-                action="write both arrays with the same stimuli in the same order",
-            )
-        if len(np.unique(ids)) < len(ids):
-            raise InputError(
-                f"{key}, {self.path}",
-                found="the same nsd_id twice",
-                expected="each nsd_id once",
-                action="leave out one of the two rows in both arrays",
-            )
-        return ids, latent
-
-    @classmethod
-    def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, object]:
-        return {}
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._arrays[1].shape[1:])
-
-    def inputs(self) -> Mapping[str, str]:
-        ids, latent = self._arrays
-        digest = hashlib.blake2b(digest_size=16)
-        for values in (ids, latent):
-            digest.update(f"{values.shape} {values.dtype.str}".encode())
-            digest.update(np.ascontiguousarray(values).data)
-        return {"latents": digest.hexdigest()}
-
-    def work(self, prepared: Stimuli) -> np.ndarray:
-        ids, latent = self._arrays
-        order = np.argsort(ids, kind="stable")
-        at = np.minimum(np.searchsorted(ids, prepared.ids, sorter=order), len(ids) - 1)
-        found = order[at]
-        absent = prepared.ids[ids[found] != prepared.ids]
-        if absent.size:
-            raise InputError(
-                f"spaces.{self.setup.space}.encoder, {self.path}",
-                found=f"no latent of nsd_id {absent[0]} ({absent.size} of {len(prepared)} in this block are absent)",
-                expected="a latent for every stimulus of the study",
-                action="add the missing stimuli to that file",
-            )
-        return latent[found].astype(np.float32)
-
-
 def encoder_class(config: Config, space: str) -> tuple[type[Encoder], dict[str, Any]]:
     """The class of a space's encoder, and the options it is made with. Nothing is opened.
 
@@ -395,8 +334,7 @@ def encoder_class(config: Config, space: str) -> tuple[type[Encoder], dict[str, 
     InputError : an unknown encoder or option.
     """
     settings, key = config.spaces[space], f"spaces.{space}"
-    made: type[Encoder] = ArrayEncoder
-    options = dict(settings.options)
+    name, options = settings.encoder, dict(settings.options)
     if settings.encoder.startswith(ARRAY):
         if "path" in options:
             raise InputError(
@@ -405,9 +343,8 @@ def encoder_class(config: Config, space: str) -> tuple[type[Encoder], dict[str, 
                 expected="the path once",
                 action=f"name the file in `{key}` as array:PATH, and leave `path` out of the options",
             )
-        options = {"path": settings.encoder.removeprefix(ARRAY), **options}
-    else:
-        made = resolve(settings.encoder, ENCODERS, f"{key}.encoder")
+        name, options = LATENTS_OF_A_FILE, {"path": settings.encoder.removeprefix(ARRAY), **options}
+    made: type[Encoder] = resolve(name, ENCODERS, f"{key}.encoder")
     try:
         inspect.signature(made).bind(None, **options)
     except TypeError as error:
@@ -429,7 +366,8 @@ def encoder_of(config: Config, space: str) -> Encoder:
     InputError : an unknown encoder or option, a file or bundle that cannot be read.
     """
     networks, (made, options) = config.networks, encoder_class(config, space)
-    setup = Setup(space, networks.bundle, networks.device, networks.dtype, config.seed, config.features.batch_size)
+    batch, speed = config.features.batch_size, networks.speed
+    setup = Setup(space, networks.bundle, networks.device, networks.dtype, config.seed, batch, speed)
     return made(setup, **options)
 
 
@@ -442,6 +380,6 @@ def encoder_settings(config: Config, space: str) -> dict[str, object]:
     found: dict[str, Any] = {"encoder": name, "version": made.version, "options": {**defaults, **settings.options}}
     if made.draws_noise:
         found["seed"] = config.seed
-    if not issubclass(made, ArrayEncoder):
+    if name != ARRAY.rstrip(":"):
         found["networks"] = content(config.networks)
     return found

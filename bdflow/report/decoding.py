@@ -46,11 +46,11 @@ def median(values: np.ndarray) -> float:
 def paths(context: Context) -> list[str]:
     """The stores that this module reads."""
     config = context.config
-    found = [keys.predictions(subject, space) for subject in context.decoded for space in config.spaces]
+    found = [keys.predictions(subject, space) for subject in context.decoded for space in config.decoded_spaces]
     found += [keys.targets(space, SHARED) for space in _encoded_by(config, "vdvae")]
     for subject in context.subjects:
         found += [keys.betas(subject), _responses(config, subject)]
-        for space in chosen_spaces(config, tuple(config.spaces)):
+        for space in chosen_spaces(config, tuple(config.decoded_spaces)):
             found += [keys.selection(subject, space), keys.decoder(subject, design_of(config, space).name)]
     return list(dict.fromkeys(found))
 
@@ -61,7 +61,7 @@ def _responses(config: Config, subject: str) -> str:
 
 def _encoded_by(config: Config, encoder: str) -> list[str]:
     """The spaces of an encoder."""
-    return [space for space, of in config.spaces.items() if of.encoder == encoder]
+    return [space for space, of in config.decoded_spaces.items() if of.encoder == encoder]
 
 
 def name(subject: str) -> str:
@@ -70,12 +70,12 @@ def name(subject: str) -> str:
 
 def ridge_table(context: Context, stores: Stores) -> Table:
     averaged = " The mean is that of predictions re-standardised for painting, whose R² is lower than that of raw ones."
-    rules = {context.config.ridge_of(space).standardise for space in context.config.spaces}
+    rules = {context.config.ridge_of(space).standardise for space in context.config.decoded_spaces}
     averaged = averaged if rules != {"none"} else ""
     groups = []
     for subject in context.decoded:
         rows = []
-        for space in context.config.spaces:
+        for space in context.config.decoded_spaces:
             store = stores[keys.predictions(subject, space)]
             r2, r = (store.read(score).ravel() for score in ("r2", "pearson_r"))
             n = store.sizes["stimulus"]
@@ -123,7 +123,7 @@ def _layers(context: Context, stores: Stores, space: str) -> list[Plot]:
 def token_plots(context: Context, stores: Stores) -> list[Plot]:
     """Mean r by token: of CLIP vision's patches where they lie in the picture, of others in their order."""
     config, plots = context.config, []
-    for space, settings in config.spaces.items():
+    for space, settings in config.decoded_spaces.items():
         by_token = {
             subject: np.array([mean(token) for token in stores[keys.predictions(subject, space)].read("pearson_r")])
             for subject in context.decoded
@@ -166,7 +166,7 @@ def alpha_plots(context: Context, stores: Stores) -> list[Plot]:
     """Cross-validated scores over the penalties tried, where regress chose among several."""
     plots = []
     score_name = "error (minus the mean square)" if by_rows(context.config) else "R²"
-    for space in context.config.spaces:
+    for space in context.config.decoded_spaces:
         series = []
         note = "Over the latents that were drawn. The stroke marks the penalty chosen for the whole space. "
         if not by_rows(context.config):

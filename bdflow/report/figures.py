@@ -212,9 +212,9 @@ def variant_figure(context: Context, stores: Stores, scores: Scores, chosen: Seq
 def decoding_figure(context: Context, stores: Stores) -> Figure:
     """Mean r of each layer of VDVAE spaces, of each token of spaces with tokens, of other spaces' latents, sorted."""
     config = context.config
-    figure = _new(2.5 * len(config.spaces), 2.4)
-    axes: Any = figure.subplots(1, len(config.spaces), squeeze=False)[0]
-    for axis, (space, settings) in zip(axes, config.spaces.items(), strict=True):
+    figure = _new(2.5 * len(config.decoded_spaces), 2.4)
+    axes: Any = figure.subplots(1, len(config.decoded_spaces), squeeze=False)[0]
+    for axis, (space, settings) in zip(axes, config.decoded_spaces.items(), strict=True):
         titles = {"vdvae": "VDVAE", "clip_vision": "CLIP vision", "clip_text": "CLIP text"}
         axis.set(title=titles.get(space, space), ylabel="mean r" if axis is axes[0] else "")
         for i, subject in enumerate(context.decoded):

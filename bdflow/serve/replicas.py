@@ -107,7 +107,7 @@ class PatternDecoder:
 
     def _latents(self, subject: str, items: list[Wanted]) -> list[dict[str, np.ndarray]]:
         patterns, rules, uses = zip(*items, strict=True)
-        spaces = [space for space in self.context.config.spaces if any(space in wanted for wanted in uses)]
+        spaces = [space for space in self.context.config.decoded_spaces if any(space in wanted for wanted in uses)]
         by_space = {space: np.stack([self._pattern(of, space) for of in patterns]) for space in spaces}
         raw = self._decoder(subject).latents(by_space, spaces)
         found: list[dict[str, np.ndarray]] = [{} for _ in items]

@@ -131,14 +131,14 @@ def run(context: Context, options: ServeOptions, place: Place) -> None:
     subjects = context.subjects
     config = context.config
     painter = painter_of(config)
-    predictions = {s: {p: context.ready(keys.predictions(s, p)) for p in config.spaces} for s in subjects}
+    predictions = {s: {p: context.ready(keys.predictions(s, p)) for p in config.decoded_spaces} for s in subjects}
     variants = {v: tuple(roles_of(config, painter, v).values()) for v in served(config, painter)}
     painted = spaces_of(config, painter).values()
     capabilities = Capabilities(
         voxels={s: context.ready(keys.betas(s)).sizes["voxel"] for s in subjects},
         spaces={
             space: tuple(context.ready(keys.targets(space, SHARED)).arrays["latent"].shape[1:])
-            for space in config.spaces
+            for space in config.decoded_spaces
         },
         variants=variants,
         rules={
@@ -294,7 +294,7 @@ def _decoder(context: Context, options: ServeOptions, place: Place) -> Applicati
     kinds = [keys.responses(s, kind) for s in context.subjects for kind in response_kinds(config)]
     n = max((context.ready(key).read("split") != "test").sum() for key in kinds)
     budget = settings.memory or place.memory // 4
-    kept = int(min(len(context.subjects), budget // (4 * int(n) ** 2 * (1 + len(config.spaces)))))
+    kept = int(min(len(context.subjects), budget // (4 * int(n) ** 2 * (1 + len(config.decoded_spaces)))))
     deployment: Any = serve.deployment(
         PatternDecoder,
         num_replicas=1,

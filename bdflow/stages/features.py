@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -20,13 +20,18 @@ Task = tuple[str, int]  # (part, partition)
 
 
 class Features(Stage):
-    """Every space's latents, all spaces in one walk through the stimuli."""
+    """The latents of every space that is decoded, all spaces in one walk through the stimuli."""
 
     name = "features"
     uses_torch = True
 
+    @staticmethod
+    def spaces(config: Config) -> tuple[str, ...]:
+        """The spaces whose latents it makes."""
+        return tuple(config.decoded_spaces)
+
     def stores(self, config: Config) -> Iterator[StoreDecl]:
-        for space in config.spaces:
+        for space in self.spaces(config):
             settings = {
                 "features": content(config.features, "targets"),
                 **encoder_settings(config, space),
@@ -39,8 +44,21 @@ class Features(Stage):
 
     def steps(self, context: Context) -> Iterable[Step]:
         of_run = parts.of_run(context)
-        fills = tuple(key for space in context.config.spaces for key in parts.targets(space, of_run))
-        return (Step("features", "blocks of stimuli", parts.stimuli(of_run), fills, partial(_start, context)),)
+        spaces, label = self.spaces(context.config), self.name.replace("_", " ")
+        fills = tuple(key for space in spaces for key in parts.targets(space, of_run))
+        if fills:
+            yield Step(label, "blocks of stimuli", parts.stimuli(of_run), fills, partial(_start, context, spaces))
+
+
+class EncodingFeatures(Features):
+    """The latents of spaces that encoding models alone are made from, `decode: false`."""
+
+    name = "encoding_features"
+    on_demand = True
+
+    @staticmethod
+    def spaces(config: Config) -> tuple[str, ...]:
+        return tuple(space for space, settings in config.spaces.items() if not settings.decode)
 
 
 def _inputs(config: Config, space: str) -> dict[str, str]:
@@ -54,37 +72,53 @@ def _targets(config: Config, space: str, part: str, counts: Counts) -> catalog.L
     return spec, {"stimulus": counts.stimuli(part), **catalog.space_sizes(shape)}
 
 
-def _start(context: Context) -> Work:
+def _start(context: Context, spaces: tuple[str, ...]) -> Work:
     stimuli, stores = {}, {}
     for part in parts.of_run(context):
         stimuli[part] = context.ready(keys.stimuli(part))
         given = {name: stimuli[part].read(name) for name in ("nsd_id", "split")}
-        stores[part] = {space: context.declare(keys.targets(space, part), given) for space in context.config.spaces}
+        stores[part] = {space: context.declare(keys.targets(space, part), given) for space in spaces}
     tasks = [(part, partition) for part, of in stores.items() for partition in missing_in_any(of.values())]
-    return Work(tasks, partial(Extractor, context.config, stimuli, stores))
+    return Work(tasks, partial(Extractor, context.config, spaces, stimuli, stores))
 
 
 class Extractor:
-    """Loads each encoder when it is first needed; a task is one block of stimuli of a part.
+    """Loads encoders when they are first needed; a task is one block of stimuli of a part. Encoders whose latents come
+    from one pass through the networks (`Encoder.shared`) are asked together: the first of them is loaded, no other.
 
     `stimuli` by part, `stores` by part and space.
     """
 
-    def __init__(self, config: Config, stimuli: dict[str, Store], stores: dict[str, dict[str, Store]]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        spaces: tuple[str, ...],
+        stimuli: dict[str, Store],
+        stores: dict[str, dict[str, Store]],
+    ) -> None:
         self.stimuli, self.stores = stimuli, stores
-        self.encoders = {space: encoder_of(config, space) for space in config.spaces}
-        for space, encoder in self.encoders.items():
-            if any(of[space].missing() for of in stores.values()):
-                encoder.load()
+        self.encoders = {space: encoder_of(config, space) for space in spaces}
+        wanted = [space for space in self.encoders if any(of[space].missing() for of in stores.values())]
+        self.first = firsts({space: self.encoders[space] for space in wanted})
+        for space in dict.fromkeys(self.first.values()):
+            self.encoders[space].load()
 
-    def prepare(self, task: Task) -> dict[str, object]:
+    def prepare(self, task: Task) -> dict[str, tuple[list[str], object]]:
+        """By the space whose encoder is asked: the spaces that are wanted of it, and what it needs."""
         part, partition = task
-        wanted = {s: self.encoders[s] for s, store in self.stores[part].items() if not store.markers()[partition]}
-        stimuli = self._read(task, {what for encoder in wanted.values() for what in encoder.takes})
-        return {space: encoder.prepare(stimuli) for space, encoder in wanted.items()}
+        wanted = [s for s, store in self.stores[part].items() if not store.markers()[partition]]
+        stimuli = self._read(task, {what for space in wanted for what in self.encoders[space].takes})
+        together: dict[str, list[str]] = {}
+        for space in wanted:
+            together.setdefault(self.first[space], []).append(space)
+        return {first: (spaces, self.encoders[first].prepare(stimuli)) for first, spaces in together.items()}
 
-    def work(self, prepared: dict[str, object]) -> dict[str, np.ndarray]:
-        return {space: self.encoders[space].work(inputs) for space, inputs in prepared.items()}
+    def work(self, prepared: dict[str, tuple[list[str], object]]) -> dict[str, np.ndarray]:
+        made: dict[str, np.ndarray] = {}
+        for first, (spaces, inputs) in prepared.items():
+            latents = self.encoders[first].work_together(inputs, [self.encoders[space] for space in spaces])
+            made |= zip(spaces, latents, strict=True)
+        return made
 
     def finish(self, task: Task, made: dict[str, np.ndarray]) -> None:
         part, partition = task
@@ -122,6 +156,16 @@ class Extractor:
         images = stimuli.read("image", region) if "image" in wanted else np.zeros((len(ids), 0, 0, 3), np.uint8)
         captions = stimuli.read("caption", region) if "captions" in wanted else [()] * len(ids)
         return Stimuli(ids, images, [[text for text in row if text] for row in captions])
+
+
+def firsts(encoders: Mapping[str, Encoder]) -> dict[str, str]:
+    """By space, the space whose encoder gives its latents: the first of those that share a pass, or itself."""
+    first: dict[object, str] = {}
+    found = {}
+    for space, encoder in encoders.items():
+        shared = (type(encoder), encoder.shared) if encoder.shared is not None else space
+        found[space] = first.setdefault(shared, space)
+    return found
 
 
 def _region(store: Store, partition: int) -> dict[str, slice]:

@@ -42,7 +42,7 @@ class Roi(Stage):
             for subject in subjects:
                 yield from self._of_subject(config, chosen, subject)
             if averaged(config, subjects):
-                for space in config.spaces:
+                for space in config.decoded_spaces:
                     upstream = tuple(keys.region_latents(chosen, subject, space) for subject in subjects)
                     layout = partial(_latents, config, chosen, space)
                     yield StoreDecl(keys.region_latents(chosen, MEAN, space), layout, upstream=upstream)
@@ -59,7 +59,7 @@ class Roi(Stage):
             partial(region_patterns.mask_inputs, config, regions, subject),
             (keys.betas(subject), keys.responses(subject, averaged_design(config).responses)),
         )
-        for space in config.spaces:
+        for space in config.decoded_spaces:
             system = keys.system(subject, design_of(config, space).name)
             upstream = (patterns, keys.predictions(subject, space), system)
             layout = partial(_latents, config, chosen, space)
@@ -92,10 +92,13 @@ class Roi(Stage):
         )
         patterns = tuple(keys.region_patterns(*key) for key in own)
         latents, mean_latents = (
-            tuple(keys.region_latents(*key, space) for key in some for space in config.spaces) for some in (own, means)
+            tuple(keys.region_latents(*key, space) for key in some for space in config.decoded_spaces)
+            for some in (own, means)
         )
-        predictions = tuple(keys.predictions(subject, space) for subject in subjects for space in config.spaces)
-        systems = tuple(keys.system(s, design_of(config, space).name) for s in subjects for space in config.spaces)
+        predictions = tuple(keys.predictions(subject, space) for subject in subjects for space in config.decoded_spaces)
+        systems = tuple(
+            keys.system(s, design_of(config, space).name) for s in subjects for space in config.decoded_spaces
+        )
         yield Step("patterns of regions", "sets", voxels, patterns, partial(_start_patterns, context, own))
         needs = (*patterns, *predictions, *dict.fromkeys(systems))
         yield Step("latents of regions", "subjects", needs, latents, partial(_start_latents, context, own))
@@ -161,7 +164,7 @@ def _start_latents(context: Context, own: Sequence[Key]) -> Work:
     latents = {
         (*key, space): context.declare(keys.region_latents(*key, space), _named(context, key[0]))
         for key in own
-        for space in context.config.spaces
+        for space in context.config.decoded_spaces
     }
     waiting = dict.fromkeys(subject for (_, subject, _), store in latents.items() if store.missing())
     return Work(list(waiting), partial(Decoder, context, patterns, latents))
@@ -169,7 +172,7 @@ def _start_latents(context: Context, own: Sequence[Key]) -> Work:
 
 def _start_means(context: Context, means: Sequence[Key]) -> Work:
     for chosen, _ in means:
-        for space in context.config.spaces:
+        for space in context.config.decoded_spaces:
             store = context.declare(keys.region_latents(chosen, MEAN, space), _named(context, chosen))
             if store.missing():
                 subjects = sorted(context.subjects)
@@ -180,7 +183,9 @@ def _start_means(context: Context, means: Sequence[Key]) -> Work:
 def _start_pictures(context: Context, painter: str, found: Sequence[Key]) -> Work:
     config, settings = context.config, context.config.roi
     latents = {
-        (*key, space): context.ready(keys.region_latents(*key, space)) for key in found for space in config.spaces
+        (*key, space): context.ready(keys.region_latents(*key, space))
+        for key in found
+        for space in config.decoded_spaces
     }
 
     def declared(key_of: Any) -> dict[Key, Store]:
@@ -219,7 +224,7 @@ class Decoder:
         self.context, self.patterns, self.latents = context, patterns, latents
 
     def __call__(self, subject: str) -> None:
-        for space in self.context.config.spaces:
+        for space in self.context.config.decoded_spaces:
             sets = [c for (c, s, at), store in self.latents.items() if (s, at) == (subject, space) and store.missing()]
             if not sets:
                 continue

@@ -221,7 +221,7 @@ def decoded_tree(context: Context, subject: str, patterns: np.ndarray, rule: str
     import xarray
 
     trees = {}
-    for space in context.config.spaces:
+    for space in context.config.decoded_spaces:
         z_scored = z_scored_patterns(responses_of(context, subject, space), patterns)
         values = decode(context, subject, z_scored, space, rule)
         dims = ("pattern", *catalog.space_dims(values.shape[1:]))

@@ -51,7 +51,7 @@ def design_of(config: Config, space: str) -> Design:
 def designs(config: Config) -> dict[Design, tuple[str, ...]]:
     """Every design of a configuration, and the spaces decoded by it."""
     found: dict[Design, tuple[str, ...]] = {}
-    for space in config.spaces:
+    for space in config.decoded_spaces:
         design = design_of(config, space)
         found[design] = (*found.get(design, ()), space)
     return found

@@ -78,7 +78,7 @@ def voxel_maps(context: Context, subject: str) -> dict[str, np.ndarray]:
 def importance(context: Context, subject: str) -> dict[str, np.ndarray]:
     """`importance_<space>` of the target spaces for which weights were kept, each (voxels,)."""
     found = {}
-    for space in context.config.spaces:
+    for space in context.config.decoded_spaces:
         key = keys.importance(subject, space)
         if context.is_sealed(key):
             found[f"importance_{space}"] = context.ready(key).read("importance")

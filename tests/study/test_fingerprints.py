@@ -91,6 +91,7 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
         "encode.spaces": ["vdvae"],
         "encode.sets": {"both": ["vdvae", "clip_vision"]},
         "encode.grid": [1.0],
+        "encode.components": {"vdvae": 3},
         "ridge.grid": [1.0, 2.0],
         "spaces.vdvae.ridge.grid": [1.0, 2.0],
         "roi.strengths": [2.0],
@@ -100,6 +101,8 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
     }
 
 
+WITHOUT = {"spaces.vdvae.decode": "painters"}
+"""Fields that are changed without a section that needs them as they are."""
 NOT_PLAIN = {
     "networks.bundle",
     *(f"painters.brain_diffuser.{name}" for name in ("kind", "guess", "vision", "text", "variants", "options")),
@@ -176,7 +179,7 @@ def stale(nsd: Path, root: Path) -> dict[str, list[str]]:
             found[key] = ["another folder of files: their content counts"]
             continue
         value = special[key] if key in special else another(annotation, value_at(base, key))
-        config = parse(changed(content, key, value))
+        config = parse(changed({name: of for name, of in content.items() if name != WITHOUT.get(key)}, key, value))
         after = {name: made.fingerprint for name, made in Graph(config, STAGES.values()).provenances().items()}
         found[key] = sorted({kind(name) for name in before if name in after and before[name] != after[name]})
     return found
@@ -254,6 +257,7 @@ def test_a_mixing_that_a_variant_does_not_use_leaves_its_pictures(full):
 def both(full) -> dict[str, Any]:
     """Of both systems."""
     spaces = {"z": {"encoder": "sd_vae"}, "c": {"encoder": "sd_text"}}
+    spaces["z_c"] = {"encoder": "sd_denoising", "decode": False}
     painter = {"kind": "stable_diffusion", "guess": "z", "vision": None, "text": "c", "variants": ["full", "only_c"]}
     return full | {"spaces": full["spaces"] | spaces, "painters": full["painters"] | {"takagi": painter}}
 
@@ -269,10 +273,10 @@ READERS = {
     "clip_text": {"targets/clip_text", "reconstructions/brain_diffuser"},
     "unet": {"reconstructions/brain_diffuser"},
     "vae": {"reconstructions/brain_diffuser"},
-    "sd_unet": {"reconstructions/takagi"},
-    "sd_vae": {"targets/z", "guesses/takagi", "rois/guesses/takagi", "reconstructions/takagi"},
-    "sd_text": {"targets/c", "reconstructions/takagi"},
-    "scheduler": {"reconstructions/brain_diffuser", "reconstructions/takagi"},
+    "sd_unet": {"targets/z_c", "reconstructions/takagi"},
+    "sd_vae": {"targets/z", "targets/z_c", "guesses/takagi", "rois/guesses/takagi", "reconstructions/takagi"},
+    "sd_text": {"targets/c", "targets/z_c", "reconstructions/takagi"},
+    "scheduler": {"targets/z_c", "reconstructions/brain_diffuser", "reconstructions/takagi"},
 }
 """The stores that a network of the bundle is read for, without parts, subjects and variants; pictures of regions as
 reconstructions."""

@@ -90,7 +90,7 @@ def test_a_context_travels_without_what_only_the_driver_needs(pipeline):
 
 
 def test_stages_on_demand_are_left_out_of_a_run():
-    assert ON_DEMAND == ("roi", "encode")
+    assert ON_DEMAND == ("roi", "encoding_features", "encode")
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ start is noised to a level, and steps under classifier-free guidance lead down f
 Ho & Salimans 2022).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -155,11 +155,21 @@ class Img2Img:
         alpha = schedule.alpha[index].to(z.device)
         return alpha.sqrt() * z + (1 - alpha).sqrt() * noise.to(z)
 
-    @torch.inference_mode()
     def guided(
         self, x: Tensor, given: Mapping[str, Given], schedule: Schedule, first: int, options: PaintOptions
     ) -> Tensor:
-        """From step `first` down to 0 under classifier-free guidance; x (n, c, h, w) float32 in and out.
+        """From step `first` down to 0 under classifier-free guidance; x (n, c, h, w) float32 in and out, the last of
+        `trajectory`.
+        """
+        for state in self.trajectory(x, given, schedule, first, options):
+            x = state
+        return x
+
+    @torch.inference_mode()
+    def trajectory(
+        self, x: Tensor, given: Mapping[str, Given], schedule: Schedule, first: int, options: PaintOptions
+    ) -> Generator[Tensor, None, None]:
+        """The states after step `first` and each lower one down to 0, (n, c, h, w) float32.
 
         Parameters
         ----------
@@ -191,7 +201,7 @@ class Img2Img:
                 eps = eps_uncond + options.guidance_scale * (eps_cond - eps_uncond)
             # 3. a step to the next level
             x = solver.step(x, eps, index)
-        return x
+            yield x
 
     @torch.inference_mode()
     def predict_noise(self, x: Tensor, timestep: int | Tensor, conditions: Mapping[str, Any]) -> Tensor:

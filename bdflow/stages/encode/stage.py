@@ -4,6 +4,7 @@ The regression of `regress` turned round (Naselaris et al. 2011, "Encoding and d
 target space are the features, responses the targets. The hat matrices come from the kernel of the latents, which is
 taken in blocks of columns; the penalty of each voxel is chosen among `encode.grid` by leave-one-out. Sets of spaces
 (`encode.sets`) are models of several bands, whose shares are chosen with the penalty (`bdflow.regression.banded`).
+A space may be reduced to principal components of the training stimuli's latents first (`encode.components`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ class Encode(Stage):
                 settings: dict[str, object] = {"encode": content(config.encode, kind), "seed": config.seed}
                 if len(bands) > 1:
                     settings["spaces"] = list(bands)
+                reduced = {space: k for space, k in config.encode.components.items() if space in bands}
+                if reduced:
+                    settings["components"] = reduced
                 upstream = (_responses(config, subject), *_targets(config, subject, bands))
                 cut, rounding = content(config.chunks, kind), {"device": device_of(config)}
                 layout = partial(_layout, config, subject, bands)

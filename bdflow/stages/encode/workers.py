@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
 
 from bdflow import random
 from bdflow.config import Config
+from bdflow.errors import InputError, counted
 from bdflow.metrics.statistics import correlation_p
-from bdflow.regression import banded, ridge, streaming
+from bdflow.regression import banded, principal, ridge, streaming
 from bdflow.regression.device import to_device
 from bdflow.stores import Store, StoreError
 from bdflow.study import catalog
@@ -17,6 +19,7 @@ from bdflow.study.encoding_models import models
 from bdflow.study.parts import Joined
 from bdflow.study.target_reader import Columns
 
+log = logging.getLogger(__name__)
 Key = tuple[str, str]
 
 
@@ -69,7 +72,9 @@ class Encoder:
                     store.write(partition, _values(found.pop(partition), int((~train).sum()), grid, shares))
 
     def _kernel(self, key: Key, ids: np.ndarray, train: np.ndarray) -> tuple[ridge.Array, ridge.Array]:
-        """Mean products of z-scored latents: of training stimuli (n, n), of test with training stimuli (m, n)."""
+        """Mean products of z-scored latents, or of their principal components: of training stimuli (n, n), of test with
+        training stimuli (m, n).
+        """
         targets, columns = self.targets[key], self.config.chunks.columns
         dims = targets.first.dims("latent")[1:]
         ((dim, step),) = catalog.column_blocks([targets.sizes[dim] for dim in dims], columns).items()
@@ -95,7 +100,21 @@ class Encoder:
             )
         kernel /= latents
         cross /= latents
-        return kernel, cross
+        k = self.config.encode.components.get(key[1])
+        if k is None:
+            return kernel, cross
+        try:
+            reduced = principal.components(kernel, cross, k)
+        except InputError as error:
+            error.inside(f"encode.components.{key[1]}, {key[0]}")
+            raise
+        log.info(
+            "%s, %s: %s keep %.1f%% of the variance of the training stimuli's z-scored latents",
+            *key,
+            counted(k, "principal component"),
+            100 * reduced.kept,
+        )
+        return reduced.kernel, reduced.cross
 
     def _read(self, columns: Columns, region: dict[str, slice]) -> ridge.Array:
         scratch = streaming.Scratch()

@@ -40,7 +40,7 @@ class Reconstruct(Stage):
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         if MEAN in decoded(config, config.subjects):
-            for space in config.spaces:
+            for space in config.decoded_spaces:
                 settings = {"standardise": config.ridge_of(space).standardise}
                 upstream = tuple(keys.predictions(subject, space) for subject in config.subjects)
                 upstream = (*parts.targets(space, parts.of_pictures(config, MEAN)), *upstream)
@@ -98,11 +98,14 @@ class Reconstruct(Stage):
 
     def steps(self, context: Context) -> Iterable[Step]:
         config = context.config
-        predictions = tuple(keys.predictions(s, space) for s in context.subjects for space in config.spaces)
+        predictions = tuple(keys.predictions(s, space) for s in context.subjects for space in config.decoded_spaces)
         if MEAN in context.decoded:
-            means = tuple(keys.predictions(MEAN, space) for space in config.spaces)
+            means = tuple(keys.predictions(MEAN, space) for space in config.decoded_spaces)
             shown = parts.of_pictures(config, MEAN)
-            needs: tuple[str, ...] = (*predictions, *(key for s in config.spaces for key in parts.targets(s, shown)))
+            needs: tuple[str, ...] = (
+                *predictions,
+                *(key for s in config.decoded_spaces for key in parts.targets(s, shown)),
+            )
             yield Step("mean predictions", "blocks of latents", needs, means, partial(_start_means, context))
         for painter, settings in config.painters.items():
             named = f" ({painter})" if len(config.painters) > 1 else ""
@@ -137,10 +140,6 @@ def _encoder_inputs(config: Config, space: str) -> dict[str, str]:
 def _refuse_blind(config: Config, painter: str, space: str) -> None:
     """InputError unless the space can be had of a picture alone."""
     key = f"painters.{painter}.select_by"
-    if space not in config.spaces:
-        raise InputError(
-            key, found=f"{space!r}", expected="a space: " + ", ".join(config.spaces), action="name one of them"
-        )
     takes = encoder_class(config, space)[0].takes
     if tuple(takes) != ("image",):
         raise InputError(
@@ -247,7 +246,7 @@ def _start_means(context: Context) -> Work:
     stores: dict[str, Store] = {}
     sources: dict[str, tuple[list[Store], Joined]] = {}
     rules = {}
-    for space in config.spaces:
+    for space in config.decoded_spaces:
         predictions = [context.ready(keys.predictions(subject, space)) for subject in sorted(context.subjects)]
         ids = shared_ids([source.read("nsd_id") for source in predictions])
         if not len(ids):

@@ -61,7 +61,7 @@ class Regress(Stage):
         for subject in config.subjects:
             for design, spaces in designs(config).items():
                 yield from self._of_design(config, subject, design, spaces)
-            for space in config.spaces:
+            for space in config.decoded_spaces:
                 yield from self._of_space(config, subject, space)
 
     def _of_design(self, config: Config, subject: str, design: Design, spaces: tuple[str, ...]) -> Iterator[StoreDecl]:
@@ -131,14 +131,14 @@ class Regress(Stage):
         systems = tuple(keys.system(s, name) for s in subjects for name in all_designs)
         labels = tuple(keys.betas(s) for s in subjects) if any(d.regions for d in all_designs.values()) else ()
         targets = tuple(
-            dict.fromkeys(k for s in subjects for space in config.spaces for k in _targets(config, s, space))
+            dict.fromkeys(k for s in subjects for space in config.decoded_spaces for k in _targets(config, s, space))
         )
         validated = {d.name: d for d, spaces in designs(config).items() if validates(config, spaces)}
         validation = tuple(keys.validation(s, name) for s in subjects for name in validated)
-        chosen = [space for space in config.spaces if config.ridge_of(space).choose != "fixed"]
+        chosen = [space for space in config.decoded_spaces if config.ridge_of(space).choose != "fixed"]
         selection = tuple(keys.selection(s, space) for s in subjects for space in chosen)
         decoders = tuple(keys.decoder(s, name) for s in subjects for name in all_designs)
-        predictions = tuple(keys.predictions(s, space) for s in subjects for space in config.spaces)
+        predictions = tuple(keys.predictions(s, space) for s in subjects for space in config.decoded_spaces)
         yield Step("systems", "parts", (*responses, *labels, *targets), systems, partial(_start_systems, context))
         if validation:
             needs = (*responses, *systems)
@@ -152,7 +152,7 @@ class Regress(Stage):
         yield Step("hat matrices", "subjects", needs, decoders, partial(_start_decoders, context))
         needs = (*systems, *decoders, *validation, *selection, *targets)
         yield Step("predictions", "blocks of latents", needs, predictions, partial(_start_predictions, context))
-        kept = [space for space in config.spaces if config.ridge_of(space).weights]
+        kept = [space for space in config.decoded_spaces if config.ridge_of(space).weights]
         if kept:
             weights = tuple(keys.weights(s, space) for s in subjects for space in kept)
             importance = tuple(keys.importance(s, space) for s in subjects for space in kept)
@@ -246,7 +246,7 @@ def _plan(context: Context) -> Plan:
             voxels = context.counts.design_voxels(subject, design)
             responses = _responses(context, subject, design)
             extents[f"{subject}, {design.name}"] = extent_of(config, spaces, responses, voxels)
-    return plan_of(config, extents, [context.counts.shape(space) for space in config.spaces])
+    return plan_of(config, extents, [context.counts.shape(space) for space in config.decoded_spaces])
 
 
 def _device(config: Config) -> str:
@@ -275,7 +275,7 @@ def _solvers(context: Context, plan: Plan) -> dict[Pair, Solver]:
 
 def _reading(context: Context, plan: Plan) -> Reading:
     of = (SHARED, *context.subjects)
-    targets = {space: parts.joined(context, parts.targets(space, of)) for space in context.config.spaces}
+    targets = {space: parts.joined(context, parts.targets(space, of)) for space in context.config.decoded_spaces}
     return Reading(targets, plan.piece_rows)
 
 
@@ -376,9 +376,9 @@ def _start_predictions(context: Context) -> Work:
     decoders: dict[Pair, Store] = {}
     validation: dict[Pair, Store] = {}
     selection: dict[Pair, Store] = {}
-    stores: dict[str, dict[str, Store]] = {space: {} for space in config.spaces}
+    stores: dict[str, dict[str, Store]] = {space: {} for space in config.decoded_spaces}
     for subject in context.subjects:
-        for space in config.spaces:
+        for space in config.decoded_spaces:
             of, design = config.ridge_of(space), design_of(config, space)
             decoder = context.ready(keys.decoder(subject, design.name))
             decoders[subject, space] = decoder
@@ -391,12 +391,12 @@ def _start_predictions(context: Context) -> Work:
     responses = {
         (subject, space): _responses(context, subject, design_of(config, space))
         for subject in context.subjects
-        for space in config.spaces
+        for space in config.decoded_spaces
     }
     weights = {
         pair: Grouping(store.read("nsd_id")[store.read("split") != "test"]).weights for pair, store in responses.items()
     }
-    intercepts = {space: design_of(config, space).intercept for space in config.spaces}
+    intercepts = {space: design_of(config, space).intercept for space in config.decoded_spaces}
     tasks = [(space, p) for space, by_subject in stores.items() for p in missing_in_any(by_subject.values())]
     worker = partial(
         Predictor, Decoders(decoders, validation, selection, _device(config)), reading, stores, weights, intercepts

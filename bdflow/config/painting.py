@@ -1,0 +1,94 @@
+"""The settings of painters: predicted latents into pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from bdflow.config.base import NOT_CONTENT, Section, shapes
+from bdflow.config.values import Count, Name, Options, Real, Share
+
+
+class PaintOptions(Section):
+    """How Versatile Diffusion paints; the defaults are the paper's (Methods: second stage).
+
+    steps : DDIM steps of the whole schedule; `int(strength * steps)` of them run (37).
+    strength : how far the guess is noised, in (0, 1].
+    guidance_scale : classifier-free guidance, eps_uncond + scale * (eps_cond - eps_uncond).
+    mixing : share of the text transformers, in [0, 1]; the vision transformers have the rest.
+    noise_index : `authors` adds the noise of index int(strength * steps) and denoises from the index below
+        (timesteps 741 and 721 for the defaults; at strength 1 both are the last index); `diffusers` uses the
+        lower index for both.
+    latent : the guess enters as a `sample` of the autoencoder's posterior, or as its `mean`.
+
+    Approximate modes, off by default (docs/painting.md):
+
+    solver : `ddim`, or `dpmpp_2m`, of second order, which needs fewer steps (`bdflow.models.diffusion.solvers`).
+    guidance_interval : (low, high) in fractions of the noise schedule, 0 clean, 1 noise alone. Outside it the
+        conditional half runs alone (Kynkäänniemi et al. 2024).
+    feature_cache : the UNet's deep features are computed anew every so many steps (Ma et al. 2023); 1 is every step.
+    """
+
+    steps: Count = 50
+    strength: Annotated[Real, Field(gt=0, le=1)] = 0.75
+    guidance_scale: Annotated[Real, Field(ge=0)] = 7.5
+    mixing: Share = 0.4
+    noise_index: Literal["authors", "diffusers"] = "authors"
+    latent: Literal["sample", "mean"] = "sample"
+    solver: Literal["ddim", "dpmpp_2m"] = "ddim"
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    feature_cache: Count = 1
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _low_below_high(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("expected [low, high] with low below high")
+        return value
+
+    @model_validator(mode="after")
+    def _a_step_runs(self) -> Self:
+        if int(self.strength * self.steps) < 1:
+            raise ValueError(f"strength {self.strength:g}: expected at least 1 / steps = {1 / self.steps:g}")
+        return self
+
+
+ROLES = ("guess", "vision", "text")
+"""What a painter may paint from: the spaces that are named under these keys."""
+
+
+class PainterSettings(PaintOptions):
+    """One painter: predicted latents into pictures. `kind` is a registered name (`versatile_diffusion`) or a class of
+    one's own, `package.module:Class`. `guess`, `vision` and `text` name the spaces it paints from; `variants` what is
+    painted: `full`, or ablations.
+
+    pictures : how many are painted of an item, each from noise of its own; the start from a guess is the same.
+    select : which of them are scored and shown: `all` (scores are means over them), the `first`, or the `best`: the one
+        whose latent, by the encoder of the space `select_by`, correlates most with the predicted latent. The photo is
+        not looked at.
+    """
+
+    kind: str = "versatile_diffusion"
+    guess: str | None = "vdvae"
+    vision: str | None = "clip_vision"
+    text: str | None = "clip_text"
+    variants: Annotated[tuple[Name, ...], Field(min_length=1), NOT_CONTENT] = ("full",)
+    pictures: Annotated[Count, shapes("reconstructions")] = 1
+    select: Annotated[Literal["all", "first", "best"], shapes("selected", "similarities", "metrics")] = "all"
+    select_by: Annotated[str | None, shapes("selected")] = None
+    batch_size: Annotated[Count, NOT_CONTENT] = 8
+    encode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
+    decode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
+    options: Options = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _best_by_a_space(self) -> Self:
+        if self.select == "best" and self.select_by is None:
+            raise ValueError("select: found best, and no select_by; expected the space that says which picture is best")
+        return self
+
+    @property
+    def paint_options(self) -> PaintOptions:
+        """How a picture is painted from latents."""
+        return PaintOptions(**{name: getattr(self, name) for name in PaintOptions.model_fields})
