@@ -29,8 +29,10 @@ def config(request, settings, tmp_path_factory) -> Config:
     options = {"n_shared": 60, "n_own": 340, "stimulus_size": 212, "trials_per_session": 400, "noise_ceiling": 50}
     data = simulate(root / "nsd", SimulateOptions(subjects=(SUBJECT,), seed=request.param, **options))
     inside = {
-        name: {"encoder": "sd_denoising", "options": {"strength": of, "steps": 10}} for name, of in LEVELS.items()
+        name: {"encoder": "sd_denoising", "decode": False, "options": {"strength": strength, "steps": 10}}
+        for name, strength in LEVELS.items()
     }
+    stages = ("ingest", "features", "encoding_features", "encode")
     sections = {
         "subjects": [SUBJECT],
         "dataset": {"root": str(data), "sessions": 3},
