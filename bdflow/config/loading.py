@@ -287,6 +287,14 @@ def _check_spaces(config: Config, where: object) -> None:
                 expected="one of `spaces`: " + ", ".join(config.spaces),
                 action=f"did you mean `{near[0]}`?" if near else f"add `spaces.{space}`, or name another space",
             )
+    for key, space in painted:
+        if space not in config.decoded_spaces:
+            raise InputError(
+                where,
+                found=f"`{key}` {space!r}, and `spaces.{space}.decode: false`",
+                expected="a space that ridge predicts: " + ", ".join(config.decoded_spaces),
+                action=f"leave `decode` out of `spaces.{space}`, or name another space",
+            )
     unused = set(config.spaces).difference(config.decoded_spaces, config.encoded_spaces, *config.encode.sets.values())
     if unused:
         space = min(unused)
@@ -296,14 +304,6 @@ def _check_spaces(config: Config, where: object) -> None:
             expected="a space that is decoded, or that `encode.spaces` or one of `encode.sets` names",
             action=f"remove `spaces.{space}`, or name it in `encode`",
         )
-    for key, space in painted:
-        if space not in config.decoded_spaces:
-            raise InputError(
-                where,
-                found=f"`{key}` {space!r}, and `spaces.{space}.decode: false`",
-                expected="a space that ridge predicts: " + ", ".join(config.decoded_spaces),
-                action=f"leave `decode` out of `spaces.{space}`, or name another space",
-            )
 
 
 def _nearest(location: Sequence[str]) -> str | None:

@@ -79,7 +79,7 @@ def test_captions_are_averaged_and_each_string_embedded_once(
 def test_a_stimulus_without_captions_is_refused(extractor: FeatureExtractor) -> None:
     with pytest.raises(InputError, match="captions of nsd_id 12"):
         extractor.caption_embeddings([["a"], ["", " "]], [11, 12])
-    with pytest.raises(InputError, match="1 lists"):
+    with pytest.raises(InputError, match="1 list"):
         extractor.caption_embeddings([["a"]], [11, 12])
 
 

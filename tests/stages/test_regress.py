@@ -214,7 +214,7 @@ def test_patterns_that_cannot_be_decoded_are_refused(regressed, tmp_path):
     with pytest.raises(InputError, match=r"shape \(1, 3\); expected \(patterns, \d+\)"):
         decoder.z_scored_patterns(responses, pattern[:, :3])
     pattern[0, np.flatnonzero(responses.read("valid") == 1)[4]] = np.nan
-    with pytest.raises(InputError, match="1 values that are not finite"):
+    with pytest.raises(InputError, match="1 value not finite"):
         decoder.z_scored_patterns(responses, pattern)
     context = Pipeline(config).context()
     with pytest.raises(InputError, match="no held_out_mean"):
