@@ -86,6 +86,7 @@ def parse(content: Mapping[str, object], where: object = "configuration") -> Con
     _check_sessions(config, where)
     for key, given in (
         *((f"painters.{name}.variants", painter.variants) for name, painter in config.painters.items()),
+        *((f"painters.{name}.controls", painter.controls) for name, painter in config.painters.items()),
         ("evaluate.metrics", config.evaluate.metrics),
     ):
         if len(set(given)) < len(given):
@@ -275,7 +276,7 @@ def _check_spaces(config: Config, where: object) -> None:
     named += [("encode.components", space) for space in config.encode.components]
     painted = []
     for name, painter in config.painters.items():
-        roles = (*ROLES, "select_by")
+        roles = (*ROLES, "select_by", "retrieve_by")
         painted += [(f"painters.{name}.{role}", of) for role in roles if (of := getattr(painter, role)) is not None]
     named += painted
     for key, space in named:

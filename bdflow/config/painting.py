@@ -58,6 +58,9 @@ ROLES = ("guess", "vision", "text")
 """What a painter may paint from: the spaces that are named under these keys."""
 
 
+Control = Literal["prior", "retrieval", "mean_image"]
+
+
 class PainterSettings(PaintOptions):
     """One painter: predicted latents into pictures. `kind` is a registered name (`versatile_diffusion`) or a class of
     one's own, `package.module:Class`. `guess`, `vision` and `text` name the spaces it paints from; `variants` what is
@@ -67,6 +70,10 @@ class PainterSettings(PaintOptions):
     select : which of them are scored and shown: `all` (scores are means over them), the `first`, or the `best`: the one
         whose latent, by the encoder of the space `select_by`, correlates most with the predicted latent. The photo is
         not looked at.
+    controls : pictures that are scored and shown beside the variants, of the same test stimuli: `prior`, those of the
+        first variant, each put to another stimulus; `retrieval`, the training photo that is nearest to the prediction
+        in the space `retrieve_by` (null: of `vision`, `text` and `guess` the first that is used); `mean_image`, the
+        mean of the training photos (docs/controls.md).
     """
 
     kind: str = "versatile_diffusion"
@@ -77,6 +84,8 @@ class PainterSettings(PaintOptions):
     pictures: Annotated[Count, shapes("reconstructions")] = 1
     select: Annotated[Literal["all", "first", "best"], shapes("selected", "similarities", "metrics")] = "all"
     select_by: Annotated[str | None, shapes("selected")] = None
+    controls: Annotated[tuple[Control, ...], NOT_CONTENT] = ()
+    retrieve_by: Annotated[str | None, NOT_CONTENT] = None
     batch_size: Annotated[Count, NOT_CONTENT] = 8
     encode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
     decode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
@@ -87,6 +96,17 @@ class PainterSettings(PaintOptions):
         if self.select == "best" and self.select_by is None:
             raise ValueError("select: found best, and no select_by; expected the space that says which picture is best")
         return self
+
+    @model_validator(mode="after")
+    def _retrieval_by_a_space(self) -> Self:
+        if "retrieval" in self.controls and self.retrieval_space is None:
+            raise ValueError("controls: found retrieval, and no space; expected `retrieve_by`, or a role that is used")
+        return self
+
+    @property
+    def retrieval_space(self) -> str | None:
+        """The space in which `retrieval` finds training photos."""
+        return self.retrieve_by or self.vision or self.text or self.guess
 
     @property
     def paint_options(self) -> PaintOptions:

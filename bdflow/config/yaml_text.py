@@ -68,6 +68,19 @@ class _Problem(ValueError):
     pass
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes in quotes what PyYAML or `read` would take for something else than text."""
+
+
+for _kind, _pattern in (("null", NULL), ("bool", SWITCH), ("int", WHOLE), ("float", REAL)):
+    _Dumper.add_implicit_resolver(PREFIX + _kind, _pattern, None)
+
+
+def write(content: Any, *, flow: bool = False) -> str:
+    """Plain values as YAML, in their order, which `read` and other readers of YAML read again; `flow` in braces."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow)
+
+
 def read(text: str) -> Any:
     """The content of one YAML document.
 

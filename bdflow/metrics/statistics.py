@@ -17,11 +17,11 @@ RESAMPLES = 1999
 LEVEL = 0.95
 BATCH_BYTES = 2**26
 INTERVAL = f"{LEVEL:.0%} bootstrap interval over stimuli (scipy.stats.bootstrap, percentile, {RESAMPLES} resamples)"
-TEST = (
+PAIRED = (
     "paired permutation test over stimuli, two-sided (scipy.stats.permutation_test on the differences, "
-    f"permutation_type='samples', {RESAMPLES} resamples, so p is at least {2 / (RESAMPLES + 1):.3f}); p values are not "
-    "corrected for their number"
+    f"permutation_type='samples', {RESAMPLES} resamples, so p is at least {2 / (RESAMPLES + 1):.3f})"
 )
+TEST = f"{PAIRED}; p values are not corrected for their number"
 
 
 class Estimate(NamedTuple):
@@ -145,6 +145,25 @@ def false_discovery_q(p: np.ndarray) -> np.ndarray:
         from scipy import stats
 
         found[known] = stats.false_discovery_control(p[known], method="bh")
+    return found
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p values corrected for their number (S. Holm 1979): where those below 0.05 are believed, the chance that any of
+    them is false stays below 0.05, whichever depend on which.
+
+    Parameters
+    ----------
+    p : p values (n,); those that are not a number take no part.
+
+    Returns
+    -------
+    (n,) float64, not a number where p is none.
+    """
+    p = np.asarray(p, np.float64)
+    found, known = np.full(p.shape, np.nan), np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    found[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
     return found
 
 

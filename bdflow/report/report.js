@@ -77,6 +77,7 @@
   const cell = (i, s, line) => {
     const name = subjects[s].label;
     if (!shown[s][i]) return element("div", { class: "cell absent", "data-subject": name }, "not shown");
+    if (kinds[place(kinds, line)].absent.includes(subjects[s].name)) return element("div", { class: "cell absent", "data-subject": name }, "no such control");
     const m = place(metrics, view.metric), v = place(variants, line);
     const alt = v < 0 ? `Guess for ${nsd(i)} from ${name}` : `Reconstruction of ${nsd(i)} from ${name}, ${line}`;
     const text = v < 0 || m < 0 ? "" : number(score(i, s, v, m), 3);
@@ -133,7 +134,7 @@
   const details = (i, s, line) => {
     const v = place(variants, line);
     const figure = (source, text) => element("figure", {}, element("img", { src: source, alt: text }), element("figcaption", {}, text));
-    const body = metrics.map((metric, m) => {
+    const body = v < 0 ? [] : metrics.map((metric, m) => {
       const x = score(i, s, v, m), all = stimuli.map((_, j) => score(j, s, v, m)).filter((y) => !Number.isNaN(y));
       const better = all.filter((y) => (metric.lower ? y < x : y > x)).length;
       return element("tr", {}, element("th", { scope: "row" }, metric.name), element("td", { class: "number" }, number(x, 4)),

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
 from bdflow.config import Config
 from bdflow.metrics import published
-from bdflow.metrics.statistics import Difference, Estimate, difference, estimate
+from bdflow.metrics.statistics import Difference, Estimate, difference, estimate, holm
 from bdflow.stores import Store
 from bdflow.study import keys
 from bdflow.study.painting import picture_label, pictures_of
 from bdflow.study.stage import MEAN, TRUE
 
 AVERAGE = "average"
+LEVEL_OF_TESTS = 0.05
 Stores = Mapping[str, Store]
 
 
@@ -27,6 +29,15 @@ def full_of(variant: str) -> str:
     """The variant `full` of the same painter."""
     painter, slash, _ = variant.rpartition("/")
     return f"{painter}{slash}full"
+
+
+class Tested(NamedTuple):
+    """Mean difference over `n`, its p value corrected over metrics, and whether it is an advantage beyond chance."""
+
+    mean: float
+    p: float
+    n: int
+    better: bool
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,42 @@ class Scores:
         }
 
     @property
+    def tested(self) -> tuple[tuple[str, str], ...]:
+        """(variant, prior) of every painter with the control `prior`, whose pictures are those of its first variant."""
+        found: dict[str, str] = {}
+        for variant in self.variants:
+            found.setdefault(variant.rpartition("/")[0], variant)
+        priors = ((of, f"{painter}/prior" if painter else "prior") for painter, of in found.items())
+        return tuple((of, prior) for of, prior in priors if prior in self.variants)
+
+    @cached_property
+    def beyond_prior(self) -> dict[tuple[str, str, str], Tested]:
+        """(row, variant, metric) -> how the first variant of a painter differs from its `prior`; p values are corrected
+        over the metrics. The row `average` is a test over subjects, of their means; the others are over stimuli.
+        """
+        found = {}
+        for of, prior in self.tested:
+            here, there = self.variants.index(of), self.variants.index(prior)
+            for row in self.rows:
+                if row == AVERAGE:
+                    value = np.moveaxis(self.value[: len(self.people)], 0, -1)
+                    with np.errstate(invalid="ignore"):
+                        value = _mean(value)
+                else:
+                    value = self.of(row)
+                if np.isnan(value[there]).all():
+                    continue
+                tests = [difference(value[here, m], value[there, m]) for m in range(len(self.metrics))]
+                corrected = holm(np.array([test.p for test in tests]))
+                for metric, missing, test, p in zip(self.metrics, self.missing, tests, corrected.tolist(), strict=True):
+                    if not missing:
+                        found[row, of, metric] = Tested(test.mean, p, test.n, self._better(metric, test.mean, p))
+        return found
+
+    def _better(self, metric: str, mean: float, p: float) -> bool:
+        return p < LEVEL_OF_TESTS and (mean < 0 if self.lower_is_better(metric) else mean > 0)
+
+    @property
     def systems(self) -> tuple[str, ...]:
         """The variant that stands for each painter: `full`, or its first; none where there is one painter alone."""
         by_painter: dict[str, str] = {}
@@ -162,7 +209,10 @@ class Scores:
             *[[row, a, row, b, metric, *found] for (row, a, b, metric), found in self.between_systems.items()],
             *[[a, self.variants[0], b, self.variants[0], m, *found] for (a, b, m), found in self.contrasts.items()],
         ]
+        beyond = [[*key, *found] for key, found in self.beyond_prior.items()]
+        columns = ["subject", "variant", "metric", "mean_difference", "corrected_p", "n", "better"]
         return {
+            **({"beyond_prior.csv": table(columns, beyond)} if beyond else {}),
             "scores.csv": table(["subject", "variant", "metric", "mean", "low", "high", "n", "missing"], scores),
             "differences.csv": table(
                 ["subject", "variant", "other_subject", "other_variant", "metric", "mean_difference", "p", "n"],
@@ -185,6 +235,14 @@ class Scores:
                 for i, nsd_id in enumerate(self.nsd_id.tolist()):
                     if np.isfinite(value[:, i]).any():
                         yield [nsd_id, subject, variant, *value[:, i], *rank[:, i]]
+
+
+def _mean(value: np.ndarray) -> np.ndarray:
+    """Mean over the second last axis, the stimuli, of those that have a score; not a number where none has."""
+    known = np.isfinite(value)
+    count = known.sum(axis=-2)
+    total = np.where(known, value, 0).sum(axis=-2)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def ranks(value: np.ndarray) -> np.ndarray:

@@ -10,11 +10,11 @@ import numpy as np
 
 from bdflow.config import Config
 from bdflow.metrics import published
-from bdflow.metrics.statistics import INTERVAL, TEST, Difference, Estimate
+from bdflow.metrics.statistics import INTERVAL, PAIRED, TEST, Difference, Estimate
 from bdflow.report import decoding, encoding
 from bdflow.report.page import Cell, Page, Row, Sheet, Table, number
 from bdflow.report.plots import Plot, histograms
-from bdflow.report.scores import AVERAGE, Scores, full_of
+from bdflow.report.scores import AVERAGE, Scores, Tested, full_of
 from bdflow.stores import Store
 from bdflow.study.painting import picture_label, pictures_of
 from bdflow.study.stage import MEAN, TRUE, Context
@@ -43,6 +43,11 @@ VARIANTS = {
     "stable_diffusion": {"full": "z and c", "only_z": "z, under the empty text", "only_c": "c, painted from noise"},
 }
 """By kind of painter, what a variant is painted from."""
+CONTROLS = {
+    "prior": "pictures of other stimuli, what the painter draws without this one's prediction",
+    "retrieval": "the training photo nearest to the prediction",
+    "mean_image": "the mean of the training photos",
+}
 GUESSES = {"versatile_diffusion": "the VDVAE's picture", "stable_diffusion": "the picture of z"}
 Stores = Mapping[str, Store]
 
@@ -56,7 +61,7 @@ def ours(config: Config) -> dict[str, str]:
 def described(config: Config) -> dict[str, str]:
     """What every kind of picture is painted from, by its label; of painters of one's own, the variant's name."""
     return {
-        picture_label(config, painter, variant): VARIANTS.get(config.painters[painter].kind, {}).get(
+        picture_label(config, painter, variant): (CONTROLS | VARIANTS.get(config.painters[painter].kind, {})).get(
             variant, variant.replace("_", " ")
         )
         for painter, variant in pictures_of(config)
@@ -89,6 +94,7 @@ def page(
             ("networks", f"{bundle}, {config.networks.dtype}"),
             ("mask", config.dataset.mask),
             ("seed", str(config.seed)),
+            *((("beyond the prior", verdict(scores)),) if scores.tested else ()),
         ),
         scores=[
             table_1(scores, comparable=comparable),
@@ -97,6 +103,7 @@ def page(
         comparisons=[
             table
             for table in (
+                beyond_prior(scores),
                 other_subjects(scores, described(config)),
                 systems(scores),
                 ablations(scores),
@@ -205,6 +212,8 @@ def _variants(
     for row in order:
         rows = []
         for variant in scores.variants:
+            if np.isnan(scores.of(row)[scores.variants.index(variant)]).all() and row == TRUE:
+                continue  # true latents have no controls
             rows.append(_row(scores, row, variant, f"{variant}: {words[variant]}"))
             known = published.TABLE_2.get(ours.get(variant, "")) if row == published.TABLE_2_SUBJECT else None
             beside = _published(scores, "published (Table 2)", known) if known else None
@@ -231,9 +240,11 @@ def _notes(scores: Scores, comparable: bool) -> list[str]:
     return notes
 
 
-def _difference(found: Difference | None) -> Cell:
+def _difference(found: Difference | Tested | None) -> Cell:
     if found is None:
         return "missing"
+    if not found.n:
+        return "\u2013"
     sign = "+" if found.mean > 0 else ""
     return (sign + number(found.mean), f"p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}")
 
@@ -247,6 +258,7 @@ def ablations(scores: Scores) -> Table:
             [
                 Row([variant, *(_difference(scores.ablations.get((row, variant, m))) for m in scores.metrics)])
                 for variant in others
+                if row != TRUE or np.isfinite(scores.of(row)[scores.variants.index(variant)]).any()
             ],
         )
         for row in scores.rows
@@ -256,6 +268,47 @@ def ablations(scores: Scores) -> Table:
         ["variant minus full", *_columns(scores)],
         groups if scores.ablations else [],
         f"Mean difference, and p of a {TEST}.",
+    )
+
+
+def verdict(scores: Scores) -> str:
+    """In words: in which scores pictures are better than the prior; empty where there is no control `prior`."""
+    lines = []
+    for variant, _ in scores.tested:
+        tests = {key: test for key, test in scores.beyond_prior.items() if key[1] == variant}
+        rows = dict.fromkeys(row for row, _, _ in tests if row != AVERAGE)
+        better = {row: [m for r, _, m in tests if r == row and tests[row, variant, m].better] for row in rows}
+        name = variant if scores.systems else "the reconstructions"
+        if not any(better.values()):
+            lines.append(
+                f"Nothing beat the prior: no score of {name} is better than that of the same pictures put to other "
+                "stimuli. By these scores, they show what the painter draws anyway, and not what was seen."
+            )
+        else:
+            found = "; ".join(f"{label(row)}: {', '.join(found) or 'in none'}" for row, found in better.items())
+            lines.append(f"Scores of {name} that are better than the prior's: {found}.")
+    return " ".join(lines)
+
+
+def beyond_prior(scores: Scores) -> Table:
+    """The first variant of each painter against the control `prior`."""
+    groups = []
+    for variant, prior in scores.tested:
+        rows = []
+        for row in dict.fromkeys(row for row, of, _ in scores.beyond_prior if of == variant):
+            found = [scores.beyond_prior.get((row, variant, metric)) for metric in scores.metrics]
+            n = max((test.n for test in found if test), default=0)
+            name = "over subjects" if row == AVERAGE else label(row)
+            rows.append(
+                Row([name, *(_difference(test) for test in found), str(n)], "average" if row == AVERAGE else "run")
+            )
+        groups.append((f"{variant} minus {prior}", rows))
+    return Table(
+        "Beyond the prior",
+        ["", *_columns(scores), "n"],
+        groups,
+        f"{verdict(scores)} Mean difference, and p of a {PAIRED}, corrected over the metrics of a row (Holm). "
+        "Over subjects: the same test on the subjects' means, so with few subjects p cannot be small.",
     )
 
 

@@ -16,10 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import yaml
 from PIL import Image
 
-from bdflow.config import Config
+from bdflow.config import Config, yaml_text
 from bdflow.errors import InputError
 from bdflow.report import decoding, page, regions, tables
 from bdflow.report.scores import Scores
@@ -27,7 +26,7 @@ from bdflow.stores import Store
 from bdflow.stores.journal import entries
 from bdflow.stores.store import disk_full_as_error
 from bdflow.study import keys, parts
-from bdflow.study.painting import picture_label, spaces_of
+from bdflow.study.painting import picture_label, shown_of, spaces_of
 from bdflow.study.parts import Joined
 from bdflow.study.selection import Selected, selected, stores_of_pictures
 from bdflow.study.stage import Context
@@ -106,7 +105,7 @@ def photos(context: Context, stores: Mapping[str, Store]) -> Joined:
 
 
 def _configuration(context: Context) -> str:
-    return yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml_text.write(context.config.model_dump(mode="json"))
 
 
 def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, object]:
@@ -118,7 +117,10 @@ def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict
     return {
         "subjects": [{"name": s, "label": tables.label(s), "person": s in scores.people} for s in scores.subjects],
         "variants": [{"name": v} for v in scores.variants],
-        "lines": [asdict(line) for line in _lines(context.config)],
+        "lines": [
+            {**asdict(line), "absent": [s for s in scores.subjects if not _is_of(context.config, line, s)]}
+            for line in _lines(context.config)
+        ],
         "metrics": [
             {"name": name, "lower": scores.lower_is_better(name)}
             for name, missing in zip(scores.metrics, scores.missing, strict=True)
@@ -166,10 +168,15 @@ def _lines(config: Config) -> list[Line]:
         if "guess" in spaces_of(config, painter):
             guess = tables.GUESSES.get(settings.kind, "the guess")
             found.append(Line(picture_label(config, painter, "guess"), guess, painter, None, True))
-        for number, variant in enumerate(settings.variants):
+        for number, variant in enumerate((*settings.variants, *settings.controls)):
             label = picture_label(config, painter, variant)
             found.append(Line(label, tables.described(config)[label], painter, variant, number == 0))
     return found
+
+
+def _is_of(config: Config, line: Line, subject: str) -> bool:
+    """Whether a subject has pictures of this kind: true latents have no controls."""
+    return line.variant is None or line.variant in shown_of(config, line.painter, subject)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------
@@ -190,6 +197,8 @@ class _Pictures:
         self._thumbnails(self.photos, "shown", "", np.sort(self.photos.rows("nsd_id", ids)))
         for subject in self.subjects:
             for line in _lines(self.config):
+                if not _is_of(self.config, line, subject):
+                    continue
                 made: Store | Selected = (
                     self.stores[keys.guesses(line.painter, subject)]
                     if line.variant is None

@@ -31,6 +31,7 @@ from bdflow.models.weights.bundle import open_bundle
 from bdflow.stores import Store, Study, text
 from bdflow.study import catalog, keys, parts, scoring
 from bdflow.study.graph import Counts, StoreDecl
+from bdflow.study.painting import shown_of
 from bdflow.study.parts import Joined
 from bdflow.study.scoring import PIXELS
 from bdflow.study.selection import Selected, selected, stores_of_pictures
@@ -106,7 +107,7 @@ class Evaluate(Stage):
                 similarities = keys.similarities(painter, subject)
                 if seen:
                     settings = {
-                        "variants": list(of.variants),
+                        "variants": list(shown_of(config, painter, subject)),
                         "metrics": seen,
                         "select": of.select,
                     }
@@ -117,7 +118,7 @@ class Evaluate(Stage):
                         similarities, layout, settings, upstream=upstream, chunks=chunks, arithmetic=rounding
                     )
                 settings = {
-                    "variants": list(of.variants),
+                    "variants": list(shown_of(config, painter, subject)),
                     "evaluate": content(config.evaluate, "metrics"),
                     "missing": missing(config, weights),
                     "select": of.select,
@@ -192,12 +193,12 @@ def _judge(config: Config, metric: str, counts: Counts) -> catalog.Laid:
 
 def _similarities(config: Config, painter: str, subject: str, seen: int, counts: Counts) -> catalog.Laid:
     own = counts.test_stimuli(subject)
-    sizes = {"variant": len(config.painters[painter].variants), "metric": seen, "stimulus": own, "photo": own}
+    sizes = {"variant": len(shown_of(config, painter, subject)), "metric": seen, "stimulus": own, "photo": own}
     return catalog.similarities(config.chunks.images), sizes
 
 
 def _metrics(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
-    variants, metrics = config.painters[painter].variants, config.evaluate.metrics
+    variants, metrics = shown_of(config, painter, subject), config.evaluate.metrics
     sizes = {"variant": len(variants), "metric": len(metrics), "stimulus": counts.test_stimuli(subject)}
     return catalog.metrics(config.chunks.images), sizes
 
@@ -223,43 +224,44 @@ def _images_of(context: Context, painter: str) -> dict[tuple[str, str], Selected
     return {
         (subject, variant): selected(context.config, context.ready, painter, subject, variant)
         for subject in context.painted
-        for variant in context.config.painters[painter].variants
+        for variant in shown_of(context.config, painter, subject)
     }
 
 
 def _start_similarities(context: Context, painter: str) -> Work:
     config, images = context.config, _images_of(context, painter)
-    variants = config.painters[painter].variants
+    variants = {subject: shown_of(config, painter, subject) for subject in context.painted}
     judges = {metric: context.ready(keys.judge(metric)) for metric in judged(config, weights_of(config))}
     stores = {}
     for subject in context.painted:
-        own = images[subject, variants[0]].images.read("nsd_id")
-        given = {"variant": text(variants), "metric": text(judges), "nsd_id": own, "photo_nsd_id": own}
+        own = images[subject, variants[subject][0]].images.read("nsd_id")
+        given = {"variant": text(variants[subject]), "metric": text(judges), "nsd_id": own, "photo_nsd_id": own}
         stores[subject] = context.declare(keys.similarities(painter, subject), given)
     return Work(pairs(stores), partial(Comparer, _load(config), variants, judges, images, stores))
 
 
 def _start_metrics(context: Context, painter: str) -> Work:
     config, images = context.config, _images_of(context, painter)
-    variants, names = config.painters[painter].variants, config.evaluate.metrics
+    variants = {subject: shown_of(config, painter, subject) for subject in context.painted}
+    names = config.evaluate.metrics
     weights = weights_of(config)
     similarities = {}
     if judged(config, weights):
         similarities = {subject: context.ready(keys.similarities(painter, subject)) for subject in context.painted}
     stores = {}
     for subject in context.painted:
-        own = images[subject, variants[0]].images.read("nsd_id")
+        own = images[subject, variants[subject][0]].images.read("nsd_id")
         lonely = {m: "two-way identification needs at least two photos" for m in names if m not in ALONE}
         gaps = (lonely if len(own) < 2 else {}) | missing(config, weights)
         given = {
-            "variant": text(variants),
+            "variant": text(variants[subject]),
             "metric": text(full_name(metric, config) for metric in names),
             "missing": text(gaps.get(metric, "") for metric in names),
             "nsd_id": own,
         }
         stores[subject] = context.declare(keys.metrics(painter, subject), given)
     stimuli = parts.joined(context, _shown(context))
-    return Work(pairs(stores), partial(Scorer, config, painter, stimuli, images, similarities, stores))
+    return Work(pairs(stores), partial(Scorer, config, variants, stimuli, images, similarities, stores))
 
 
 def _load_panel(config: Config, weights: Mapping[str, Weights]) -> Panel:
@@ -295,7 +297,7 @@ class Comparer:
     def __init__(
         self,
         load: Callable[[], Panel],
-        variants: Sequence[str],
+        variants: Mapping[str, Sequence[str]],
         judges: Mapping[str, Store],
         images: Mapping[tuple[str, str], Selected],
         stores: Mapping[str, Store],
@@ -323,7 +325,7 @@ class Comparer:
             judge = next(iter(self.judges.values()))
             self.subject, self.rows = subject, judge.rows("nsd_id", store.read("photo_nsd_id"))
         region = store.spec.region(store.sizes, partition)
-        variant = self.variants[region["variant"].start]
+        variant = self.variants[subject][region["variant"].start]
         pictures = self.images[subject, variant].read(region["stimulus"])
         of_each = [self._correlations(of) for of in np.moveaxis(pictures, 1, 0)]
         correlation = np.stack(of_each).mean(axis=0, dtype=np.float64)
@@ -342,7 +344,7 @@ class Scorer:
     def __init__(
         self,
         config: Config,
-        painter: str,
+        variants: Mapping[str, Sequence[str]],
         stimuli: Joined,
         images: Mapping[tuple[str, str], Selected],
         similarities: Mapping[str, Store],
@@ -350,7 +352,7 @@ class Scorer:
     ) -> None:
         self.config, self.stimuli, self.images = config, stimuli, images
         self.similarities, self.stores = similarities, stores
-        self.variants = config.painters[painter].variants
+        self.variants = variants
 
     def __call__(self, task: tuple[str, int]) -> None:
         subject, partition = task
@@ -379,7 +381,7 @@ class Scorer:
         found = {name: np.full(len(ids), np.nan) for name in scores}
         if wanted:
             truths = self.stimuli.read("image", {"stimulus": self.stimuli.rows("nsd_id", ids)})
-            pictures = self.images[subject, self.variants[region["variant"].start]].read(region["stimulus"])
+            pictures = self.images[subject, self.variants[subject][region["variant"].start]].read(region["stimulus"])
             for i, (truth, several) in enumerate(zip(truths, pictures, strict=True)):
                 resized = [image_metrics.at_size(picture, *truth.shape[:2]) for picture in several]
                 for name, score in wanted.items():

@@ -3,7 +3,7 @@
 Dimensions: `stimulus` (test stimuli first, each ascending; join by the `nsd_id` coordinate, never by position),
 `trial` (presentations in the order of the scan), `voxel` (of the subject's mask), `token` and `feature` (of a target
 space), `picture` (of several that were painted of a stimulus), `y`, `x`, `rgb` (of a picture). Those of regions are in
-`region_catalog`, those of encoding models in `encoding_catalog`.
+`region_catalog`, those of encoding models in `encoding_catalog`, those of controls in `control_catalog`.
 """
 
 from __future__ import annotations

@@ -75,6 +75,11 @@ def encoding_set(subject: str, name: str) -> str:
     return f"encoding_sets/{subject}/{name}"
 
 
+def neighbours(subject: str, space: str) -> str:
+    """Which training stimuli are nearest to a test stimulus."""
+    return f"neighbours/{subject}/{space}"
+
+
 def guesses(painter: str, subject: str) -> str:
     """Pictures of the first stage."""
     return f"guesses/{painter}/{subject}"

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from bdflow.config import ROLES, Config
 from bdflow.models.painters import Painting, painter_kind
+from bdflow.study.stage import TRUE
 
 LONGEST = 4  # batches a task, at most, where blocks do not fill batches evenly
 
@@ -28,8 +29,18 @@ def spaces_of(config: Config, painter: str) -> dict[str, str]:
 
 
 def pictures_of(config: Config) -> list[tuple[str, str]]:
-    """(painter, variant) of every kind of picture that is painted."""
-    return [(painter, variant) for painter, settings in config.painters.items() for variant in settings.variants]
+    """(painter, variant) of every kind of picture, those that are painted and controls."""
+    return [
+        (painter, variant)
+        for painter, settings in config.painters.items()
+        for variant in (*settings.variants, *settings.controls)
+    ]
+
+
+def shown_of(config: Config, painter: str, subject: str) -> tuple[str, ...]:
+    """The kinds of pictures of a subject: variants and, where its latents are predicted, controls."""
+    settings = config.painters[painter]
+    return settings.variants if subject == TRUE else (*settings.variants, *settings.controls)
 
 
 def picture_label(config: Config, painter: str, variant: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from bdflow.config import Config
 from bdflow.stores import Store
 from bdflow.study import keys
+from bdflow.study.painting import shown_of
 
 Rows = slice | np.ndarray
 
@@ -57,8 +58,8 @@ def selected(config: Config, store: Callable[[str], Store], painter: str, subjec
 
 
 def stores_of_pictures(config: Config, painter: str, subject: str) -> Iterator[str]:
-    """Keys of all stores that `selected` reads, of every variant."""
-    for variant in config.painters[painter].variants:
+    """Keys of all stores that `selected` reads, of every variant and control."""
+    for variant in shown_of(config, painter, subject):
         yield keys.reconstructions(painter, subject, variant)
     if config.painters[painter].select == "best":
         yield keys.selected(painter, subject)

@@ -2,11 +2,11 @@
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bdflow.config import load
-from bdflow.config.yaml_text import Guess, read
+from bdflow.config.yaml_text import Guess, read, write
 from bdflow.errors import InputError
 
 KEYS = st.text("abc", min_size=1, max_size=2)
@@ -18,8 +18,12 @@ TREES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dicti
 
 @settings(deadline=None)
 @given(TREES, st.booleans())
+@example("0E0", False)
+@example(["1e5", "010", "yes", "~"], True)
 def test_what_yaml_writes_is_read_again(tree, flow):
-    assert read(yaml.safe_dump(tree, default_flow_style=flow, allow_unicode=True)) == tree
+    text = write(tree, flow=flow)
+    assert read(text) == tree
+    assert yaml.safe_load(text) == tree
 
 
 @pytest.mark.parametrize(

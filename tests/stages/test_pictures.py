@@ -193,10 +193,9 @@ def test_settings_that_do_not_fit_are_refused(settings: Any, tmp_path: Path, pai
     ("space", "message"),
     [
         ("clip_text", "whose encoder takes captions; expected a space whose encoder takes pictures alone"),
-        ("nothing", "found 'nothing'; expected a space: vdvae, clip_vision, clip_text"),
+        ("nothing", "`painters.bd.select_by` 'nothing', which is no space of this configuration"),
     ],
 )
 def test_the_best_is_said_by_a_space_of_pictures(settings: Any, tmp_path: Path, space: str, message: str) -> None:
-    config = configured(settings, tmp_path, pictures=2, select="best", select_by=space)
     with pytest.raises(InputError, match=message):
-        Pipeline(config).status()
+        Pipeline(configured(settings, tmp_path, pictures=2, select="best", select_by=space)).status()

@@ -121,6 +121,10 @@ BOUNDED = {
         "cut_off",
         "usable[order[first]]",  # positions of trials
     ],
+    "bdflow/stages/reconstruct/controls.py": [
+        "np.rint(total / n)",  # mean of uint8
+        "trained[order]",  # ids of stimuli
+    ],
     "bdflow/stages/reconstruct/selection.py": [  # which of the pictures of a stimulus
         "np.nan_to_num(found, nan=-2.0).argmax(axis=1)"
     ],

@@ -36,7 +36,11 @@ def everything(nsd: Path, root: Path) -> dict[str, Any]:
         ridge={"choose": "per_space", "standardise": "held_out", "weights": True, "validation": {"method": "k_fold"}},
         spaces=spaces(vdvae={"choose": "fixed"}, clip_text={"choose": "fixed", "alpha": None}),
         painters=painter(
-            variants=["full", "only_vdvae", "no_clip_vision"], pictures=2, select="best", select_by="clip_vision"
+            variants=["full", "only_vdvae", "no_clip_vision"],
+            pictures=2,
+            select="best",
+            select_by="clip_vision",
+            controls=["prior", "retrieval", "mean_image"],
         ),
         reconstruct={"subject_mean": True, "upper_bound": True},
         evaluate={"metrics": ["PixCorr", "SSIM", "CLIP (bundle)"]},
@@ -77,6 +81,8 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
         "ridge.regions": "V1 | V2",
         "ridge.validation.method": "leave_one_out",
         "painters.brain_diffuser.select_by": "vdvae",
+        "painters.brain_diffuser.controls": ["prior"],
+        "painters.brain_diffuser.retrieve_by": "clip_text",
         "painters.brain_diffuser.kind": "bdflow.models.painters:VersatileDiffusionKind",
         "painters.brain_diffuser.guess": "clip_text",
         "painters.brain_diffuser.vision": "clip_text",
@@ -107,7 +113,7 @@ NOT_PLAIN = {
     "networks.bundle",
     *(f"painters.brain_diffuser.{name}" for name in ("kind", "guess", "vision", "text", "variants", "options")),
     "painters.brain_diffuser.guidance_interval",
-    "painters.brain_diffuser.select_by",
+    *(f"painters.brain_diffuser.{name}" for name in ("select_by", "controls", "retrieve_by")),
 }
 """What has no other value of its type, and of which it is known that it shapes content."""
 
@@ -250,7 +256,7 @@ def test_a_mixing_that_a_variant_does_not_use_leaves_its_pictures(full):
     painter_settings = full["painters"]["brain_diffuser"]
     stale = keys_that_differ(full, full | {"painters": {"brain_diffuser": painter_settings | {"mixing": 0.9}}})
     pictures = {key.split("/")[-1] for key in stale if kind(key) == "reconstructions"}
-    assert pictures == {"full"}
+    assert pictures == {"full", "prior"}, "the prior takes the pictures of full"
 
 
 @pytest.fixture(scope="module")

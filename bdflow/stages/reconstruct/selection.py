@@ -21,7 +21,7 @@ class Selector:
         self,
         config: Config,
         space: str,
-        variants: Sequence[str],
+        variants: Mapping[str, Sequence[str]],
         latents: Mapping[str, Latents],
         images: Mapping[tuple[str, str], Store],
         stores: Mapping[str, Store],
@@ -36,7 +36,7 @@ class Selector:
         store = self.stores[subject]
         region = store.spec.region(store.sizes, partition)
         rows = {"stimulus": region["stimulus"]}
-        pictures = self.images[subject, self.variants[region["variant"].start]].read("image", rows)
+        pictures = self.images[subject, self.variants[subject][region["variant"].start]].read("image", rows)
         n, k = pictures.shape[:2]
         ids = np.repeat(store.read("nsd_id", rows), k)
         shown = Stimuli(ids, pictures.reshape(n * k, *pictures.shape[2:]), [[]] * (n * k))

@@ -15,16 +15,19 @@ from bdflow.config import Config, content
 from bdflow.errors import InputError
 from bdflow.models.encoders import encoder_class, encoder_of, encoder_settings
 from bdflow.models.painters import painter_kind
+from bdflow.stages.reconstruct.controls import control_step, control_stores, neighbour_step, neighbour_stores
+from bdflow.stages.reconstruct.layouts import guesses_layout, images_layout, mean_layout, selected_layout
 from bdflow.stages.reconstruct.selection import Selector
 from bdflow.stages.reconstruct.workers import Averager, Guesser, Latents, Reconstructor, Task, ids_of, shared_ids
 from bdflow.stores import Store, StoreError, text
-from bdflow.study import catalog, keys, parts
-from bdflow.study.graph import Counts, StoreDecl
+from bdflow.study import keys, parts
+from bdflow.study.graph import StoreDecl
 from bdflow.study.painting import (
     guess_inputs,
     guess_settings,
     packs,
     roles_of,
+    shown_of,
     spaces_of,
     variant_inputs,
 )
@@ -44,8 +47,9 @@ class Reconstruct(Stage):
                 settings = {"standardise": config.ridge_of(space).standardise}
                 upstream = tuple(keys.predictions(subject, space) for subject in config.subjects)
                 upstream = (*parts.targets(space, parts.of_pictures(config, MEAN)), *upstream)
-                layout, chunks = partial(_mean, config, space), content(config.chunks, "predictions")
+                layout, chunks = partial(mean_layout, config, space), content(config.chunks, "predictions")
                 yield StoreDecl(keys.predictions(MEAN, space), layout, settings, upstream=upstream, chunks=chunks)
+        yield from neighbour_stores(config)
         for painter in config.painters:
             for subject in painted(config, config.subjects):
                 yield from self._pictures(config, painter, subject)
@@ -60,7 +64,7 @@ class Reconstruct(Stage):
 
         if "guess" in roles:
             settings = {**common, "standardise": made_from([roles["guess"]])}
-            layout, chunks = partial(_guesses, config, painter, subject), content(config.chunks, "guesses")
+            layout, chunks = partial(guesses_layout, config, painter, subject), content(config.chunks, "guesses")
             upstream = latent_keys(config, subject, roles["guess"])
             inputs = partial(guess_inputs, config, painter)
             yield StoreDecl(guesses, layout, settings, inputs, upstream, chunks, kind.guess_arithmetic())
@@ -75,23 +79,28 @@ class Reconstruct(Stage):
             }
             made = (latent_keys(config, subject, of) if role != "guess" else (guesses,) for role, of in used.items())
             upstream = tuple(chain.from_iterable(made))
-            key, layout = keys.reconstructions(painter, subject, variant), partial(_images, config, painter, subject)
+            key, layout = (
+                keys.reconstructions(painter, subject, variant),
+                partial(images_layout, config, painter, subject),
+            )
             chunks, inputs = (
                 content(config.chunks, "reconstructions"),
                 partial(variant_inputs, config, painter, variant),
             )
             yield StoreDecl(key, layout, settings, inputs, upstream, chunks, kind.arithmetic(variant))
+        if subject != TRUE:
+            yield from control_stores(config, painter, subject)
         space = config.painters[painter].select_by
         if space is not None and config.painters[painter].select == "best":
             _refuse_blind(config, painter, space)
             settings = {
-                "variants": list(config.painters[painter].variants),
+                "variants": list(shown_of(config, painter, subject)),
                 "standardise": made_from([space]),
                 "encoder": encoder_settings(config, space),
             }
-            variants = (keys.reconstructions(painter, subject, v) for v in config.painters[painter].variants)
+            variants = (keys.reconstructions(painter, subject, v) for v in shown_of(config, painter, subject))
             upstream = (*variants, *latent_keys(config, subject, space))
-            layout, chunks = partial(_selected, config, painter, subject), content(config.chunks, "selected")
+            layout, chunks = partial(selected_layout, config, painter, subject), content(config.chunks, "selected")
             rounding = encoder_class(config, space)[0].arithmetic(config.networks, config.features.batch_size)
             read = partial(_encoder_inputs, config, space)
             yield StoreDecl(keys.selected(painter, subject), layout, settings, read, upstream, chunks, rounding)
@@ -107,6 +116,7 @@ class Reconstruct(Stage):
                 *(key for s in config.decoded_spaces for key in parts.targets(s, shown)),
             )
             yield Step("mean predictions", "blocks of latents", needs, means, partial(_start_means, context))
+        yield from neighbour_step(context)
         for painter, settings in config.painters.items():
             named = f" ({painter})" if len(config.painters) > 1 else ""
             roles = spaces_of(config, painter)
@@ -119,7 +129,11 @@ class Reconstruct(Stage):
             images = tuple(keys.reconstructions(painter, s, v) for s in context.painted for v in settings.variants)
             needs = tuple(dict.fromkeys([*latents, *guesses]))
             yield Step(f"reconstructions{named}", "tasks", needs, images, partial(_start_images, context, painter))
+            yield from control_step(context, painter, named)
             if settings.select == "best" and settings.select_by is not None:
+                images = tuple(
+                    keys.reconstructions(painter, s, v) for s in context.painted for v in shown_of(config, painter, s)
+                )
                 latents = [key for s in context.painted for key in latent_keys(config, s, settings.select_by)]
                 best = tuple(keys.selected(painter, s) for s in context.painted)
                 begin = partial(_start_selection, context, painter, settings.select_by)
@@ -150,33 +164,6 @@ def _refuse_blind(config: Config, painter: str, space: str) -> None:
             "painted has no captions.",
             action="name another space",
         )
-
-
-# --- what the stores look like ----------------------------------------------------------------------------------------
-
-
-def _mean(config: Config, space: str, counts: Counts) -> catalog.Laid:
-    shape = counts.shape(space)
-    sizes = {"stimulus": counts.test_stimuli(MEAN), **catalog.space_sizes(shape)}
-    return catalog.predictions(shape, config.chunks.columns), sizes
-
-
-def _guesses(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
-    pixels = counts.guess_size(painter)
-    sizes = {"stimulus": counts.test_stimuli(subject), "y": pixels, "x": pixels, "rgb": 3}
-    return catalog.guesses(config.chunks.images), sizes
-
-
-def _images(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
-    pixels = counts.image_size(painter)
-    sizes = {"stimulus": counts.test_stimuli(subject), "picture": config.painters[painter].pictures}
-    return catalog.reconstructions(config.chunks.images), {**sizes, "y": pixels, "x": pixels, "rgb": 3}
-
-
-def _selected(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
-    settings = config.painters[painter]
-    sizes = {"variant": len(settings.variants), "stimulus": counts.test_stimuli(subject), "picture": settings.pictures}
-    return catalog.selected(config.chunks.images), sizes
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -226,16 +213,17 @@ def _start_images(context: Context, painter: str) -> Work:
 
 
 def _start_selection(context: Context, painter: str, space: str) -> Work:
-    config, variants = context.config, context.config.painters[painter].variants
+    config = context.config
+    variants = {subject: shown_of(config, painter, subject) for subject in context.painted}
     latents: dict[str, Latents] = {}
     images: dict[tuple[str, str], Store] = {}
     stores: dict[str, Store] = {}
     for subject in context.painted:
         rule = _rule(config, subject, space)
         latents[subject] = Latents({space: parts.joined(context, latent_keys(config, subject, space))}, {space: rule})
-        of = {variant: context.ready(keys.reconstructions(painter, subject, variant)) for variant in variants}
+        of = {variant: context.ready(keys.reconstructions(painter, subject, variant)) for variant in variants[subject]}
         images |= {(subject, variant): store for variant, store in of.items()}
-        given = {"variant": text(variants), "nsd_id": of[variants[0]].read("nsd_id")}
+        given = {"variant": text(variants[subject]), "nsd_id": of[variants[subject][0]].read("nsd_id")}
         stores[subject] = context.declare(keys.selected(painter, subject), given)
     return Work(pairs(stores), partial(Selector, config, space, variants, latents, images, stores))
 

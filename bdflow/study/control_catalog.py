@@ -1,0 +1,23 @@
+"""The stores of controls beside their pictures; all other stores are in `catalog`."""
+
+from __future__ import annotations
+
+from bdflow.stores.spec import ArraySpec, StoreSpec
+from bdflow.study.catalog import NSD_ID
+
+
+def neighbours(stimuli: int) -> StoreSpec:
+    each, cut = ("stimulus", "neighbour"), {"stimulus": stimuli}
+    return StoreSpec(
+        "Neighbours: which training stimuli are nearest to a test stimulus, by cosine of latents z-scored by training",
+        (
+            ArraySpec("train_nsd_id", each, "i4", "nearest to the prediction, the nearest first", chunks=cut),
+            ArraySpec("agreement", each, "f4", "cosine of the prediction with the latent of that one", chunks=cut),
+            ArraySpec("similar_nsd_id", each, "i4", "nearest to the stimulus itself, the nearest first", chunks=cut),
+            ArraySpec(
+                "similarity", each, "f4", "cosine of the stimulus's latent with the latent of that one", chunks=cut
+            ),
+            NSD_ID,
+        ),
+        cut,
+    )
