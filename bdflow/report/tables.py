@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bdflow.config import Config
+from bdflow.errors import counted
 from bdflow.metrics import published
 from bdflow.metrics.statistics import INTERVAL, PAIRED, TEST, Difference, Estimate
 from bdflow.report import decoding, encoding
@@ -44,7 +45,7 @@ VARIANTS = {
 }
 """By kind of painter, what a variant is painted from."""
 CONTROLS = {
-    "prior": "pictures of other stimuli, what the painter draws without this one's prediction",
+    "prior": "pictures of other stimuli",
     "retrieval": "the training photo nearest to the prediction",
     "mean_image": "the mean of the training photos",
 }
@@ -83,6 +84,7 @@ def page(
     bundle = config.networks.bundle
     kinds = sorted({painter.kind for painter in config.painters.values()})
     comparable = bundle != "tiny" and "versatile_diffusion" in kinds
+    controls = list(dict.fromkeys(control for painter in config.painters.values() for control in painter.controls))
     return Page(
         title=TITLE,
         summary=SUMMARIES.get(kinds[0], SUMMARY) if len(kinds) == 1 else SUMMARY,
@@ -90,7 +92,8 @@ def page(
         facts=(
             ("subjects", ", ".join(context.subjects)),
             ("test stimuli", str(len(scores.nsd_id))),
-            ("variants", ", ".join(scores.variants)),
+            ("variants", ", ".join(variant for variant in scores.variants if variant.split("/")[-1] not in CONTROLS)),
+            *((("controls", ", ".join(controls)),) if controls else ()),
             ("networks", f"{bundle}, {config.networks.dtype}"),
             ("mask", config.dataset.mask),
             ("seed", str(config.seed)),
@@ -234,7 +237,11 @@ def _notes(scores: Scores, comparable: bool) -> list[str]:
         notes.append("CLIP (bundle): two-way identification by the CLIP of the bundle, which is not the paper's judge.")
     notes += [f"{metric} is missing: {why}." for metric, why in zip(scores.metrics, scores.missing, strict=True) if why]
     known = np.array([not why for why in scores.missing])
-    undefined = sum(int(np.isnan(scores.of(subject)[:, known]).sum()) for subject in scores.subjects)
+    undefined = 0
+    for subject in scores.subjects:
+        value = scores.of(subject)[:, known]
+        there = np.isfinite(value).any(axis=(1, 2))  # true latents have no controls
+        undefined += int(np.isnan(value[there]).sum())
     if undefined:
         notes.append(f"{undefined} scores are undefined (a flat picture) and left out of the means.")
     return notes
@@ -272,21 +279,23 @@ def ablations(scores: Scores) -> Table:
 
 
 def verdict(scores: Scores) -> str:
-    """In words: in which scores pictures are better than the prior; empty where there is no control `prior`."""
+    """In words: in which scores, of how many subjects, pictures are better than the prior; empty without a prior."""
     lines = []
     for variant, _ in scores.tested:
-        tests = {key: test for key, test in scores.beyond_prior.items() if key[1] == variant}
-        rows = dict.fromkeys(row for row, _, _ in tests if row != AVERAGE)
-        better = {row: [m for r, _, m in tests if r == row and tests[row, variant, m].better] for row in rows}
-        name = variant if scores.systems else "the reconstructions"
-        if not any(better.values()):
-            lines.append(
-                f"Nothing beat the prior: no score of {name} is better than that of the same pictures put to other "
-                "stimuli. By these scores, they show what the painter draws anyway, and not what was seen."
-            )
+        name = variant if scores.systems else "The reconstructions"
+        better = {
+            metric: sum(scores.beyond_prior[subject, variant, metric].better for subject in scores.people)
+            for metric, missing in zip(scores.metrics, scores.missing, strict=True)
+            if not missing
+        }
+        found = [f"{metric} ({n} of {counted(len(scores.people), 'subject')})" for metric, n in better.items() if n]
+        if found:
+            lines.append(f"{name}: better than the prior in {', '.join(found)}.")
         else:
-            found = "; ".join(f"{label(row)}: {', '.join(found) or 'in none'}" for row, found in better.items())
-            lines.append(f"Scores of {name} that are better than the prior's: {found}.")
+            lines.append(
+                f"{name}: nothing beat the prior. No score is better than that of the same pictures put to other "
+                "stimuli: they show what the painter draws anyway, and not what was seen."
+            )
     return " ".join(lines)
 
 
