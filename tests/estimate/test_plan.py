@@ -69,9 +69,11 @@ def test_hours_follow_from_work_and_rate():
 
 
 def test_what_is_asked_for_costs():
+    plain = "painters.brain_diffuser.controls=[]"
     usual, all_parts = (
-        planned(),
+        planned(plain),
         planned(
+            plain,
             "painters.brain_diffuser.variants=[full, only_vdvae, no_vdvae, no_clip_text, no_clip_vision]",
             "reconstruct.subject_mean=true",
             "reconstruct.upper_bound=true",
@@ -79,7 +81,9 @@ def test_what_is_asked_for_costs():
     )
     assert "23,568 images" in stage(all_parts, "reconstruct").work, "982 x 6 of everybody x 4 that are painted"
     assert stage(all_parts, "reconstruct").disk > 7 * stage(usual, "reconstruct").disk
-    weights = planned("ridge.weights=true")
+    weights = planned(plain, "ridge.weights=true")
+    controls = planned("painters.brain_diffuser.controls=[prior, retrieval, mean_image]")
+    assert stage(controls, "reconstruct").disk > 3.5 * stage(usual, "reconstruct").disk, "thrice as many again"
     more = stage(weights, "regress").disk - stage(usual, "regress").disk
     assert more == pytest.approx(4 * 347_680 * (15724 + 14278 + 13039 + 12682), rel=0.1)
     config, chosen = (
