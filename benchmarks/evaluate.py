@@ -27,9 +27,9 @@ from PIL import Image
 from bdflow.cluster import Resources, open_executor
 from bdflow.config import Config, parse
 from bdflow.metrics.statistics import estimate
-from bdflow.models.clip import resize
 from bdflow.models.judges.networks import load_panel
 from bdflow.models.judges.weights import JUDGES
+from bdflow.models.resizing import resize
 from bdflow.stages.evaluate import Evaluate, weights_of
 from bdflow.stores import Provenance, Store, StoreSpec, Study, text
 from bdflow.study import catalog, keys

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from bdflow.errors import InputError
+from bdflow.models.resizing import resize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,12 +79,6 @@ class ClipProcessing:
 
     def _normalise(self, images: Tensor) -> Tensor:
         return ((images - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(0, 3, 1, 2).contiguous()
-
-
-def resize(images_u8: np.ndarray, size: int, resample: Image.Resampling) -> np.ndarray:
-    """uint8 images (n, h, w, 3) to (n, size, size, 3) by PIL, one by one."""
-    resized = [np.asarray(Image.fromarray(image).resize((size, size), resample)) for image in images_u8]
-    return np.stack(resized) if resized else np.zeros((0, size, size, 3), np.uint8)
 
 
 class ClipVision:

@@ -208,9 +208,9 @@ class VDVAEEncoder(BundleEncoder):
         import torch
         from PIL import Image
 
-        from bdflow.models.clip import resize
         from bdflow.models.diffusion.batches import pinned
         from bdflow.models.diffusion.draws import draws_of, uint8_images
+        from bdflow.models.resizing import resize
 
         images = uint8_images("stimuli", stimuli.images, len(stimuli.ids))
         draws = []
@@ -254,9 +254,9 @@ class CLIPVisionEncoder(BundleEncoder):
     def prepare(self, stimuli: Stimuli) -> Tensor:
         from PIL import Image
 
-        from bdflow.models.clip import resize
         from bdflow.models.diffusion.batches import pinned
         from bdflow.models.diffusion.draws import uint8_images
+        from bdflow.models.resizing import resize
 
         images = uint8_images("stimuli", stimuli.images, len(stimuli.ids))
         resized = resize(images, self.bundle.image_size, Image.Resampling.BILINEAR)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bdflow.models.clip import resize
 from bdflow.models.diffusion.inputs import BICUBIC
 from bdflow.models.encoders import Encoder, Setup, Stimuli
 from bdflow.models.latents import FeatureExtractor
+from bdflow.models.resizing import resize
 from bdflow.models.stable_diffusion.encoders import SDTextEncoder, SDVAEEncoder
 from bdflow.models.stable_diffusion.painter import StablePainter
 from bdflow.models.stable_diffusion.unet import TAKAGI

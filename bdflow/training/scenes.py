@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bdflow.models.clip import resize
+from bdflow.models.resizing import resize
 from bdflow.simulation.scenes import scene
 from bdflow.training.bundle import CLIP_VISION, VAE, VDVAE
 

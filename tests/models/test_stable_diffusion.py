@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bdflow.config import PaintOptions
 from bdflow.errors import InputError
-from bdflow.models.clip import resize
 from bdflow.models.diffusion.img2img import Schedule
+from bdflow.models.resizing import resize
 from bdflow.models.stable_diffusion.unet import TAKAGI, StableDiffusion, build_text_unet
 from bdflow.models.weights import names
 from bdflow.models.weights.checkpoint import TensorInfo, differences

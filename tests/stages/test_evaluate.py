@@ -10,10 +10,10 @@ import torch
 from bdflow.config import PUBLISHED_METRICS, parse
 from bdflow.errors import InputError
 from bdflow.metrics import image_metrics
-from bdflow.models.clip import resize
 from bdflow.models.diffusion.inputs import BICUBIC
 from bdflow.models.judges.networks import Panel, load_panel
 from bdflow.models.judges.weights import JUDGES
+from bdflow.models.resizing import resize
 from bdflow.pipeline import Pipeline, stages_until
 from bdflow.stores import NotReady, Store, Study
 from tests.conftest import SUBJECTS, painter, snapshot

@@ -104,7 +104,7 @@ def test_all_are_scored_by_the_mean_over_them(several: Config) -> None:
     def features(pictures: np.ndarray) -> np.ndarray:
         from PIL import Image
 
-        from bdflow.models.clip import resize
+        from bdflow.models.resizing import resize
 
         seen = judge.features(resize(np.ascontiguousarray(pictures), steps, Image.Resampling.BILINEAR))
         return seen["CLIP (bundle)"].numpy().astype(np.float64)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from bdflow import random
 from bdflow.config import PaintOptions, SpeedSettings
-from bdflow.models.clip import resize
 from bdflow.models.config import BatchSizes
 from bdflow.models.diffusion.batches import pinned
 from bdflow.models.diffusion.draws import items_of, one_row_each, stack, uint8_images
 from bdflow.models.diffusion.img2img import PaintBatches
+from bdflow.models.resizing import resize
 from bdflow.models.weights.bundle import open_bundle
 
 BICUBIC = Image.Resampling.BICUBIC

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bdflow.errors import InputError
-from bdflow.models.clip import resize
 from bdflow.models.judges.weights import BUNDLE_CLIP, JUDGES, Judge, Weights
+from bdflow.models.resizing import resize
 from bdflow.models.weights.bundle import open_bundle
 from bdflow.models.weights.checkpoint import load_into, open_checkpoint
 from bdflow.models.weights.manifest import FileEntry, NetworkEntry

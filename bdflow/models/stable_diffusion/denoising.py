@@ -25,6 +25,7 @@ from bdflow.models.weights.bundle import open_bundle
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bdflow.models.diffusion.batches import Batches
     from bdflow.models.stable_diffusion.unet import StableDiffusion
 
 Prepared = tuple["Tensor", "Tensor | None", "Tensor", Any]  # pictures, posterior noise, start noise, captions
@@ -152,6 +153,11 @@ class SDDenoisingEncoder(Encoder):
         return networks.arithmetic(switches=True, encode=batch_size)
 
     @cached_property
+    def batches(self) -> Batches:
+        """Stimuli, as many at once as are asked for; what is learnt about memory stays."""
+        return self.setup.batches(self.setup.batch_size)
+
+    @cached_property
     def network(self) -> StableDiffusion:
         """Stable Diffusion."""
         return self.bundle.stable(self.setup.device, self.setup.dtype, self.setup.speed)
@@ -169,9 +175,9 @@ class SDDenoisingEncoder(Encoder):
         import torch
         from PIL import Image
 
-        from bdflow.models.clip import resize
         from bdflow.models.diffusion.batches import pinned
         from bdflow.models.diffusion.draws import draws_of, uint8_images
+        from bdflow.models.resizing import resize
 
         images, device = uint8_images("stimuli", stimuli.images, len(stimuli.ids)), self.setup.device
         pictures = torch.from_numpy(resize(images, self.bundle.stable_size, Image.Resampling.LANCZOS))
@@ -197,7 +203,7 @@ class SDDenoisingEncoder(Encoder):
         def side_by_side(*given: Tensor | None) -> Tensor:
             return torch.cat([taken.flatten(1).float().cpu() for taken in self._taken(network, asked, *given)], dim=1)
 
-        found = self.setup.batches(self.setup.batch_size).run(side_by_side, pictures, posterior, start, c).numpy()
+        found = self.batches.run(side_by_side, pictures, posterior, start, c).numpy()
         ends = np.cumsum([encoder.shape[0] for encoder in asked])
         return np.split(found, ends[:-1], axis=1)
 

@@ -61,9 +61,9 @@ class SDVAEEncoder(BundleEncoder):
         import torch
         from PIL import Image
 
-        from bdflow.models.clip import resize
         from bdflow.models.diffusion.batches import pinned
         from bdflow.models.diffusion.draws import draws_of, uint8_images
+        from bdflow.models.resizing import resize
 
         images, device = uint8_images("stimuli", stimuli.images, len(stimuli.ids)), self.setup.device
         pictures = torch.from_numpy(resize(images, self.bundle.z_size, Image.Resampling.LANCZOS))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from bdflow.config import PaintOptions
 from bdflow.errors import InputError
-from bdflow.models.clip import resize
 from bdflow.models.diffusion.img2img import Given, Img2Img, PaintBatches, Schedule
+from bdflow.models.resizing import resize
 
 TAKAGI = PaintOptions(steps=50, strength=0.8, guidance_scale=5.0)
 """How the authors' script paints (protocol of the paper's code, e187d4b)."""

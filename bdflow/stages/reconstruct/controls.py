@@ -315,7 +315,7 @@ class Controls:
         """Training photos (n, y, x, 3) at the size of pictures, in blocks; those of some ids in one, in their order."""
         from PIL import Image
 
-        from bdflow.models.clip import resize
+        from bdflow.models.resizing import resize
 
         assert source.photos is not None
         ids = source.trained if wanted is None else wanted
