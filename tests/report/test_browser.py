@@ -118,6 +118,15 @@ def test_a_picture_opens_with_all_its_scores(page: Browser, study) -> None:
     assert page.all("dialog[open]") == []
 
 
+def test_a_guess_opens_without_scores(page: Browser) -> None:
+    page.find("61")
+    page.all("#rows button.cell")[0].click()
+    assert page.one("#details h3").text == "nsd 00061, subj01, guess"
+    assert [text.text for text in page.all("#details figcaption")] == ["shown", "guess"]
+    assert page.all("#details table") == []
+    assert page.complaints() == []
+
+
 def test_captions_are_text(page: Browser) -> None:
     page.find("friends")
     assert page.order() == [7]

@@ -175,6 +175,14 @@ def _start_controls(context: Context, painter: str) -> Work:
     return Work(tasks, partial(Controls, config.seed, sources, stores))
 
 
+def holds_the_mean(config: Config, subject: str, space: str) -> bool:
+    """Whether stored predictions are around the mean of the training latents, and not around 0: by the intercept, or,
+    since those of `mean` are averaged after they were re-standardised, by that.
+    """
+    averaged = subject == MEAN and config.ridge_of(space).standardise != "none"
+    return averaged or design_of(config, space).intercept
+
+
 # --- workers ----------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +211,7 @@ class Finder:
             self.trained[key],
             self.stores[key],
         )
-        ids, intercept = store.read("nsd_id"), design_of(self.config, key[1]).intercept
+        ids, centred = store.read("nsd_id"), not holds_the_mean(self.config, *key)
         own = Cosines(len(ids), len(trained))
         of_predictions = Cosines(len(ids), len(trained))
         for there, here, made in self._blocks(predicted, targets, trained, ids):
@@ -211,7 +219,7 @@ class Finder:
             scale = np.where(scale > 0, scale, np.inf)
             z_scored = (there - mean) / scale
             own.add((here - mean) / scale, z_scored)
-            of_predictions.add((made - mean if intercept else made) / scale, z_scored)
+            of_predictions.add((made if centred else made - mean) / scale, z_scored)
         found: dict[str, np.ndarray] = {}
         for name, values, cosines in (
             ("train_nsd_id", "agreement", of_predictions.read()),
