@@ -38,7 +38,7 @@ N_HELD_OUT, N_PAINTED = 200, 48
 
 
 def held_out_scores(
-    bundle: str | Path, scenes: Sequence[Scene], nsd_ids: list[int], n_painted: int = N_PAINTED
+    bundle: str | Path, scenes: Sequence[Scene], stimulus_ids: list[str], n_painted: int = N_PAINTED
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Scores of the networks alone and together on scenes that no training saw, rounded to 4 digits; and the pictures.
 
@@ -72,12 +72,12 @@ def held_out_scores(
     found["autoencoder PSNR in dB"] = float(np.mean(10 * np.log10(255**2 / error)))
 
     latents = {
-        "vdvae": extractor.vdvae_latents(images[:n_painted], nsd_ids[:n_painted]),
+        "vdvae": extractor.vdvae_latents(images[:n_painted], stimulus_ids[:n_painted]),
         "clip_vision": vision[:n_painted],
-        "clip_text": extractor.caption_embeddings(captions[:n_painted], nsd_ids[:n_painted]),
+        "clip_text": extractor.caption_embeddings(captions[:n_painted], stimulus_ids[:n_painted]),
     }
-    pictures = paint(painter, latents, nsd_ids[:n_painted])
-    pictures |= paint_stable(bundle, images[:n_painted], captions[:n_painted], nsd_ids[:n_painted])
+    pictures = paint(painter, latents, stimulus_ids[:n_painted])
+    pictures |= paint_stable(bundle, images[:n_painted], captions[:n_painted], stimulus_ids[:n_painted])
     for name, made in pictures.items():
         seen = extractor.vision_embeddings(made)[:, 0]
         found[f"{name}, clip two-way"] = two_way(pooled[:n_painted], seen)
@@ -86,32 +86,32 @@ def held_out_scores(
     return rounded, {"truth": truth, "autoencoder": decoded, **pictures}
 
 
-def paint(painter: Painter, latents: dict[str, np.ndarray], nsd_ids: list[int]) -> dict[str, np.ndarray]:
+def paint(painter: Painter, latents: dict[str, np.ndarray], stimulus_ids: list[str]) -> dict[str, np.ndarray]:
     """Guesses, brought to the painter's size, and reconstructions."""
     guesses, painted = [], []
-    for start in range(0, len(nsd_ids), 8):
+    for start in range(0, len(stimulus_ids), 8):
         rows = slice(start, start + 8)
         vdvae, vision, text = (latents[space][rows] for space in ("vdvae", "clip_vision", "clip_text"))
-        guess = painter.guess(vdvae, "held out", nsd_ids[rows])
+        guess = painter.guess(vdvae, "held out", stimulus_ids[rows])
         guesses.append(resize(guess, painter.image_size, BICUBIC))
-        painted.append(painter.paint(guess, vision, text, "held out", nsd_ids[rows]))
+        painted.append(painter.paint(guess, vision, text, "held out", stimulus_ids[rows]))
     return {"guess": np.concatenate(guesses), "reconstruction": np.concatenate(painted)}
 
 
 def paint_stable(
-    bundle: str | Path, images: np.ndarray, captions: list[list[str]], nsd_ids: list[int]
+    bundle: str | Path, images: np.ndarray, captions: list[list[str]], stimulus_ids: list[str]
 ) -> dict[str, np.ndarray]:
     """Stable Diffusion's pictures, as Takagi & Nishimoto paint: of z, decoded and brought to the painter's size; of z
     and c; and of each of them alone.
     """
-    stimuli = Stimuli(np.asarray(nsd_ids), images, captions)
+    stimuli = Stimuli(np.asarray(stimulus_ids), images, captions)
     encoders: tuple[Encoder, ...] = (SDVAEEncoder(Setup("z", bundle)), SDTextEncoder(Setup("c", bundle)))
     z, c = (encoder.work(encoder.prepare(stimuli)) for encoder in encoders)
     painter = StablePainter(bundle, options=TAKAGI)
     found: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(nsd_ids), 8):
+    for start in range(0, len(stimulus_ids), 8):
         rows = slice(start, start + 8)
-        ids = nsd_ids[rows]
+        ids = stimulus_ids[rows]
         guess = painter.decode_guesses(painter.guess_inputs(z[rows], "held out", ids))
         found.setdefault("z", []).append(resize(guess, painter.image_size, BICUBIC))
         for name, given in {"z and c": (guess, c[rows]), "z alone": (guess, None), "c alone": (None, c[rows])}.items():
@@ -155,9 +155,9 @@ def contact_sheet(pictures: dict[str, np.ndarray], n: int = 16) -> Image.Image:
 
 def judge(bundle: Path, work: Path) -> dict[str, float]:
     """Measure a bundle on held-out scenes; write `scores.json` and the model card into it, pictures into `work`."""
-    nsd_ids = [FIRST_ID["held_out"] + index for index in range(N_HELD_OUT)]
-    scenes = [scene(nsd_id, 0, SCENE_SIZE) for nsd_id in nsd_ids]
-    scores, pictures = held_out_scores(bundle, scenes, nsd_ids)
+    numbers = [FIRST_ID["held_out"] + index for index in range(N_HELD_OUT)]
+    scenes = [scene(number, 0, SCENE_SIZE) for number in numbers]
+    scores, pictures = held_out_scores(bundle, scenes, [str(number) for number in numbers])
     for name, value in scores.items():
         log.info("%s: %.4f", name, value)
     (bundle / SCORES).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
@@ -247,9 +247,7 @@ CLIP's text tower multiplied into its keys and values. Its conditions are the hi
 mixed as the other's; half of them are drawn towards their mean too, to as little as {left:.0%} of their deviation, as
 ridge draws what is not re-standardised.
 
-All but the VDVAE are those of the script, from scratch. The VDVAE is that of earlier sittings, on 10,000
-scenes (its minutes are of a shared core): its KL weight rose from 0.2 to 1 in the first 3,000 steps. A whole run of
-the script trains a VDVAE anew ({steps[vdvae]:,} steps).
+All are those of the script, from scratch.
 
 ## Held-out scores
 

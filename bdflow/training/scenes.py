@@ -25,7 +25,7 @@ class Scenes:
     five captions each.
     """
 
-    nsd_ids: list[int]
+    ids: list[int]
     guess: np.ndarray
     painted: np.ndarray
     clip: np.ndarray
@@ -33,7 +33,7 @@ class Scenes:
 
     def first(self, n: int) -> "Scenes":
         """The first n of them."""
-        return Scenes(self.nsd_ids[:n], self.guess[:n], self.painted[:n], self.clip[:n], self.captions[:n])
+        return Scenes(self.ids[:n], self.guess[:n], self.painted[:n], self.clip[:n], self.captions[:n])
 
 
 def load_scenes(work: Path, split: str, count: int, processes: int = 1) -> Scenes:
@@ -64,7 +64,7 @@ def load_scenes(work: Path, split: str, count: int, processes: int = 1) -> Scene
 
 
 def _draw(ids: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[list[str]]]:
-    drawn = [scene(nsd_id, 0, SCENE_SIZE) for nsd_id in ids]
+    drawn = [scene(number, 0, SCENE_SIZE) for number in ids]
     images = np.stack([one.image for one in drawn])
     guess = resize(images, int(VDVAE["image_size"]), Image.Resampling.BILINEAR)  # type: ignore[call-overload]
     double = resize(images, 2 * int(VAE["sample_size"]), Image.Resampling.BILINEAR)  # type: ignore[call-overload]

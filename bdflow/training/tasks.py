@@ -58,7 +58,7 @@ def vae_task(scenes: Scenes, short: bool) -> Task:
     module = build("vae")
 
     def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        rows = np.sort(rng.choice(len(scenes.nsd_ids), BATCH["vae"], replace=False))
+        rows = np.sort(rng.choice(len(scenes.ids), BATCH["vae"], replace=False))
         return losses.vae_loss(module, losses.signed(scenes.painted[rows]), generator)
 
     return Task("vae", module, loss, steps=12 if short else STEPS["vae"], lr=2e-3, horizon=HORIZON["vae"], half=True)
@@ -71,7 +71,7 @@ def clip_task(scenes: Scenes, short: bool, extractor: FeatureExtractor) -> Task:
     batch = 32 if short else BATCH["clip"]
 
     def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        rows = np.sort(rng.choice(len(scenes.nsd_ids), batch, replace=False))
+        rows = np.sort(rng.choice(len(scenes.ids), batch, replace=False))
         pixels = normalise(torch.from_numpy(scenes.clip[rows].astype(np.float32) / np.float32(255)))
         texts = tokens[rows, rng.integers(5, size=batch)]
         return losses.clip_loss(module["vision"], module["text"], module.logit_scale, pixels, texts)  # type: ignore[index, arg-type]
@@ -83,7 +83,7 @@ def vdvae_task(scenes: Scenes, short: bool) -> Task:
     module: Any = build("vdvae").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        rows = np.sort(rng.choice(len(scenes.nsd_ids), BATCH["vdvae"], replace=False))
+        rows = np.sort(rng.choice(len(scenes.ids), BATCH["vdvae"], replace=False))
         images = torch.from_numpy(np.array(scenes.guess[rows]))
         return losses.vdvae_loss(module, images, generator, kl_weight=KL_WEIGHT, from_prior=0.5)[0]
 
@@ -190,7 +190,9 @@ def painting_material(scenes: Scenes, bundle: Path, work: Path, *wanted: str) ->
     no_images = np.zeros((N_PAINTED, 0, 0, 3), np.uint8)
 
     def hidden_states(rows: slice) -> Tensor:
-        stimuli = Stimuli(np.array(scenes.nsd_ids[rows]), no_images[rows], scenes.captions[rows])
+        stimuli = Stimuli(
+            np.array([str(number) for number in scenes.ids[rows]]), no_images[rows], scenes.captions[rows]
+        )
         return torch.from_numpy(states.work(states.prepare(stimuli))).half()
 
     makers: dict[str, tuple[tuple[str, ...], Callable[[slice], Tensor]]] = {
@@ -202,7 +204,7 @@ def painting_material(scenes: Scenes, bundle: Path, work: Path, *wanted: str) ->
         "text": (
             ("clip_text",),
             lambda rows: torch.from_numpy(
-                extractor.caption_embeddings(scenes.captions[rows], scenes.nsd_ids[rows])
+                extractor.caption_embeddings(scenes.captions[rows], [str(number) for number in scenes.ids[rows]])
             ).half(),
         ),
         "c": (("clip_text",), hidden_states),
@@ -212,10 +214,10 @@ def painting_material(scenes: Scenes, bundle: Path, work: Path, *wanted: str) ->
     for what in wanted:
         sources, make = makers[what]
         digest = "-".join(str(networks[source].files["weights"].sha256)[:12] for source in sources)
-        path = work / f"{what}-{len(scenes.nsd_ids)}-{digest}.pt"
+        path = work / f"{what}-{len(scenes.ids)}-{digest}.pt"
         if not path.is_file():
-            log.info("%s of %d scenes", what, len(scenes.nsd_ids))
-            rows = [slice(start, start + 64) for start in range(0, len(scenes.nsd_ids), 64)]
+            log.info("%s of %d scenes", what, len(scenes.ids))
+            rows = [slice(start, start + 64) for start in range(0, len(scenes.ids), 64)]
             torch.save(torch.cat([make(part) for part in rows]), path)
         found.append(torch.load(path, weights_only=True))
     return found

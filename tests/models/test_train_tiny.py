@@ -203,8 +203,10 @@ def test_two_way_counts_the_others() -> None:
 @pytest.mark.slow
 def test_the_shipped_bundle_has_the_scores_it_is_said_to_have() -> None:
     said = json.loads((TINY / SCORES).read_text())
-    nsd_ids = [FIRST_ID["held_out"] + index for index in range(N_HELD_OUT)]
-    found, _ = held_out_scores("tiny", [scene(nsd_id, 0, SCENE_SIZE) for nsd_id in nsd_ids], nsd_ids)
+    stimulus_ids = [FIRST_ID["held_out"] + index for index in range(N_HELD_OUT)]
+    found, _ = held_out_scores(
+        "tiny", [scene(stimulus_id, 0, SCENE_SIZE) for stimulus_id in stimulus_ids], stimulus_ids
+    )
     assert found.keys() == said.keys()
     for name, value in found.items():
         assert value == pytest.approx(said[name], abs=PSNR_TOLERANCE if "dB" in name else SCORE_TOLERANCE), name
