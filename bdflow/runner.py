@@ -141,11 +141,12 @@ class Runner:
         return all(study.declared(path) and study.state(path, expected[path]).kind == "sealed" for path in mine)
 
     def _alone(self, kind: str) -> Executor:
-        """The executor of a kind; under SLURM the others first give back what they hold: idle, it costs as much."""
-        if self.context.config.cluster.kind == "slurm":
-            for other, executor in self.executors.items():
-                if other != kind:
-                    executor.close()
+        """The executor of a kind; the others first give back what this one may want. Under SLURM that is all they
+        hold: idle, it costs as much."""
+        slurm = self.context.config.cluster.kind == "slurm"
+        for other, executor in self.executors.items():
+            if other != kind:
+                executor.close() if slurm else executor.rest()
         return self._executor(kind)
 
     def _executor(self, kind: str) -> Executor:

@@ -120,10 +120,10 @@ class PhasePipeline(Generic[T, Inputs, Made, R]):
         used, self._meter = self._meter.read(), UsageMeter()
         return result, seconds, used
 
-    def close(self) -> None:
-        """Let the threads go."""
+    def close(self, timeout: float = 0.0) -> None:
+        """Let the threads go; waits at most `timeout` seconds for each."""
         for thread in self._threads:
-            thread.close(timeout=0)
+            thread.close(timeout)
 
 
 def in_order(

@@ -309,6 +309,10 @@ class PoolExecutor(ABC):
         """Free what the run held; if not `clean`, stop what still runs."""
 
     @abstractmethod
+    def rest(self) -> None:
+        """See `Executor.rest`."""
+
+    @abstractmethod
     def close(self) -> None:
         """Stop every process this executor started. May be called twice; a later `run` starts anew."""
 

@@ -155,6 +155,9 @@ class Executor(Protocol):
         ClusterError : naming what was asked for and what there is.
         """
 
+    def rest(self) -> None:
+        """Another executor works now: give back what idle workers hold that others may want. A later `run` goes on."""
+
     def close(self) -> None:
         """Stop every process this executor started. May be called twice."""
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -21,6 +25,7 @@ from bdflow.cluster.usage import NOTHING, UsageMeter, Used
 
 T = TypeVar("T")
 COLLECTOR = Collector()
+LEAVING = 5.0  # seconds that threads of phases, idle by then, have to end
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,10 @@ class Answer:
 
 
 class WorkerProcess:
-    """One process in a run: the loaded worker object, used by one task at a time, or by one in each phase."""
+    """One process in a run: the loaded worker object, used by one task at a time, or by one in each phase.
+
+    Ray's lives on after a run: it is unloaded, and loaded again by a later one.
+    """
 
     def __init__(self) -> None:
         self._work: Callable[[Any], object] | None = None
@@ -51,10 +59,15 @@ class WorkerProcess:
         """Returns as soon as the process is up."""
 
     def load(self, make_worker: bytes, threads: int) -> bytes:
-        """Make the worker object from the pickled `make_worker`; its answer says whether it has phases."""
+        """Make the worker object from the pickled `make_worker`; its answer says whether it has phases.
+
+        An earlier one is let go before.
+        """
         import cloudpickle
 
         def make(_: None) -> bool:
+            if self._pipeline is not None or self._work is not None:
+                self._let_go()
             limit(threads)
             worker = cloudpickle.loads(make_worker)()
             limit(threads)
@@ -65,9 +78,9 @@ class WorkerProcess:
             return self._pipeline is not None
 
         COLLECTOR.attach()
-        self._threads = threads
-        self._limited.done = True
         with self._one_at_a_time:
+            self._threads, self._limited = threads, threading.local()
+            self._limited.done = True
             return answer(make, None)
 
     def call(self, task: bytes) -> bytes:
@@ -86,11 +99,20 @@ class WorkerProcess:
                 return answer(_not_loaded, None)
             return answer(lambda data: work(cloudpickle.loads(data)), task)
 
-    def free(self) -> None:
-        """Let go of the worker object and its threads."""
+    def unload(self) -> None:
+        """Let go of the worker object and of the memory it held. No task may be in hand."""
+        with self._one_at_a_time:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.free(LEAVING)
+        give_back_memory()
+
+    def free(self, timeout: float = 0.0) -> None:
+        """Let go of the worker object and its threads; waits at most `timeout` seconds for each of these."""
         pipeline, self._pipeline, self._work = self._pipeline, None, None
         if pipeline is not None:
-            pipeline.close()
+            pipeline.close(timeout)
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,18 @@ class _Timed:
     result: Any
     seconds: float
     used: Used
+
+
+def give_back_memory() -> None:
+    """Collect what nothing refers to any more, and give back what torch, CuPy and the allocator keep for later."""
+    gc.collect()
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if cupy is not None:
+        cupy.get_default_memory_pool().free_all_blocks()
+    with contextlib.suppress(OSError, AttributeError):  # glibc has it, others have not
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class NotLoaded(RuntimeError):
@@ -137,6 +171,14 @@ def answer(work: Callable[[T], object], task: T) -> bytes:
         trace = "".join(traceback.format_exception(error))
         failed = Answer(this_process(), time.perf_counter() - start, None, error, trace, logged=COLLECTOR.taken())
         return _pickle_failure(failed)
+
+
+def is_failure(data: bytes) -> bool:
+    """Whether a pickled answer brings an error."""
+    import cloudpickle
+
+    error: BaseException | None = cloudpickle.loads(data).error
+    return error is not None
 
 
 def _pickle_failure(failed: Answer) -> bytes:
@@ -198,8 +240,6 @@ def call_worker(run: str, task: bytes) -> bytes:
 
 def free_worker(run: str) -> None:
     """Let go of the run's worker object, and of the memory it held."""
-    import gc
-
     process = _PROCESSES.pop(run, None)
     if process is not None:
         process.free()

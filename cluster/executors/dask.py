@@ -135,6 +135,9 @@ class DaskExecutor(PoolExecutor):
         else:
             backend.finish()
 
+    def rest(self) -> None:
+        """See `Executor.rest`. The own cluster stays: idle, its workers hold the libraries that they have loaded."""
+
     def close(self) -> None:
         """Stop the own cluster, or leave the one at the address."""
         own, client, self._own, self._client = self._own, self._client, None, None

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bdflow.cluster.access import ray_dashboard_warning
@@ -27,7 +28,7 @@ from bdflow.cluster.scheduler import Answered, Backend, Event, Lost, PoolExecuto
 from bdflow.cluster.scratch import Scratch, nobody
 from bdflow.cluster.threads import environment
 from bdflow.cluster.types import Resources, SlurmSettings
-from bdflow.cluster.worker import WorkerProcess
+from bdflow.cluster.worker import WorkerProcess, is_failure
 from bdflow.errors import counted
 
 if TYPE_CHECKING:
@@ -40,7 +41,10 @@ OBJECT_STORE = 100 * 2**20  # bytes; results are small and travel beside it
 
 
 class RayExecutor(PoolExecutor):
-    """See `cluster.open_executor`. Started at the first run, kept until `close`; actors live for one run.
+    """See `cluster.open_executor`. Started at the first run, kept until `close`.
+
+    Actors are kept for later runs that ask for the same threads, GPUs and memory, as many as the last run's `workers`.
+    A run that did not end well leaves none: what failed may have spoilt a process.
 
     At an address an actor takes `threads` of Ray's CPUs; the own instance serves nobody else, so there only
     GPUs and memory are counted, and more workers than CPUs are allowed. Under SLURM the own instance's head, here, has
@@ -67,6 +71,7 @@ class RayExecutor(PoolExecutor):
         self._token: dict[str, str] = {}
         self._nodes: Steps | None = None
         self._started = False
+        self._actors: _Actors | None = None
         self._accepted: set[Resources] = set()
 
     def begin(self, make_worker: bytes, workers: int, resources: Resources) -> Backend:
@@ -76,9 +81,13 @@ class RayExecutor(PoolExecutor):
             self._refuse_nodes(resources)
         elif self._slurm is not None:
             self._add_nodes(resources, self._slurm)
-        alone = self.address is None and self._slurm is None
-        ensure_running = self._nodes.ensure_running if self._nodes is not None else None
-        return _Actors(make_worker, workers, resources, self._logs, shared=not alone, ensure_running=ensure_running)
+        if self._actors is None or not self._actors.fit(resources):
+            self._drop_actors()
+            alone = self.address is None and self._slurm is None
+            ensure_running = self._nodes.ensure_running if self._nodes is not None else None
+            self._actors = _Actors(resources, self._logs, shared=not alone, ensure_running=ensure_running)
+        self._actors.use(make_worker, workers, resources.workers)
+        return self._actors
 
     def check(self, resources: Resources) -> None:
         """See `Executor.check`. At an address, Ray's nodes are asked."""
@@ -116,16 +125,32 @@ class RayExecutor(PoolExecutor):
 
     def _drop_nodes(self) -> None:
         if self._nodes is not None:
+            self._drop_actors()
             self._nodes.stop()
             self._nodes = None
 
     def end(self, backend: Backend, clean: bool) -> None:
         assert isinstance(backend, _Actors)
-        self._failed = self._failed or not clean
-        backend.kill()
+        if clean:
+            backend.keep()
+        else:
+            self._failed = True
+            self._drop_actors()
+
+    def rest(self) -> None:
+        """See `Executor.rest`. Actors on a cluster at an address end, and those with GPUs; others of the own instance
+        stay: idle, each holds the libraries that it has loaded."""
+        if self.address is not None or (self._actors is not None and self._actors.size.gpus):
+            self._drop_actors()
+
+    def _drop_actors(self) -> None:
+        if self._actors is not None:
+            self._actors.kill()
+            self._actors = None
 
     def close(self) -> None:
         """Stop the own instance, or leave the cluster at the address."""
+        self._drop_actors()
         self._drop_nodes()
         if self._started:
             import ray
@@ -229,22 +254,19 @@ def _refuse_nodes(resources: Resources) -> None:
 
 
 class _Actors:
-    """The backend: a worker is an actor that takes as many calls at once as there are phases and orders them."""
+    """Actors of one size, each a worker, kept from run to run; the backend of the run that uses them.
+
+    An actor takes as many calls at once as there are phases and orders them. After a run it lets go of the worker
+    object. One that still starts by then, or loads for the run that ended without it, does so first, and is offered to
+    the next run after that. A kept actor that is found dead or spoilt is replaced without a word: it had no task.
+    """
 
     def __init__(
-        self,
-        make_worker: bytes,
-        workers: int,
-        resources: Resources,
-        logs: str,
-        *,
-        shared: bool,
-        ensure_running: Callable[[], None] | None = None,
+        self, resources: Resources, logs: str, *, shared: bool, ensure_running: Callable[[], None] | None = None
     ) -> None:
         import ray
 
-        self.make_worker, self.threads, self.ensure_running = make_worker, resources.threads, ensure_running
-        self.logs = logs
+        self.size, self.logs, self.ensure_running = replace(resources, workers=1), logs, ensure_running
         variables = environment(resources.threads)
         if not resources.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ""
@@ -257,22 +279,55 @@ class _Actors:
             max_task_retries=0,
             runtime_env={"env_vars": variables},
         )
+        self.make_worker = b""
         self.made = 0
         self.actors: dict[str, Any] = {}
         self.pending: dict[Any, tuple[str, int]] = {}
-        for _ in range(workers):
+        self.used: set[str] = set()
+        self.kept: set[str] = set()
+
+    def fit(self, resources: Resources) -> bool:
+        """Whether these actors are what is asked for, but for their number."""
+        return self.size == replace(resources, workers=1)
+
+    def use(self, make_worker: bytes, workers: int, most: int) -> None:
+        """Offer `workers` actors to a run, those that are ready first; at most `most` are kept."""
+        self.make_worker = make_worker
+        behind = self.unanswered()
+        names = sorted(self.actors, key=lambda name: behind.count(name))
+        for name in names[most:]:
+            self.drop(name)
+        self.used = set(names[:workers])
+        for _ in range(workers - len(self.used)):
             self.spawn()
+
+    def unanswered(self) -> list[str]:
+        """The actor of each call that is not answered yet."""
+        import ray
+
+        if not self.pending:
+            return []
+        _, open_calls = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=0)
+        return [self.pending[ref][0] for ref in open_calls]
+
+    def keep(self) -> None:
+        """Have the actors of a run that ended well let go of its worker object, and wait for the next run."""
+        self.pending = {ref: (name, 0) for ref, (name, _) in self.pending.items()}
+        for name in self.used:
+            self.pending[self.actors[name].unload.remote()] = (name, 0)
+        self.kept, self.used = set(self.actors), set()
 
     def spawn(self) -> None:
         self.made += 1
         name = f"actor {self.made}"
         self.actors[name] = self.actor.remote()
+        self.used.add(name)
         self.pending[self.actors[name].hello.remote()] = (name, 0)
 
     def send(self, worker: str, call: int, task: bytes | None) -> None:
         actor = self.actors[worker]
         if task is None:
-            ref = actor.load.remote(self.make_worker, self.threads)
+            ref = actor.load.remote(self.make_worker, self.size.threads)
         else:
             ref = actor.call.remote(task)
         self.pending[ref] = (worker, call)
@@ -282,20 +337,23 @@ class _Actors:
 
         if self.ensure_running is not None:
             self.ensure_running()
-        ready, _ = ray.wait(list(self.pending), num_returns=1, timeout=timeout)
+        refs = [ref for ref, (worker, _) in self.pending.items() if worker in self.used]
+        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
         if ready:
-            ready, _ = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=0)
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         events = []
         for ref in sorted(ready, key=lambda ref: self.pending[ref][1]):
-            if ref in self.pending:
-                events.append(self.take(ref))
+            event = self.take(ref) if ref in self.pending else None
+            if event is not None:
+                events.append(event)
         return events
 
-    def take(self, ref: ObjectRef[bytes]) -> Event:
+    def take(self, ref: ObjectRef[bytes | None]) -> Event | None:
         import ray
         from ray import exceptions
 
         worker, call = self.pending.pop(ref)
+        kept = worker in self.kept
         gone = (
             exceptions.RayActorError,
             exceptions.WorkerCrashedError,
@@ -305,24 +363,36 @@ class _Actors:
         )
         try:
             data = ray.get(ref)
-        except gone as error:
-            self.drop(worker)
-            self.spawn()
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            return Lost(worker, " ".join(lines)[:600])
         except exceptions.RayError as error:
+            if kept or isinstance(error, gone):
+                self.drop(worker)
+                self.spawn()
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                return None if kept else Lost(worker, " ".join(lines)[:600])
             raise ClusterError(
                 f"Ray's {worker}",
                 found=f"that a task could not be carried to it ({type(error).__name__}: {error})",
                 expected="a cluster that stays up, and workers that import the same packages as this process",
                 action=f"compare the Python environments, and look at {self.log_hint()}",
             ) from error
-        return Answered(worker, call, data) if call else WorkerStarted(worker)
+        if call:
+            assert data is not None
+            return Answered(worker, call, data)
+        if data is not None and is_failure(data):  # it could not load for the run before
+            self.drop(worker)
+            self.spawn()
+            return None
+        if (worker, 0) in self.pending.values():
+            return None
+        self.kept.discard(worker)
+        return WorkerStarted(worker)
 
     def drop(self, worker: str) -> None:
         import ray
 
         actor = self.actors.pop(worker)
+        self.used.discard(worker)
+        self.kept.discard(worker)
         self.pending = {ref: where for ref, where in self.pending.items() if where[0] != worker}
         ray.kill(actor)
 

@@ -61,6 +61,9 @@ class SerialExecutor:
         """See `Executor.check`."""
         refuse_excess(resources, self._total)
 
+    def rest(self) -> None:
+        """Nothing is held."""
+
     def close(self) -> None:
         """Nothing to stop."""
 
