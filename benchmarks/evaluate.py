@@ -112,7 +112,7 @@ def fill(
     provenance = Provenance("benchmark", {"benchmark": path})
     sizes = {"stimulus": len(ids), "y": pixels, "x": pixels, "rgb": 3, "caption_number": 1, "picture": 1}
     sizes = {dim: size for dim, size in sizes.items() if any(dim in array.dims for array in spec.arrays)}
-    store = study.declare(path, spec, sizes, {"nsd_id": ids, **given}, provenance)
+    store = study.declare(path, spec, sizes, {"stimulus_id": ids, **given}, provenance)
     if store.missing():
         pictures = noise(len(ids), pixels, seed)
         for partition in store.missing():

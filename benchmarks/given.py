@@ -44,7 +44,7 @@ class GivenCounts(StudyCounts):
 
     def _ids(self, subject: str, part: str) -> np.ndarray:
         store = self._responses(subject)
-        found: np.ndarray = store.read("nsd_id")[store.read("split") == part]
+        found: np.ndarray = store.read("stimulus_id")[store.read("split") == part]
         return found
 
     def train_stimuli(self, subject: str) -> int:

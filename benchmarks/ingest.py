@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from isal import igzip, igzip_lib
 
-from bdflow.datasets.nsd import open_session
+from bdflow.datasets.formats.betas import open_session
 from bdflow.simulation.files import write_hdf5, write_nifti
 
 

@@ -204,7 +204,7 @@ def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str,
         given = {
             "repeats": np.full(sizes["stimulus"], 3),
             "trial": np.arange(sizes["stimulus"]),
-            "nsd_id": np.concatenate([test, own[subject]]),
+            "stimulus_id": np.concatenate([test, own[subject]]),
             "split": split,
         }
         stores[path] = study.declare(path, catalog.responses(1024), sizes, given, known[path])
@@ -212,7 +212,7 @@ def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str,
         spec = catalog.targets(shape, "f2", scale.stimuli, scale.columns)
         for part, (ids, of) in cut.items():
             path, sizes = keys.targets(space, part), {"stimulus": len(ids), **catalog.space_sizes(shape)}
-            stores[path] = study.declare(path, spec, sizes, {"nsd_id": ids, "split": of}, known[path])
+            stores[path] = study.declare(path, spec, sizes, {"stimulus_id": ids, "split": of}, known[path])
     return stores
 
 
@@ -285,7 +285,9 @@ def error_against_float64(study: Path, subject: str, alpha: float) -> float:
     x = responses.read("response").astype(np.float64)
     train, other, _, _ = ridge.z_score(x[~test], x[test])
     columns = {"feature": slice(0, 64)}
-    y = targets.read("latent", {"stimulus": targets.rows("nsd_id", responses.read("nsd_id")[~test]), **columns})
+    y = targets.read(
+        "latent", {"stimulus": targets.rows("stimulus_id", responses.read("stimulus_id")[~test]), **columns}
+    )
     (hat,) = ridge.hat_matrices(train, other, [alpha])
     reference = ridge.predict(hat, y.astype(np.float64))
     return float(np.abs(predictions.read("latent", columns) - reference).max() / np.abs(reference).max())

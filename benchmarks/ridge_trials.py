@@ -66,7 +66,7 @@ SIZES = {
 def configuration(root: Path, space: str, method: str, size: Size, threads: int, memory: str) -> Config:
     shape = size.spaces[space][1]
     latents = root / "shape.npz"
-    np.savez(latents, nsd_id=np.zeros(1, int), latent=np.zeros((1, *shape), "f4"))
+    np.savez(latents, stimulus_id=np.zeros(1, int), latent=np.zeros((1, *shape), "f4"))
     ridge = {
         "rows": "trials",
         "intercept": False,
@@ -106,7 +106,7 @@ def fill(config: Config, space: str, size: Size) -> None:
     ids = np.concatenate([np.arange(size.tests), train])
     presented = np.concatenate([np.zeros(size.tests, int), rng.permutation(size.trials)])
     given = {
-        "nsd_id": ids,
+        "stimulus_id": ids,
         "split": text(["test"] * size.tests + ["train"] * size.trials),
         "repeats": np.where(np.arange(len(ids)) < size.tests, 3, 1),
         "trial": presented,
@@ -132,7 +132,7 @@ def fill(config: Config, space: str, size: Size) -> None:
     ):
         key = keys.targets(space, part)
         sizes = {"stimulus": len(part_ids), **catalog.space_sizes(shape)}
-        given = {"nsd_id": part_ids, "split": text([split] * len(part_ids))}
+        given = {"stimulus_id": part_ids, "split": text([split] * len(part_ids))}
         targets = study.declare(key, spec, sizes, given, known[key])
         mixing = np.random.default_rng(1).standard_normal((64, int(np.prod(shape))), dtype=np.float32) / 8
         for partition in targets.missing():

@@ -40,7 +40,7 @@ def fill(study: Study, trials: int, tests: int, voxels: int) -> Store:
     ids = np.concatenate([np.arange(tests), tests + np.repeat(np.arange(stimuli), REPEATS)])
     split = text(["test"] * tests + ["train"] * (stimuli * REPEATS))
     repeats = np.where(np.arange(len(ids)) < tests, REPEATS, 1)
-    given = {"nsd_id": ids, "split": split, "repeats": repeats, "trial": np.arange(len(ids))}
+    given = {"stimulus_id": ids, "split": split, "repeats": repeats, "trial": np.arange(len(ids))}
     sizes = {"row": len(ids), "voxel": voxels}
     store = study.declare("responses", catalog.responses(VOXELS, "trials"), sizes, given, Provenance("benchmark"))
     train = ids >= tests
@@ -59,7 +59,7 @@ def fill(study: Study, trials: int, tests: int, voxels: int) -> Store:
 
 def declared(study: Study, responses: Store) -> tuple[Store, Store]:
     """The system of voxels, and the decoder."""
-    ids, split = responses.read("nsd_id"), responses.read("split")
+    ids, split = responses.read("stimulus_id"), responses.read("split")
     p, train = responses.sizes["voxel"], np.unique(ids[split == "train"])
     sizes = {"voxel": p, "other_voxel": p, "any_voxel": p}
     given = {"used": np.ones(p, "u1"), "voxel": np.arange(p)}
@@ -69,8 +69,8 @@ def declared(study: Study, responses: Store) -> tuple[Store, Store]:
         "alpha": np.array([ALPHA]),
         "space_alpha": np.array([ALPHA]),
         "space": text(["latents"]),
-        "nsd_id": test,
-        "train_nsd_id": train,
+        "stimulus_id": test,
+        "train_stimulus_id": train,
     }
     sizes = {"space": 1, "alpha": 1, "stimulus": len(test), "train_stimulus": len(train)}
     return system, study.declare("decoder", catalog.decoders(), sizes, given, Provenance("benchmark"))

@@ -152,7 +152,7 @@ class Store:
             shape = tuple(part.stop - part.start for part in selections[name])
             if value.shape != shape:
                 problems.append(f"{name}: shape {value.shape}, expected {shape}")
-            if value.dtype != array.dtype:
+            if value.dtype != array.dtype and not (value.dtype.kind == "U" and array.dtype.kind == "T"):
                 problems.append(f"{name}: dtype {value.dtype}, expected {array.dtype}")
         if problems:
             raise StoreError(
@@ -165,7 +165,7 @@ class Store:
         with disk_full_as_error(self.study / self.path):
             for name in self.attrs["data"]:
                 # zarr's codec for text reads the buffer as it lies, whatever its strides
-                self.arrays[name][selections[name]] = np.ascontiguousarray(data[name])
+                self.arrays[name][selections[name]] = np.ascontiguousarray(data[name], self.arrays[name].dtype)
             self.arrays[PROGRESS][partition] = digest([data[name] for name in self.attrs["data"]])
 
     def forget(self, partition: int) -> None:
@@ -203,16 +203,15 @@ class Store:
     # --- read -------------------------------------------------------------------------------------------------
 
     def read(self, name: str, selection: Selection | None = None) -> np.ndarray:
-        """Values of an array as stored (no scaling), for slices or sorted index arrays by dimension.
-
-        Raises CorruptChunk, naming the chunk, if one of those it needs does not decode or fails its checksum.
+        """Values of an array as stored (no scaling), for slices or sorted index arrays by dimension; text as numpy's
+        `U`. Raises CorruptChunk, naming the chunk, if one of those it needs does not decode or fails its checksum.
         """
         array = self.arrays[name]
         index = self._index(name, selection)
         with self._damage_named(name, index):
-            if all(isinstance(part, slice) for part in index):
-                return np.asarray(array[index])
-            return np.asarray(array.oindex[index])
+            whole = all(isinstance(part, slice) for part in index)
+            found = np.asarray(array[index] if whole else array.oindex[index])
+        return np.array(found.tolist(), dtype=str).reshape(found.shape) if found.dtype.kind == "T" else found
 
     def read_into(self, out: np.ndarray, name: str, selection: Selection | None = None) -> np.ndarray:
         """`read` for slices, into `out`, a C-contiguous array of their shape: memory touched before is read into at
@@ -244,7 +243,7 @@ class Store:
             raise
 
     def rows(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Positions of `values` along a coordinate without repeats, such as `nsd_id`: how stores are joined.
+        """Positions of `values` along a coordinate without repeats, such as `stimulus_id`: how stores are joined.
 
         Raises StoreError naming the first value that is not there.
         """

@@ -15,10 +15,11 @@ from bdflow.config.sections import (
     SpeedSettings,
     StageExecution,
 )
-from bdflow.config.values import ARRAY
+from bdflow.config.values import ARRAY, OF_DATASET
 
 __all__ = [
     "ARRAY",
+    "OF_DATASET",
     "PUBLISHED_METRICS",
     "ROLES",
     "TAKAGI_METRICS",

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -25,8 +25,12 @@ def recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), absent: Mapping[str, object] = MappingProxyType({})
+) -> Config:
     """Read a configuration file (or a shipped recipe by its name) and apply `key.subkey=value` overrides.
+
+    `absent` : top-level settings that the file need not have.
 
     Raises
     ------
@@ -64,6 +68,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             expected="a mapping of settings (`key: value`, one a line)",
             action="start from a copy of a shipped configuration",
         )
+    content = {**absent, **content}
     _refuse_repeated(overrides)
     for override in overrides:
         _override(content, override)

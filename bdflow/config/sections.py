@@ -14,8 +14,9 @@ from bdflow.cluster.types import SlurmSettings
 from bdflow.config.base import NOT_CONTENT, Section, content, shapes
 from bdflow.config.encoding import EncodeSettings
 from bdflow.config.painting import PainterSettings
-from bdflow.config.sessions import Sessions, numbers_of
+from bdflow.config.sessions import Sessions, sessions_of
 from bdflow.config.values import (
+    OF_DATASET,
     Count,
     EncoderName,
     LocalPath,
@@ -44,6 +45,8 @@ TAKAGI_METRICS: tuple[Metric, ...] = (
     "Takagi CLIP(6)", "Takagi CLIP(12)",
 )  # fmt: skip
 FolderName = Annotated[str, Field(pattern=r"^\w[^/\\\s]*$")]
+RegionName = Annotated[str, Field(pattern=r"^\w[^/\\\s]*(/\w[^/\\]*)?$")]
+Pixels = Annotated[Whole, Field(ge=1, le=4096)]
 Rows = Literal["averaged", "trials"]
 Choose = Literal["fixed", "per_space", "per_target"]
 Standardise = Literal["test_set", "held_out", "none"]
@@ -53,34 +56,45 @@ Standardise = Literal["test_set", "held_out", "none"]
 
 
 class DatasetSettings(Section):
-    """Where the data is, and what of it is used. `kind` names the reader: `nsd`, or a class of one's own,
-    `package.module:Class`, which is handed these settings and may read more of them in `options`.
+    """Where the data is, and what of it is used. `kind` names the dataset: `nsd`, another of `bdflow.datasets.reader`,
+    or a class of one's own, `package.module:Class` (`bdflow.datasets.contract.Dataset`).
 
-    sessions : how many, from the first; their numbers, `[1, 3]`; or either by subject, `{subj01: 3, subj04: [1, 3]}`.
-    mask : the file whose voxels with a label above 0 are used, whichever labels it has.
-    bad_voxels : of voxels that cannot be decoded from, constant ones and those without a valid beta for some stimulus.
+    captions : of NSD, NSD-Imagery and `glmsingle`: where they are, if not at their usual place.
+    preparation, space, betas_format, outliers, not_a_number : of NSD, NSD-Imagery and NSD-synthetic (docs/nsd.md).
+    sessions : how many, from the first; a list of their names, or of NSD's numbers, `[1, 3]`; either by subject,
+        `{subj01: 3, subj04: [1, 3]}`; null: all there are.
+    mask : the mask or region whose voxels are used; null: what the dataset suggests, of NSD `nsdgeneral`.
+    split : `shared` (stimuli that several subjects see are for testing), `dataset:NAME` (a split that comes with the
+        dataset), or a file of stimulus ids (docs/datasets.md).
+    image_size : pixels of a side of the photos as they are stored, or (y, x); null: as they are, if all are alike.
+    image_fit : how a picture of another shape is brought to that size: `crop`, `pad` (grey), `stretch`.
+    bad_voxels : of voxels that cannot be decoded from, constant ones and those without a valid beta for some
+        stimulus.
     outliers : of betas beyond what int16 of 1/300 percent holds, as floating-point files may have: `refuse`; `clip`, as
         NSD did; `invalid`, to leave them out of means.
     not_a_number : of betas that are NaN: `refuse`, or `invalid`.
+    options : further settings of this kind of dataset.
     """
 
     kind: str = "nsd"
     root: Annotated[Location, NOT_CONTENT]
     captions: Annotated[Location | None, NOT_CONTENT] = None
-    sessions: Annotated[Sessions, NOT_CONTENT] = 37
+    sessions: Annotated[Sessions, NOT_CONTENT] = None
     preparation: Annotated[FolderName, NOT_CONTENT] = "betas_fithrf_GLMdenoise_RR"
     space: Annotated[FolderName, NOT_CONTENT] = "func1pt8mm"
     betas_format: Annotated[Literal["auto", "nii.gz", "hdf5"], NOT_CONTENT] = "auto"
-    mask: Annotated[FolderName, shapes("betas")] = "nsdgeneral"
-    split: Annotated[str, path_or("shared"), NOT_CONTENT] = "shared"
+    mask: Annotated[RegionName | None, shapes("betas")] = None
+    split: Annotated[str, path_or("shared", OF_DATASET), NOT_CONTENT] = "shared"
+    image_size: Annotated[Pixels | tuple[Pixels, Pixels] | None, shapes("stimuli")] = None
+    image_fit: Annotated[Literal["crop", "pad", "stretch"], shapes("stimuli")] = "crop"
     bad_voxels: Annotated[Literal["drop", "refuse"], shapes("responses")] = "drop"
     outliers: Annotated[Literal["refuse", "clip", "invalid"], shapes("betas")] = "refuse"
     not_a_number: Annotated[Literal["refuse", "invalid"], shapes("betas")] = "refuse"
-    options: Annotated[Options, shapes("stimuli", "betas")] = Field(default_factory=dict)
+    options: Annotated[Options, NOT_CONTENT] = Field(default_factory=dict)
 
-    def sessions_of(self, subject: str) -> tuple[int, ...]:
-        """Numbers of a subject's sessions, ascending."""
-        return numbers_of(self.sessions, subject)
+    def sessions_of(self, subject: str) -> int | tuple[int | str, ...] | None:
+        """How many sessions of a subject, from the first; which; or None: all there are."""
+        return None if self.sessions is None else sessions_of(self.sessions, subject)
 
 
 # --- networks -------------------------------------------------------------------------------------------------

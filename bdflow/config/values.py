@@ -14,6 +14,9 @@ from bdflow.config.yaml_text import Guess
 ARRAY = "array:"
 """What begins the name of an encoder whose latents exist already, before the path of their file."""
 
+OF_DATASET = "dataset:"
+"""What begins the name of a split that comes with the dataset."""
+
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
@@ -29,13 +32,15 @@ def _local(value: object) -> object:
     return Path(user_paths.local(value if isinstance(value, Path) else _text(value)))
 
 
-def path_or(word: str) -> BeforeValidator:
-    """Reads a word that has a meaning of its own, or the text of a local path."""
+def path_or(word: str, beginning: str | None = None) -> BeforeValidator:
+    """Reads a word that has a meaning of its own, a text that begins in a way of its own, or that of a local path."""
 
     def read(value: object) -> object:
         if isinstance(value, Path):
             return user_paths.local(value)
-        return value if value == word else user_paths.local(_text(value))
+        if value == word or (beginning is not None and _text(value).startswith(beginning)):
+            return value
+        return user_paths.local(_text(value))
 
     return BeforeValidator(read)
 

@@ -216,17 +216,17 @@ class _Reckoning:
 
     def ingest(self) -> StagePlan:
         subjects, sizes = self.sizes.subjects.values(), self.sizes
-        betas = sum(2 * of.volume * of.trials * of.sessions for of in subjects)
+        betas = sum(2 * of.volume * of.trials for of in subjects)
         photos = 3 * sizes.stimuli * sizes.photo**2
-        averaged = sum(3 * of.trials * of.sessions * of.voxels for of in subjects)
+        averaged = sum(3 * of.trials * of.voxels for of in subjects)
         at_once = self.parallel("ingest")
         seconds = (betas / self.rate("unpack") + photos / self.rate("photos")) / at_once
         seconds += averaged / self.rate("read")
         chunks = self.config.chunks
         memory = max(
-            max(6 * of.trials * of.voxels + 4 * of.volume for of in subjects),
+            max(6 * of.most_trials * of.voxels + 4 * of.volume for of in subjects),
             2 * 3 * chunks.stimuli * sizes.photo**2,
-            max(16 * of.trials * of.sessions * min(chunks.voxels, of.voxels) for of in subjects),
+            max(16 * of.trials * min(chunks.voxels, of.voxels) for of in subjects),
         )
         work = f"{betas / 1e9:,.1f} GB of betas unpacked, {sizes.stimuli:,} photos"
         return self.row("ingest", work, f"{at_once * self.rate('unpack') / 1e9:.2f} GB/s", seconds, BASE + memory)

@@ -20,20 +20,21 @@ from bdflow.study.keys import SHARED
 # NSD (docs/nsd.md): voxels of nsdgeneral in func1pt8mm, and the volumes they lie in
 VOXELS = {"subj01": 15724, "subj02": 14278, "subj05": 13039, "subj07": 12682}
 VOLUME = (81, 104, 83)
-TRIALS, PHOTO, CAPTIONS, REGIONS = 750, 425, 5, 7
+TRIALS, PHOTO, CAPTIONS, REGIONS = 750, 425, 5, 37
 SPLITS = {37: (8859, 982), 40: (9000, 1000)}  # training and test stimuli a subject, by sessions
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject: training and test stimuli, voxels of the mask, trials of a session and voxels of a volume, sessions,
-    and trials of training stimuli.
+    """One subject: training and test stimuli, voxels of the mask, trials, those of the longest session, voxels of a
+    volume, sessions, and trials of training stimuli.
     """
 
     train: int
     test: int
     voxels: int
     trials: int
+    most_trials: int
     volume: int
     sessions: int
     train_trials: int
@@ -165,13 +166,21 @@ def _of_files(config: Config) -> Sizes:
     data = open_dataset(config)
     parts = {part: data.stimuli(part) for part in (SHARED, *config.subjects)}
     test = np.concatenate([ids[split == "test"] for ids, split in parts.values()])
+    everything = np.concatenate([ids for ids, _ in parts.values()])
     subjects = {}
     for s in config.subjects:
-        shown, mask = data.shown(s), data.mask(s)
+        shown, mask = data.trials(s).stimulus, data.mask(s)
+        shown = shown[np.isin(shown, everything)]
         train, tested = np.setdiff1d(shown, test), np.intersect1d(shown, test)
-        rows = int((~np.isin(shown, test)).sum())
         subjects[s] = Subject(
-            len(train), len(tested), int(mask.sum()), data.session_trials(s), mask.size, len(data.sessions(s)), rows
+            len(train),
+            len(tested),
+            int(mask.sum()),
+            len(data.trials(s).stimulus),
+            data.most_trials(s),
+            mask.size,
+            len(data.sessions(s)),
+            int((~np.isin(shown, test)).sum()),
         )
     return Sizes(
         subjects,
@@ -179,19 +188,19 @@ def _of_files(config: Config) -> Sizes:
         {part: len(ids) for part, (ids, _) in parts.items()},
         data.photo_shape()[0],
         data.captions_per_stimulus(),
-        max(len(data.region_files(s)) for s in config.subjects),
+        max(len(data.region_names(s)) for s in config.subjects),
         f"files below {config.dataset.root}",
     )
 
 
 def _of_nsd(config: Config) -> Sizes:
     settings = config.dataset
-    sessions = settings.sessions if isinstance(settings.sessions, int) else 0
+    sessions = 40 if settings.sessions is None else settings.sessions if isinstance(settings.sessions, int) else 0
     unknown = [s for s in config.subjects if s not in VOXELS]
     odd = [
         f"dataset.{name} = {value}"
         for name, value, known in (
-            ("mask", settings.mask, settings.mask == "nsdgeneral"),
+            ("mask", settings.mask, settings.mask in (None, "nsdgeneral")),
             ("space", settings.space, settings.space == "func1pt8mm"),
             ("split", settings.split, settings.split == "shared"),
             ("sessions", settings.sessions, sessions in SPLITS),
@@ -209,7 +218,10 @@ def _of_nsd(config: Config) -> Sizes:
     train, test = SPLITS[sessions]
     x, y, z = VOLUME
     rows = TRIALS * sessions - 3 * test
-    subjects = {s: Subject(train, test, VOXELS[s], TRIALS, x * y * z, sessions, rows) for s in config.subjects}
+    subjects = {
+        s: Subject(train, test, VOXELS[s], TRIALS * sessions, TRIALS, x * y * z, sessions, rows)
+        for s in config.subjects
+    }
     parts = {SHARED: test, **dict.fromkeys(subjects, train)}
     return Sizes(subjects, test, parts, PHOTO, CAPTIONS, REGIONS, "NSD as published (no files are there)")
 
@@ -251,10 +263,10 @@ def _counted(config: Config) -> Networks:
     extractor = FeatureExtractor(config.networks.bundle)
     zeros = {s: np.zeros((1, *shape), np.float32) for s, shape in extractor.spaces.items()}
     size = extractor.image_size
-    features = _flop(extractor, np.zeros((1, size, size, 3), np.uint8), [[f"caption {i}" for i in range(5)]], [0])
+    features = _flop(extractor, np.zeros((1, size, size, 3), np.uint8), [[f"caption {i}" for i in range(5)]], ["0"])
     one, two = (Painter(config.networks.bundle, options=PaintOptions(steps=steps, strength=1.0)) for steps in (1, 2))
     guess = np.zeros((1, one.guess_size, one.guess_size, 3), np.uint8)
-    conditions = (zeros["clip_vision"], zeros["clip_text"], "plan", [0])
+    conditions = (zeros["clip_vision"], zeros["clip_text"], "plan", ["0"])
     started, longer = _flop(one.paint, guess, *conditions), _flop(two.paint, guess, *conditions)
     step = (longer - started) / 2
     encoding = started - _flop(one.paint, None, *conditions)
@@ -266,7 +278,7 @@ def _counted(config: Config) -> Networks:
         one.guess_size,
         one.image_size,
         features,
-        _flop(one.guess, zeros["vdvae"], "plan", [0]),
+        _flop(one.guess, zeros["vdvae"], "plan", ["0"]),
         encoding,
         started - encoding - 2 * step,
         step,

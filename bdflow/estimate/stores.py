@@ -41,17 +41,16 @@ class PlannedCounts:
     def __init__(self, config: Config, sizes: Sizes, networks: Networks) -> None:
         self.config, self.sizes, self.networks = config, sizes, networks
 
-    def session_trials(self, subject: str) -> int:
-        return self.sizes.subjects[subject].trials
+    def most_trials(self, subject: str) -> int:
+        return self.sizes.subjects[subject].most_trials
 
     def trials(self, subject: str) -> int:
-        of = self.sizes.subjects[subject]
-        return of.trials * of.sessions
+        return self.sizes.subjects[subject].trials
 
     def voxels(self, subject: str) -> int:
         return self.sizes.subjects[subject].voxels
 
-    def region_files(self, subject: str) -> int:
+    def regions(self, subject: str) -> int:
         return self.sizes.regions
 
     def stimuli(self, part: str) -> int:

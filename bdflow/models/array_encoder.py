@@ -18,7 +18,9 @@ from bdflow.models.encoders import Encoder, Setup, Stimuli
 
 
 class ArrayEncoder(Encoder):
-    """Latents that exist already: an `.npz` file of `nsd_id` (stimulus,) and `latent` (stimulus, [token,] feature)."""
+    """Latents that exist already: an `.npz` file of `stimulus_id` (stimulus,), text, and `latent` (stimulus, [token,]
+    feature).
+    """
 
     takes = ()
 
@@ -31,28 +33,29 @@ class ArrayEncoder(Encoder):
         key = f"spaces.{self.setup.space}.encoder"
         try:
             with zipfile.ZipFile(self.path) as archive:
-                ids, latent = (npy.member(archive, name) for name in ("nsd_id", "latent"))
+                ids, latent = (npy.member(archive, name) for name in ("stimulus_id", "latent"))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             kind = NotAtHand if isinstance(error, OSError) else InputError
             raise kind(
                 f"{key}, {self.path}",
                 found=f"a file that cannot be read ({error})",
-                expected="an .npz file with the arrays nsd_id (stimulus,) and latent (stimulus, [token,] feature)",
+                expected="an .npz file with the arrays stimulus_id (stimulus,) and latent (stimulus, [token,] feature)",
                 action="correct the path, or write the file with numpy.savez",
             ) from error
         npy.real(f"{key}, {self.path}, latent", latent, "real numbers")
-        if ids.ndim != 1 or ids.dtype.kind not in "iu" or latent.ndim not in (2, 3) or len(latent) != len(ids):
+        if ids.ndim != 1 or ids.dtype.kind != "U" or latent.ndim not in (2, 3) or len(latent) != len(ids):
             raise InputError(
                 f"{key}, {self.path}",
-                found=f"nsd_id {ids.shape} {ids.dtype} and latent {latent.shape} {latent.dtype}",
-                expected="whole numbers (stimulus,), and a latent for each: (stimulus, [token,] feature)",
-                action="write both arrays with the same stimuli in the same order",
+                found=f"stimulus_id {ids.shape} {ids.dtype} and latent {latent.shape} {latent.dtype}",
+                expected="text (stimulus,), the dataset's ids, and a latent for each: (stimulus, [token,] feature)",
+                action="write both arrays with the same stimuli in the same order; of NSD the id is the nsd_id, from "
+                "0, in five digits: np.char.zfill(nsd_id.astype(str), 5)",
             )
         if len(np.unique(ids)) < len(ids):
             raise InputError(
                 f"{key}, {self.path}",
-                found="the same nsd_id twice",
-                expected="each nsd_id once",
+                found="the same stimulus_id twice",
+                expected="each stimulus_id once",
                 action="leave out one of the two rows in both arrays",
             )
         return ids, latent
@@ -82,7 +85,7 @@ class ArrayEncoder(Encoder):
         if absent.size:
             raise InputError(
                 f"spaces.{self.setup.space}.encoder, {self.path}",
-                found=f"no latent of nsd_id {absent[0]} ({absent.size} of {len(prepared)} in this block are absent)",
+                found=f"no latent of stimulus {absent[0]} ({absent.size} of {len(prepared)} in this block are absent)",
                 expected="a latent for every stimulus of the study",
                 action="add the missing stimuli to that file",
             )

@@ -307,10 +307,10 @@ class CLIPTextEncoder(BundleEncoder):
                 action="hand in one list of captions a stimulus.",
             )
         kept = [[text for text in texts if text.strip()] for texts in captions]
-        for nsd_id, texts in zip(ids, kept, strict=True):
+        for stimulus_id, texts in zip(ids, kept, strict=True):
             if not texts:
                 raise InputError(
-                    f"captions of nsd_id {nsd_id}",
+                    f"captions of stimulus {stimulus_id}",
                     found="none",
                     expected="at least one non-empty caption",
                     action="complete the caption file, or leave this stimulus out.",

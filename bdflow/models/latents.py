@@ -1,6 +1,6 @@
 """The three encoders of Brain-Diffuser together, for those who want all latents of some stimuli at once.
 
-Noise is drawn per item, keyed by (seed, purpose, [subject,] nsd_id, block), on the CPU in float32: batch,
+Noise is drawn per item, keyed by (seed, purpose, [subject,] stimulus_id, block), on the CPU in float32: batch,
 order, process and device change nothing.
 """
 
@@ -54,7 +54,7 @@ class FeatureExtractor:
         self.vdvae, self.clip_vision, self.clip_text = self._vdvae.network, self._vision.network, self._text.network
 
     def __call__(
-        self, images: np.ndarray, captions: Sequence[Sequence[str]], nsd_ids: Sequence[int]
+        self, images: np.ndarray, captions: Sequence[Sequence[str]], stimulus_ids: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Latents of n stimuli: space -> float32 (n, *shape), shapes as in `Bundle.spaces`.
 
@@ -62,25 +62,25 @@ class FeatureExtractor:
         and averaged. Raises InputError for images that are not uint8, for a stimulus without any caption, or for
         unequal lengths.
         """
-        stimuli = Stimuli(np.asarray(nsd_ids), images, captions)
+        stimuli = Stimuli(np.asarray(stimulus_ids), images, captions)
         prepared = {space: encoder.prepare(stimuli) for space, encoder in self.encoders.items()}
         if not len(stimuli):
             return {space: np.zeros((0, *shape), np.float32) for space, shape in self.spaces.items()}
         return {space: encoder.work(prepared[space]) for space, encoder in self.encoders.items()}
 
-    def vdvae_latents(self, images: np.ndarray, nsd_ids: Sequence[int]) -> np.ndarray:
+    def vdvae_latents(self, images: np.ndarray, stimulus_ids: Sequence[str]) -> np.ndarray:
         """(n, D) float32 of uint8 images (n, h, h, 3)."""
-        return self._vdvae.work(self._vdvae.prepare(Stimuli(np.asarray(nsd_ids), images, ())))
+        return self._vdvae.work(self._vdvae.prepare(Stimuli(np.asarray(stimulus_ids), images, ())))
 
     def vision_embeddings(self, images: np.ndarray) -> np.ndarray:
         """(n, T, F) float32 of uint8 images (n, h, h, 3)."""
         return self._vision.work(self._vision.prepare(Stimuli(np.arange(len(images)), images, ())))
 
-    def caption_embeddings(self, captions: Sequence[Sequence[str]], nsd_ids: Sequence[int]) -> np.ndarray:
+    def caption_embeddings(self, captions: Sequence[Sequence[str]], stimulus_ids: Sequence[str]) -> np.ndarray:
         """(n, T, F) float32: the mean embedding of each stimulus's non-empty captions; equal strings are
         embedded once.
 
         Raises InputError for a stimulus with no caption.
         """
-        ids = np.asarray(nsd_ids)
+        ids = np.asarray(stimulus_ids)
         return self._text.work(self._text.prepare(Stimuli(ids, np.zeros((len(ids), 0, 0, 3), np.uint8), captions)))

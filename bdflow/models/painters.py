@@ -30,7 +30,7 @@ class Painting(Protocol):
     are joined by `type(inputs).join([inputs, ...])`.
     """
 
-    def guess_inputs(self, latents: np.ndarray, subject: str, nsd_ids: Sequence[int]) -> Any:
+    def guess_inputs(self, latents: np.ndarray, subject: str, stimulus_ids: Sequence[str]) -> Any:
         """What `decode_guesses` needs, of latents (n, ...) of the space of the role `guess`."""
 
     def decode_guesses(self, inputs: Any) -> np.ndarray:
@@ -42,7 +42,7 @@ class Painting(Protocol):
         vision: np.ndarray | None,
         text: np.ndarray | None,
         subject: str,
-        nsd_ids: Sequence[int],
+        stimulus_ids: Sequence[str],
         pictures: Sequence[int] | None = None,
     ) -> Any:
         """What `paint_prepared` needs; what a variant leaves out is None. `pictures`: which of several pictures of its

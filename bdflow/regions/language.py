@@ -1,7 +1,9 @@
-"""The language of regions: names from NSD's files and what can be made of them, as patterns over voxels.
+"""The language of regions: names of a dataset's regions and what can be made of them, as patterns over voxels.
 
-A name stands for a set of voxels of the subject's mask: a label of one of NSD's files (`V1v`, `FFA-1`, `OPA`), a file
-as a whole (`nsdgeneral`, `floc-faces`), or an aggregate of the paper (section 5.2: `V1`, `faces`, `ecc 1-2`).
+A name stands for a set of voxels of the subject's mask: a region (`V1v`, `FFA-1`, `OPA`), also with its collection
+(`floc-faces/FFA-1`), which it needs where two collections have a region of that name; a collection as a whole
+(`floc-faces`: any of its regions); the mask of the dataset (`nsdgeneral`: all voxels); or, where NSD's collections are
+there, an aggregate of the paper (section 5.2: `V1`, `faces`, `ecc 1-2`).
 `random 100` is a set of 100 voxels drawn at random, `random 100 seed 1` another. Upper and lower case are the same.
 
     a | b      union            a & b      intersection            a \\ b     difference: in a and not in b
@@ -16,29 +18,30 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from bdflow import random
 from bdflow.errors import InputError, listed
 
-AGGREGATES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "V1": ("prf-visualrois", (1, 2)),
-    "V2": ("prf-visualrois", (3, 4)),
-    "V3": ("prf-visualrois", (5, 6)),
+AGGREGATES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "V1": ("prf-visualrois", ("V1v", "V1d")),
+    "V2": ("prf-visualrois", ("V2v", "V2d")),
+    "V3": ("prf-visualrois", ("V3v", "V3d")),
     "faces": ("floc-faces", ()),
     "words": ("floc-words", ()),
     "places": ("floc-places", ()),
     "bodies": ("floc-bodies", ()),
-    "ecc 0-0.5": ("prf-eccrois", (1,)),
-    "ecc 0.5-1": ("prf-eccrois", (2,)),
-    "ecc 1-2": ("prf-eccrois", (3,)),
-    "ecc 2-4": ("prf-eccrois", (4,)),
-    "ecc >4": ("prf-eccrois", (5,)),
+    "ecc 0-0.5": ("prf-eccrois", ("ecc0pt5",)),
+    "ecc 0.5-1": ("prf-eccrois", ("ecc1",)),
+    "ecc 1-2": ("prf-eccrois", ("ecc2",)),
+    "ecc 2-4": ("prf-eccrois", ("ecc4",)),
+    "ecc >4": ("prf-eccrois", ("ecc4+",)),
 }
-"""File and labels of each aggregate of the paper; no labels: every one above 0."""
+"""NSD's collection and regions of each aggregate of the paper; no regions: all of the collection."""
 
 OPERATORS = "()|&\\+-"
 RANDOM = re.compile(r"random\s+([0-9]{1,9})(?:\s+seed\s+([0-9]{1,9}))?(?![0-9])", re.IGNORECASE)
@@ -48,49 +51,87 @@ WORD = re.compile(r"[^()|&\\+]+")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The names that exist: labels by file, as `bdflow.datasets.nsd.ROI_LABELS`, the aggregates, and further names.
+    """The names that exist.
 
-    A file's name stands for every voxel with a label above 0, as it does where the file is the mask; a file whose
-    labels have no names here has that one meaning.
+    Parameters
+    ----------
+    regions : names of regions, `collection/name`.
+    mask : the dataset's mask, whose name stands for every voxel.
+    more : further names, of the configuration's masks.
 
-    Raises InputError for a name with two meanings (case and blanks aside).
+    A plain name means, in this order, an aggregate, the mask, a collection, or the one region of that name.
+
+    Raises InputError for one of `more` that has another meaning, and for a mask with the name of an aggregate or of a
+    region that is not all of it (case and blanks aside).
     """
 
-    labels: Mapping[str, Sequence[str]]
+    regions: Sequence[str]
+    mask: str | None = None
     more: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        known: dict[str, str] = {}
-        for name, meaning in self._meanings():
-            other = known.setdefault(_folded(name), meaning)
-            if other != meaning:
+        if self.mask is not None:
+            mask = _folded(self.mask)
+            others = [region for region in self._by_label.get(mask, ()) if _folded(region) != f"{mask}/{mask}"]
+            others += [name for name, (collection, _) in AGGREGATES.items() if _folded(name) == mask]
+            if others:
+                raise InputError(
+                    f"the name {self.mask!r} of a region",
+                    found=f"two meanings: every voxel of the mask {self.mask}, and {others[0]}",
+                    expected="one for each name",
+                    meaning="An expression with this name could be of either.",
+                    action="give the file of the mask another name, in `dataset.mask` too",
+                )
+        known = {_folded(name): name for name in self.names()}
+        for name in self.more:
+            other = known.setdefault(_folded(name), name)
+            if other != name or name in self.names():
                 raise InputError(
                     f"the name {name!r} of a region",
-                    found=f"two meanings: {other}, and {meaning}",
-                    expected="one for each name" + (": one that is not one of NSD's" if name in self.more else ""),
+                    found=f"two meanings: a region of the dataset, and the mask {name} of `roi.masks`",
+                    expected="one for each name: one that is none of the dataset's",
                     meaning="An expression with this name could be of either.",
-                    action="give the file or the mask another name, in `dataset.mask` or `roi.masks` too",
+                    action="give the mask another name in `roi.masks`",
                 )
 
-    def _meanings(self) -> Iterator[tuple[str, str]]:
-        """Every name with what it means, in words."""
-        for file, labels in self.labels.items():
-            yield file, f"any label of the file {file}"
-            for number, label in enumerate(labels, start=1):
-                if tuple(labels) != (file,):
-                    yield label, f"label {number} of the file {file}"
-        for name, (file, numbers) in AGGREGATES.items():
-            yield name, f"labels {', '.join(map(str, numbers)) or 'above 0'} of the file {file}"
-        for name in self.more:
-            yield name, f"the mask {name} of `roi.masks`"
+    @cached_property
+    def _collections(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for region in self.regions:
+            found.setdefault(region.partition("/")[0], []).append(region)
+        return found
 
-    def names(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """File and labels of every name from NSD's files."""
-        found: dict[str, tuple[str, tuple[int, ...]]] = {name: (name, ()) for name in self.labels}
-        for file, labels in self.labels.items():
-            if tuple(labels) != (file,):  # the only label of a file is the file
-                found |= {label: (file, (number,)) for number, label in enumerate(labels, start=1)}
-        return found | AGGREGATES
+    @cached_property
+    def _by_label(self) -> dict[str, list[str]]:
+        """Regions by their names without the collection, in one case."""
+        found: dict[str, list[str]] = {}
+        for region in self.regions:
+            found.setdefault(_folded(region.partition("/")[2]), []).append(region)
+        return found
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """The regions of every name of the dataset; of the mask none, for it is every voxel."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for name, (collection, labels) in AGGREGATES.items():
+            if collection in self._collections:
+                wanted = [f"{collection}/{label}" for label in labels] or self._collections[collection]
+                found[name] = tuple(region for region in wanted if region in self._collections[collection])
+        if self.mask is not None:
+            found.setdefault(self.mask, ())
+        taken = {_folded(name) for name in found}
+        for collection, regions in self._collections.items():
+            if _folded(collection) not in taken:
+                found[collection] = tuple(regions)
+        taken = {_folded(name) for name in found}
+        for region in self.regions:
+            label = region.partition("/")[2]
+            if len(self._by_label[_folded(label)]) == 1 and _folded(label) not in taken:
+                found[label] = (region,)
+        return found | {region: (region,) for region in self.regions}
 
     def tokens(self, expression: str) -> list[tuple[str, str]]:
         """(kind, text) of each part: an operator, or a `name` as it is known. The longest name that fits is taken.
@@ -99,7 +140,7 @@ class Vocabulary:
         """
         known = {_folded(name): name for name in [*self.names(), *self.more]}
         spelt = "|".join(re.escape(name).replace(r"\ ", r"\s+") for name in sorted(known, key=len, reverse=True))
-        name = re.compile(rf"(?:{spelt})(?![\w.>])", re.IGNORECASE)
+        name = re.compile(rf"(?:{spelt})(?![\w.>/])", re.IGNORECASE)
         found, at = [], 0
         while at < len(expression):
             if expression[at].isspace():
@@ -134,13 +175,20 @@ class Vocabulary:
         return {text for kind, text in tokens if kind == "name"}
 
     def _unknown(self, expression: str, name: str) -> InputError:
-        names = [*self.names(), *self.more]
-        near = difflib.get_close_matches(name, names, n=1)
+        several = self._by_label.get(_folded(name), [])
+        plain = [known for known in self.names() if "/" not in known]
+        near = difflib.get_close_matches(name, [*self.names(), *self.more], n=1)
         return InputError(
             f"region {expression!r}",
-            found=f"{name!r}, which is no region",
-            expected="names of these: " + listed(names, 48) + ", or random N",
-            action=f"did you mean {near[0]!r}?" if near else "use one of these names",
+            found=f"{name!r}, which is " + ("several regions" if several else "no region"),
+            expected=f"one of {listed(several)}"
+            if several
+            else "names of these: " + listed([*plain, *self.more], 48) + ", or random N",
+            action="name the collection too"
+            if several
+            else f"did you mean {near[0]!r}?"
+            if near
+            else "use one of these names",
         )
 
 
@@ -151,22 +199,28 @@ class Atlas:
     Parameters
     ----------
     vocabulary : the names that exist.
-    labels : (voxels,) labels of each of NSD's files that the subject has; 0 none, -1 not cortex.
+    regions : (voxels,) bool of each region that the subject has.
     valid : (voxels,) bool: voxels that are decoded from; all others are left out of every region.
     subject, seed : whose voxels they are; what random voxels are drawn with.
     more : (voxels,) patterns of the vocabulary's further names.
     """
 
     vocabulary: Vocabulary
-    labels: Mapping[str, np.ndarray]
+    regions: Mapping[str, np.ndarray]
     valid: np.ndarray
     subject: str = ""
     seed: int = 0
     more: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
-        """Number of voxels of every name that the subject has."""
-        found = {name: self._named(name) for name in self.vocabulary.names() if self._file(name) in self.labels}
+        """Number of voxels of every name that the subject has; of a region by its shortest name."""
+        names = self.vocabulary.names()
+        shorter = {regions[0] for name, regions in names.items() if "/" not in name and len(regions) == 1}
+        found = {
+            name: self._named(name)
+            for name, regions in names.items()
+            if self._there(name) and not ("/" in name and regions[0] in shorter)
+        }
         return {name: int(np.count_nonzero(pattern)) for name, pattern in (found | dict(self.more)).items()}
 
     def pattern(self, expression: str) -> np.ndarray:
@@ -185,8 +239,8 @@ class Atlas:
         """The pattern of one name of an expression. Raises InputError if the subject has none of its voxels."""
         if drawn := RANDOM.fullmatch(name):
             return self._random(expression, int(drawn[1]), int(drawn[2] or 0))
-        if name not in self.more and self._file(name) not in self.labels:
-            raise self._empty(expression, f"{name}, of which the subject has no file ({self._file(name)})")
+        if name not in self.more and not self._there(name):
+            raise self._empty(expression, f"{name}, which the subject does not have")
         value = self._named(name)
         if not value.any():
             raise self._empty(expression, f"{name}, which has no voxel here")
@@ -195,12 +249,16 @@ class Atlas:
     def _named(self, name: str) -> np.ndarray:
         if name in self.more:
             return np.where(self.valid, self.more[name], 0).astype(np.float32)
-        file, labels = self.vocabulary.names()[name]
-        inside = np.isin(self.labels[file], labels) if labels else self.labels[file] > 0
+        regions = self.vocabulary.names()[name]
+        if not regions:
+            return self.valid.astype(np.float32)
+        inside = np.logical_or.reduce([self.regions[region] for region in regions if region in self.regions])
         return (inside & self.valid).astype(np.float32)
 
-    def _file(self, name: str) -> str:
-        return self.vocabulary.names()[name][0]
+    def _there(self, name: str) -> bool:
+        """Whether the subject has any of a name's regions."""
+        regions = self.vocabulary.names()[name]
+        return not regions or any(region in self.regions for region in regions)
 
     def _random(self, expression: str, count: int, number: int) -> np.ndarray:
         usable = np.flatnonzero(self.valid)

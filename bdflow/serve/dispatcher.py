@@ -127,7 +127,7 @@ class Dispatcher:
         ------
         Refusal : 422 for patterns that cannot be z-scored, 503 if there is no capacity, 500 for items that failed.
         """
-        with self.capacity.held(len(checked.numbers)):
+        with self.capacity.held(len(checked.draws)):
             rows = await asyncio.to_thread(self._rows, checked)
             tasks = [asyncio.ensure_future(self._picture(checked, i, row)) for i, row in enumerate(rows)]
             try:
@@ -142,7 +142,7 @@ class Dispatcher:
             try:
                 kinds = self.responses[checked.subject].items()
                 found = {kind: decoder.z_scored_patterns(store, checked.values) for kind, store in kinds}
-                return [{kind: of[i] for kind, of in found.items()} for i in range(len(checked.numbers))]
+                return [{kind: of[i] for kind, of in found.items()} for i in range(len(checked.draws))]
             except decoder.InputError as error:
                 raise Refusal(
                     422, error.where, found=error.found, expected=error.expected, action=error.action
@@ -160,7 +160,7 @@ class Dispatcher:
                 }
             for space, values in parts.items():
                 _refuse_overflow(f"latents.{space}", values)
-        return [{space: values[i] for space, values in parts.items()} for i in range(len(checked.numbers))]
+        return [{space: values[i] for space, values in parts.items()} for i in range(len(checked.draws))]
 
     async def _picture(self, checked: CheckedRequest, i: int, row: dict[str, np.ndarray]) -> bytes:
         if isinstance(checked.values, np.ndarray):
@@ -168,7 +168,7 @@ class Dispatcher:
             row = await self._call("decode", lambda: self.decoder.latents.remote(*asked))
             for values in row.values():
                 _refuse_overflow("pattern", values)
-        painted = (row, checked.variant, checked.noise, checked.numbers[i])
+        painted = (row, checked.variant, checked.noise, checked.draws[i])
         return await self._call("paint", lambda: self.pictures.paint.remote(*painted))
 
     async def _call(self, worker: str, send: Callable[[], Awaitable[Answer]]) -> Any:

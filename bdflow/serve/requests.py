@@ -49,7 +49,7 @@ class Asked(BaseModel):
     seed: Number | list[Number] = Field(
         0, description="Number of the draw of noise, of all items or of each; items with one number share their noise."
     )
-    nsd_id: Number | list[Number] | None = Field(
+    stimulus_id: str | list[str] | None = Field(
         None, description="Instead of a seed: the noise that the study's own pictures of these stimuli have."
     )
 
@@ -111,7 +111,7 @@ class CheckedRequest:
     subject, variant : as asked for.
     values : patterns (n, voxels) in percent signal change, or latents (n, ...) float32 by space.
     rule : re-standardisation of what is decoded or given.
-    noise, numbers : name and number of each item's draw, as `Painter` takes them.
+    noise, draws : name of the draws, and of each item's own, as `Painter` takes them.
     """
 
     subject: str
@@ -119,7 +119,7 @@ class CheckedRequest:
     values: np.ndarray | dict[str, np.ndarray]
     rule: str
     noise: str
-    numbers: tuple[int, ...]
+    draws: tuple[str, ...]
 
 
 def patterns(capabilities: Capabilities, kind: str, query: Sequence[tuple[str, str]], body: bytes) -> CheckedRequest:
@@ -187,7 +187,7 @@ def latents(capabilities: Capabilities, kind: str, query: Sequence[tuple[str, st
             action="align them: row i of every space is item i",
         )
     rule = asked.standardise
-    named = asked.subject is not None or rule != "none" or asked.nsd_id is not None
+    named = asked.subject is not None or rule != "none" or asked.stimulus_id is not None
     subject = _subject(capabilities, asked.subject) if named else ""
     _rule(capabilities, rule, subject)
     return _request(capabilities, asked, subject, values, next(iter(lengths.values())), rule)
@@ -241,7 +241,7 @@ def _given(
     given: dict[str, Any] = {}
     for name, text in query:
         given[name] = [*given[name], text] if isinstance(given.get(name), list) else text
-        if name in ("seed", "nsd_id"):
+        if name in ("seed", "stimulus_id"):
             several = [value for key, value in query if key == name]
             given[name] = several if len(several) > 1 else text
     for name, value in arrays[kind]().items():
@@ -368,19 +368,21 @@ def _request(
             action="send them in several requests" if n else "send one at least",
         )
     _variant(capabilities, asked)
-    if asked.nsd_id is not None and asked.model_fields_set >= {"seed"}:
-        raise Refusal(422, "seed, nsd_id", found="both", expected="one of them", action="leave `seed` or `nsd_id` out")
-    name, chosen = ("seed", asked.seed) if asked.nsd_id is None else ("nsd_id", asked.nsd_id)
-    numbers = tuple(chosen) if isinstance(chosen, list) else (chosen,) * n
-    if len(numbers) != n:
+    if asked.stimulus_id is not None and asked.model_fields_set >= {"seed"}:
+        what = "seed, stimulus_id"
+        raise Refusal(422, what, found="both", expected="one of them", action="leave `seed` or `stimulus_id` out")
+    name, chosen = ("seed", asked.seed) if asked.stimulus_id is None else ("stimulus_id", asked.stimulus_id)
+    names = tuple(chosen) if isinstance(chosen, list) else (chosen,) * n
+    if len(names) != n:
         raise Refusal(
             422,
             name,
-            found=counted(len(numbers), "number"),
+            found=counted(len(names), "value"),
             expected=f"one, or one for each of the {n} items",
             action=f"send one {name}, or as many as items",
         )
-    return CheckedRequest(subject, asked.variant, values, rule, NOISE if name == "seed" else subject, numbers)
+    noise = NOISE if name == "seed" else subject
+    return CheckedRequest(subject, asked.variant, values, rule, noise, tuple(map(str, names)))
 
 
 def _variant(capabilities: Capabilities, asked: Asked) -> str:

@@ -23,13 +23,14 @@ from bdflow.errors import InputError
 from bdflow.simulation.brains import FLOC, brain
 from bdflow.simulation.encoding import NOISE_SD, QUANTILES, Components, Encoding, Layers, encode, summary
 from bdflow.simulation.files import N_SUBJECTS, make_design, write_design, write_hdf5, write_nifti, write_stim_info
+from bdflow.simulation.imagery import N_SHARED, Session, draw
 from bdflow.simulation.scenes import scene
 
 FORMAT = 3
 _BATCH = 32  # stimuli drawn, and their features extracted, at once
 
-Features = Callable[[np.ndarray, list[list[str]], list[int]], dict[str, np.ndarray]]
-"""(images (n, y, x, 3) uint8, captions, nsd_ids) -> latents (n, ...) of each space, each image's own."""
+Features = Callable[[np.ndarray, list[list[str]], list[str]], dict[str, np.ndarray]]
+"""(images (n, y, x, 3) uint8, captions, stimulus ids) -> latents (n, ...) of each space, each image's own."""
 
 Progress = Callable[[str, int, int], None]
 """(what is being made, how many are done, of how many)"""
@@ -52,6 +53,7 @@ class SimulateOptions:
     noise_ceiling : median over nsdgeneral for three repeats, percent of variance.
     seed : of everything that is drawn.
     betas_format : nii.gz or hdf5.
+    imagery : whether each subject also has a session of NSD-Imagery (`bdflow.simulation.imagery`).
     """
 
     subjects: tuple[str, ...] = ("subj01", "subj02", "subj05", "subj07")
@@ -65,6 +67,7 @@ class SimulateOptions:
     noise_ceiling: float = 30.0
     seed: int = 0
     betas_format: str = "nii.gz"
+    imagery: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "subjects", tuple(self.subjects))
@@ -81,6 +84,8 @@ class SimulateOptions:
             raise _option("noise_ceiling", self.noise_ceiling, "between 0 and 100 (percent)")
         if self.betas_format not in ("nii.gz", "hdf5"):
             raise _option("betas_format", self.betas_format, "nii.gz or hdf5")
+        if self.imagery and self.n_shared < N_SHARED:
+            raise _option("n_shared", self.n_shared, f"{N_SHARED} or more, which targets of imagery are")
         if self.n_trials % self.session_trials:
             raise _option("trials_per_session", self.session_trials, f"a divisor of all {self.n_trials} trials")
         if not 1 <= self.n_sessions <= self.n_trials // self.session_trials:
@@ -109,6 +114,35 @@ class SimulateOptions:
         return self.n_shared + N_SUBJECTS * self.n_own
 
 
+def chosen_options(
+    options: SimulateOptions | None, subjects: tuple[str, ...], shared: int, own: int, seed: int, imagery: bool
+) -> SimulateOptions:
+    """The options given or, instead of them, the usual ones with single sizes; what is empty or 0 keeps its default.
+
+    Raises
+    ------
+    InputError : a size out of range, or both.
+    """
+    if options is None:
+        usual = SimulateOptions(seed=seed)
+        return SimulateOptions(
+            subjects=subjects or usual.subjects,
+            n_shared=shared or usual.n_shared,
+            n_own=own or usual.n_own,
+            seed=seed,
+            imagery=imagery,
+        )
+    if subjects or shared or own or seed or imagery:
+        raise InputError(
+            "simulate",
+            found="`options` and single ones (subjects, shared, own, seed or imagery)",
+            expected="one of them",
+            meaning="Both say how large the dataset is.",
+            action="leave out the single ones, or `options`",
+        )
+    return options
+
+
 def simulate(
     root: str | Path,
     options: SimulateOptions | None = None,
@@ -133,7 +167,10 @@ def simulate(
         from bdflow.models.weights.bundle import open_bundle
 
         layers = open_bundle(bundle).layers
-    given = {"format": FORMAT, "features": name, "layers": layers or (), "options": asdict(options)}
+    sizes = asdict(options)
+    if not options.imagery:
+        del sizes["imagery"]  # as in datasets that were written before there was this option
+    given = {"format": FORMAT, "features": name, "layers": layers or (), "options": sizes}
     made_of = json.loads(json.dumps(given))
     if _already_there(root, made_of):
         return root
@@ -191,6 +228,10 @@ class _Writer:
             **parts.made,
             **{f"scene/{key}": value for key, value in attributes.items()},
         }
+        self.session: Session | None = None
+        if options.imagery:
+            self.session, more = self._write_imagery(parts)
+            truth |= more
         subjects = {}
         for number, subject in enumerate(options.subjects):
             self.progress("subjects", number, len(options.subjects))
@@ -239,8 +280,8 @@ class _Writer:
                 for nsd_id, one in zip(ids, drawn, strict=True):
                     brick[nsd_id] = one.image
                     captions[nsd_id] = one.captions
-                images = np.stack([one.image for one in drawn])
-                for space, values in self.features(images, [one.captions for one in drawn], ids.tolist()).items():
+                images, names = np.stack([one.image for one in drawn]), [nsd.stimulus_id(int(i)) for i in ids]
+                for space, values in self.features(images, [one.captions for one in drawn], names).items():
                     found.setdefault(space, []).append(np.asarray(values, np.float32).reshape(ids.size, -1))
             self.progress("stimuli", shown.size, shown.size)
         np.save(self._file(nsd.CAPTIONS), captions.astype(str), allow_pickle=False)
@@ -286,7 +327,28 @@ class _Writer:
             file = self._file(f"{folder}/betas_session{session:02d}.{options.betas_format}")
             write = write_nifti if options.betas_format == "nii.gz" else write_hdf5
             write(file, (*shape, rows.size), np.dtype(np.int16), volumes())
+        if self.session is not None:
+            self.session.write_subject(
+                self._file, subject, anatomy, planted, parts, mean, noise_sd, options.betas_format
+            )
         return planted, summary(anatomy, planted, parts, kind)
+
+    def _write_imagery(self, parts: Components) -> tuple[Session, dict[str, np.ndarray]]:
+        """Draw the session's pictures and write what is the same for every subject; and what was planted."""
+        options = self.options
+        pictures = draw(self.design, options.n_stimuli, options.stimulus_size, options.seed)
+        names = [picture.name for picture in pictures]
+        latents = self.features(
+            np.stack([picture.image for picture in pictures]), [picture.captions for picture in pictures], names
+        )
+        flat = {space: np.asarray(values, np.float32).reshape(len(names), -1) for space, values in latents.items()}
+        session = Session(pictures, parts.project(flat), options.seed)
+        session.write_experiment(self._file)
+        return session, {
+            "imagery/pictures": np.array(names),
+            "imagery/components": session.components,
+            "imagery/mixtures": session.mixtures,
+        }
 
     def _trials(self, subject: str) -> np.ndarray:
         """0-based stimulus of every trial of the design."""
@@ -334,7 +396,7 @@ def _already_there(root: Path, made_of: dict) -> bool:
     if not different:
         return True
     old, new = truth.get("options", {}), made_of["options"]
-    names = ", ".join(key for key in new if old.get(key) != new[key]) or ", ".join(different)
+    names = ", ".join(key for key in {**new, **old} if old.get(key) != new.get(key)) or ", ".join(different)
     raise InputError(
         root,
         found=f"a dataset simulated with other options ({names})" if truth else "files that simulate did not write",

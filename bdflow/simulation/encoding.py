@@ -13,7 +13,8 @@ from scipy.sparse.linalg import eigsh
 from scipy.special import ndtr
 
 from bdflow import random
-from bdflow.datasets.nsd import noise_ceiling, roi_labels
+from bdflow.datasets.ceilings import noise_ceiling
+from bdflow.datasets.nsd import roi_labels
 from bdflow.simulation.brains import AREAS, FLOC, PHOTO, Brain
 
 NOISE_SD = 1.5  # of one trial, percent signal change, median over voxels
@@ -102,6 +103,21 @@ class Components:
             position.append(np.tile(here, (axes.shape[1], 1)))
         values = np.hstack(parts).astype(np.float32)
         return cls(values, np.array(space, dtype="U"), np.array(layer), np.concatenate(position), layers, made)
+
+    def project(self, latents: dict[str, np.ndarray]) -> np.ndarray:
+        """(n, components) float32 of other pictures' latents {space: (n, d)}, made as those of the stimuli were."""
+        parts = []
+        for name, values in latents.items():
+            mean, std = self.made[f"mean/{name}"], self.made[f"std/{name}"]
+            parts.append((values - mean) / np.where(std > 0, std, 1) @ self.made[f"basis/{name}"])
+        start = 0
+        for number, (c, h, w) in enumerate(self.layers if self.spatial else ()):
+            columns = slice(start, start + c * h * w)
+            start += c * h * w
+            centred = (latents["vdvae"][:, columns] - self.made["mean/vdvae"][columns]).reshape(-1, c, h * w)
+            axes = self.made[f"channels/{number}"]
+            parts.append(np.einsum("ncp,ck->nkp", centred, axes).reshape(len(centred), -1))
+        return np.hstack(parts).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import gzip
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,15 @@ def make_design(n_shared: int, n_own: int, repeats: int, seed: int) -> dict[str,
 
 def write_design(path: Path, design: dict[str, np.ndarray]) -> None:
     """Write ``nsd_expdesign.mat``; MATLAB's numbers are doubles."""
+    write_matlab(path, {key: value.astype(np.float64) for key, value in design.items()}, "nsd_expdesign.mat")
+
+
+def write_matlab(path: Path, content: Mapping[str, np.ndarray], name: str) -> None:
+    """Write arrays, cells as arrays of objects, as NSD's file `name`; the same bytes every time."""
     buffer: Any = io.BytesIO()
-    scipy.io.savemat(buffer, {key: value.astype(np.float64) for key, value in design.items()}, do_compression=True)
-    title = b"MATLAB 5.0 MAT-file, simulated in the format of NSD's nsd_expdesign.mat"
-    path.write_bytes(title.ljust(116) + buffer.getvalue()[116:])  # scipy's own title holds the time
+    scipy.io.savemat(buffer, content, do_compression=True)
+    title = f"MATLAB 5.0 MAT-file, simulated in the format of NSD's {name}".encode()
+    path.write_bytes(title.ljust(116)[:116] + buffer.getvalue()[116:])  # scipy's own title holds the time
 
 
 def write_stim_info(path: Path, design: dict[str, np.ndarray], repeats: int) -> None:

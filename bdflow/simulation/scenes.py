@@ -54,15 +54,16 @@ class Scene:
     attributes: dict[str, str | int | float]
 
 
-def scene(nsd_id: int, seed: int = 0, size: int = 425) -> Scene:
+def scene(nsd_id: int, seed: int = 0, size: int = 425, *, kind: str | None = None) -> Scene:
     """The scene of a stimulus: the same for the same `nsd_id` and `seed`, whatever else is drawn.
 
-    Drawn at twice `size` and averaged down.
+    `kind` : the thing that it shows, instead of one that is drawn. Drawn at twice `size` and averaged down.
     """
     rng = random.generator(seed, "scene", nsd_id)
     localiser = rng.random() < _LOCALISER_SHARE
     kinds = [kind for kind in THINGS if (kind in LOCALISER_KINDS) == localiser]
-    kind = kinds[rng.integers(len(kinds))]
+    drawn = kinds[rng.integers(len(kinds))]
+    kind = drawn if kind is None else kind
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     number = (1, 1, 2, 3)[rng.integers(4)]

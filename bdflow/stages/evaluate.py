@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bdflow.config import Config, content
-from bdflow.datasets.nsd import identity
+from bdflow.datasets.formats.identity import identity
 from bdflow.errors import NotAtHand
 from bdflow.metrics import image_metrics
 from bdflow.models.judges.weights import (
@@ -29,7 +29,7 @@ from bdflow.models.judges.weights import (
 )
 from bdflow.models.weights.bundle import open_bundle
 from bdflow.stores import Store, Study, text
-from bdflow.study import catalog, keys, parts, scoring
+from bdflow.study import catalog, keys, parts, score_catalog, scoring
 from bdflow.study.graph import Counts, StoreDecl
 from bdflow.study.painting import shown_of
 from bdflow.study.parts import Joined
@@ -188,19 +188,19 @@ def _not_at_hand(metric: str, config: Config) -> NotAtHand:
 
 def _judge(config: Config, metric: str, counts: Counts) -> catalog.Laid:
     sizes = {"stimulus": counts.test_stimuli(TRUE), "feature": counts.judge_width(metric)}
-    return catalog.judges(metric, config.chunks.images), sizes
+    return score_catalog.judges(metric, config.chunks.images), sizes
 
 
 def _similarities(config: Config, painter: str, subject: str, seen: int, counts: Counts) -> catalog.Laid:
     own = counts.test_stimuli(subject)
     sizes = {"variant": len(shown_of(config, painter, subject)), "metric": seen, "stimulus": own, "photo": own}
-    return catalog.similarities(config.chunks.images), sizes
+    return score_catalog.similarities(config.chunks.images), sizes
 
 
 def _metrics(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
     variants, metrics = shown_of(config, painter, subject), config.evaluate.metrics
     sizes = {"variant": len(variants), "metric": len(metrics), "stimulus": counts.test_stimuli(subject)}
-    return catalog.metrics(config.chunks.images), sizes
+    return score_catalog.metrics(config.chunks.images), sizes
 
 
 # --- steps ----------------------------------------------------------------------------------------------------
@@ -214,9 +214,9 @@ def _load(config: Config) -> Callable[[], Panel]:
 
 def _start_judges(context: Context) -> Work:
     stimuli = parts.joined(context, parts.stimuli(parts.of_tests(context.config)))
-    ids = stimuli.read("nsd_id")[stimuli.read("split") == "test"]
+    ids = stimuli.read("stimulus_id")[stimuli.read("split") == "test"]
     seen = judged(context.config, weights_of(context.config))
-    stores = {metric: context.declare(keys.judge(metric), {"nsd_id": ids}) for metric in seen}
+    stores = {metric: context.declare(keys.judge(metric), {"stimulus_id": ids}) for metric in seen}
     return Work(missing_in_any(stores.values()), partial(PhotoJudge, _load(context.config), stimuli, stores))
 
 
@@ -234,8 +234,13 @@ def _start_similarities(context: Context, painter: str) -> Work:
     judges = {metric: context.ready(keys.judge(metric)) for metric in judged(config, weights_of(config))}
     stores = {}
     for subject in context.painted:
-        own = images[subject, variants[subject][0]].images.read("nsd_id")
-        given = {"variant": text(variants[subject]), "metric": text(judges), "nsd_id": own, "photo_nsd_id": own}
+        own = images[subject, variants[subject][0]].images.read("stimulus_id")
+        given = {
+            "variant": text(variants[subject]),
+            "metric": text(judges),
+            "stimulus_id": own,
+            "photo_stimulus_id": own,
+        }
         stores[subject] = context.declare(keys.similarities(painter, subject), given)
     return Work(pairs(stores), partial(Comparer, _load(config), variants, judges, images, stores))
 
@@ -250,14 +255,14 @@ def _start_metrics(context: Context, painter: str) -> Work:
         similarities = {subject: context.ready(keys.similarities(painter, subject)) for subject in context.painted}
     stores = {}
     for subject in context.painted:
-        own = images[subject, variants[subject][0]].images.read("nsd_id")
+        own = images[subject, variants[subject][0]].images.read("stimulus_id")
         lonely = {m: "two-way identification needs at least two photos" for m in names if m not in ALONE}
         gaps = (lonely if len(own) < 2 else {}) | missing(config, weights)
         given = {
             "variant": text(variants[subject]),
             "metric": text(full_name(metric, config) for metric in names),
             "missing": text(gaps.get(metric, "") for metric in names),
-            "nsd_id": own,
+            "stimulus_id": own,
         }
         stores[subject] = context.declare(keys.metrics(painter, subject), given)
     stimuli = parts.joined(context, _shown(context))
@@ -282,8 +287,8 @@ class PhotoJudge:
 
     def __call__(self, partition: int) -> None:
         first = next(iter(self.stores.values()))
-        ids = first.read("nsd_id", first.spec.region(first.sizes, partition))
-        seen = self.panel(self.stimuli.read("image", {"stimulus": self.stimuli.rows("nsd_id", ids)}))
+        ids = first.read("stimulus_id", first.spec.region(first.sizes, partition))
+        seen = self.panel(self.stimuli.read("image", {"stimulus": self.stimuli.rows("stimulus_id", ids)}))
         for metric, store in self.stores.items():
             store.write(partition, {"feature": seen[metric].cpu().numpy()})
 
@@ -323,7 +328,7 @@ class Comparer:
         store = self.stores[subject]
         if subject != self.subject:
             judge = next(iter(self.judges.values()))
-            self.subject, self.rows = subject, judge.rows("nsd_id", store.read("photo_nsd_id"))
+            self.subject, self.rows = subject, judge.rows("stimulus_id", store.read("photo_stimulus_id"))
         region = store.spec.region(store.sizes, partition)
         variant = self.variants[subject][region["variant"].start]
         pictures = self.images[subject, variant].read(region["stimulus"])
@@ -372,7 +377,7 @@ class Scorer:
 
     def _pixel_scores(self, subject: str, region: Mapping[str, slice]) -> dict[str, np.ndarray]:
         rows = {"stimulus": region["stimulus"]}
-        ids = self.stores[subject].read("nsd_id", rows)
+        ids = self.stores[subject].read("stimulus_id", rows)
         scores: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
             "PixCorr": image_metrics.pixcorr,
             "SSIM": partial(image_metrics.ssim, protocol=self.config.evaluate.ssim),
@@ -380,7 +385,7 @@ class Scorer:
         wanted = {name: score for name, score in scores.items() if name in self.config.evaluate.metrics}
         found = {name: np.full(len(ids), np.nan) for name in scores}
         if wanted:
-            truths = self.stimuli.read("image", {"stimulus": self.stimuli.rows("nsd_id", ids)})
+            truths = self.stimuli.read("image", {"stimulus": self.stimuli.rows("stimulus_id", ids)})
             pictures = self.images[subject, self.variants[subject][region["variant"].start]].read(region["stimulus"])
             for i, (truth, several) in enumerate(zip(truths, pictures, strict=True)):
                 resized = [image_metrics.at_size(picture, *truth.shape[:2]) for picture in several]

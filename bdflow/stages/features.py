@@ -76,7 +76,7 @@ def _start(context: Context, spaces: tuple[str, ...]) -> Work:
     stimuli, stores = {}, {}
     for part in parts.of_run(context):
         stimuli[part] = context.ready(keys.stimuli(part))
-        given = {name: stimuli[part].read(name) for name in ("nsd_id", "split")}
+        given = {name: stimuli[part].read(name) for name in ("stimulus_id", "split")}
         stores[part] = {space: context.declare(keys.targets(space, part), given) for space in spaces}
     tasks = [(part, partition) for part, of in stores.items() for partition in missing_in_any(of.values())]
     return Work(tasks, partial(Extractor, context.config, spaces, stimuli, stores))
@@ -128,10 +128,10 @@ class Extractor:
             stored = latent.astype(store.arrays["latent"].dtype)
             if not np.isfinite(stored).all():
                 row = int(np.flatnonzero(~np.isfinite(stored).reshape(len(stored), -1).all(axis=1))[0])
-                nsd_id = self.stimuli[part].read("nsd_id", _region(store, partition))[row]
+                stimulus_id = self.stimuli[part].read("stimulus_id", _region(store, partition))[row]
                 raise StoreError(
                     store.path,
-                    found=f"a latent of nsd_id {nsd_id} that is not finite in {stored.dtype}",
+                    found=f"a latent of stimulus_id {stimulus_id} that is not finite in {stored.dtype}",
                     expected="numbers",
                     meaning="The network overflowed, or the latent is too large for the type that it is stored as.",
                     action="set `features.dtype: float32`, and `networks.dtype: float32` if that does not help",
@@ -152,7 +152,7 @@ class Extractor:
     def _read(self, task: Task, wanted: set[str]) -> Stimuli:
         part, partition = task
         stimuli, region = self.stimuli[part], _region(next(iter(self.stores[part].values())), partition)
-        ids = stimuli.read("nsd_id", region)
+        ids = stimuli.read("stimulus_id", region)
         images = stimuli.read("image", region) if "image" in wanted else np.zeros((len(ids), 0, 0, 3), np.uint8)
         captions = stimuli.read("caption", region) if "captions" in wanted else [()] * len(ids)
         return Stimuli(ids, images, [[text for text in row if text] for row in captions])

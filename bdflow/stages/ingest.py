@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bdflow.config import Config, content
-from bdflow.datasets.nsd import BETA_SCALE, clipped
+from bdflow.datasets.contract import Split
 from bdflow.datasets.reader import open_dataset
 from bdflow.errors import InputError, counted
 from bdflow.stores import Store, text
@@ -18,6 +18,7 @@ from bdflow.study import catalog, keys, parts, trials
 from bdflow.study.designs import Design, response_kinds
 from bdflow.study.graph import Counts, StoreDecl
 from bdflow.study.keys import SHARED
+from bdflow.study.noise_ceilings import ncsnr_of_repeats
 from bdflow.study.stage import Context, Stage, Step, Work, pairs
 
 log = getLogger(__name__)
@@ -29,20 +30,24 @@ class Ingest(Stage):
     """Betas, stimuli, and the rows that ridge is fitted on."""
 
     name = "ingest"
-    method = 2
+    method = 3
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         data, chunks = open_dataset(config), config.chunks
         for part in (SHARED, *config.subjects):
-            settings: dict[str, Any] = {"dataset": content(config.dataset, "stimuli"), "part": part}
-            settings["sessions"] = _sessions(config, config.subjects if part == SHARED else (part,))
+            settings: dict[str, Any] = {
+                "dataset": content(config.dataset, "stimuli") | data.content("stimuli"),
+                "part": part,
+            }
+            of = config.subjects if part == SHARED else (part,)
+            settings["sessions"] = _sessions(config, of)
             layout, cut = partial(_stimuli, config, part), content(chunks, "stimuli")
-            yield StoreDecl(keys.stimuli(part), layout, settings, data.stimulus_inputs, chunks=cut)
+            yield StoreDecl(keys.stimuli(part), layout, settings, partial(data.stimulus_inputs, of), chunks=cut)
         for subject in config.subjects:
             betas = keys.betas(subject)
             inputs = partial(data.beta_inputs, subject)
-            own = content(config.dataset, "betas") | {"sessions": _sessions(config, (subject,))}
-            yield StoreDecl(betas, partial(_betas, subject), own, inputs)
+            own = content(config.dataset, "betas") | data.content("betas") | {"sessions": _sessions(config, (subject,))}
+            yield StoreDecl(betas, partial(_betas, config, subject), own, inputs)
             for kind, design in response_kinds(config).items():
                 settings = {"dataset": content(config.dataset, "responses")}
                 settings |= {"rows": design.rows, "session_zscore": design.session_zscore}
@@ -73,9 +78,11 @@ class Ingest(Stage):
 
 
 def _sessions(config: Config, subjects: Iterable[str]) -> object:
-    """The sessions of some subjects as a setting: how many from the first, or a list."""
-    numbers = tuple(sorted({number for subject in subjects for number in config.dataset.sessions_of(subject)}))
-    return len(numbers) if numbers == tuple(range(1, len(numbers) + 1)) else list(numbers)
+    """The sessions of some subjects as a setting: one where all have the same, or each subject's own."""
+    chosen = {subject: config.dataset.sessions_of(subject) for subject in sorted(subjects)}
+    own = {s: list(of) if isinstance(of, tuple) else of for s, of in chosen.items()}
+    first = next(iter(own.values()))
+    return first if all(of == first for of in own.values()) else own
 
 
 def _stimuli(config: Config, part: str, counts: Counts) -> catalog.Laid:
@@ -84,15 +91,16 @@ def _stimuli(config: Config, part: str, counts: Counts) -> catalog.Laid:
     return catalog.stimuli(config.chunks.stimuli), sizes
 
 
-def _betas(subject: str, counts: Counts) -> catalog.Laid:
-    sizes = {"trial": counts.trials(subject), "voxel": counts.voxels(subject), "roi": counts.region_files(subject)}
+def _betas(config: Config, subject: str, counts: Counts) -> catalog.Laid:
+    sizes = {"trial": counts.trials(subject), "voxel": counts.voxels(subject), "region": counts.regions(subject)}
     sizes |= {"axis": 3, "world": 4, "index": 4, "code": 1}
-    return catalog.betas(counts.session_trials(subject)), sizes
+    return catalog.betas(counts.most_trials(subject), open_dataset(config).encoding()), sizes
 
 
 def _responses(config: Config, subject: str, design: Design, counts: Counts) -> catalog.Laid:
     rows = counts.train_rows(subject, design.rows) + counts.test_stimuli(subject)
-    spec = catalog.responses(config.chunks.voxels, design.rows, design.session_zscore)
+    units = open_dataset(config).encoding().units
+    spec = catalog.responses(config.chunks.voxels, design.rows, design.session_zscore, units)
     return spec, {catalog.row_dim(design.rows): rows, "voxel": counts.voxels(subject)}
 
 
@@ -103,19 +111,21 @@ def _start_betas(context: Context) -> Work:
     data = open_dataset(context.config)
     stores = {}
     for subject in context.subjects:
-        mask = data.mask(subject)
+        mask, shown = data.mask(subject), data.trials(subject)
         i, j, k = np.nonzero(mask)
         given = {
             "grid": np.array(mask.shape),
             "affine": data.affine(subject),
             "affine_form": np.array([data.affine_form(subject)]),
-            "nsd_id": data.shown(subject),
-            "session": np.repeat(np.array(data.sessions(subject)), data.session_trials(subject)),
+            "stimulus_id": shown.stimulus,
+            "session": shown.session,
+            "run": shown.run,
+            "condition": shown.condition,
             "i": i,
             "j": j,
             "k": k,
-            "roi": text(data.region_files(subject)),
-            "roi_label": data.region_labels(subject),
+            "region": text(data.region_names(subject)),
+            "roi": data.regions(subject).astype(np.uint8),
             "ncsnr": data.ncsnr(subject),
         }
         stores[subject] = context.declare(keys.betas(subject), given)
@@ -126,23 +136,33 @@ def _start_stimuli(context: Context) -> Work:
     data, stores = open_dataset(context.config), {}
     for part in parts.of_run(context):
         ids, split = data.stimuli(part)
-        stores[part] = context.declare(keys.stimuli(part), {"nsd_id": ids, "split": text(split)})
+        stores[part] = context.declare(keys.stimuli(part), {"stimulus_id": ids, "split": text(split)})
     return Work(pairs(stores), partial(StimulusReader, context.config, stores))
 
 
 def _start_responses(context: Context, kinds: dict[str, Design]) -> Work:
     betas = {subject: context.ready(keys.betas(subject)) for subject in context.subjects}
     stores: dict[Kind, Store] = {}
+    data = open_dataset(context.config)
     for subject, of in betas.items():
         shown = trials.shown(of)
         stimuli = parts.joined(context, parts.stimuli(parts.of_pictures(context.config, subject)))
-        ids, split = stimuli.read("nsd_id"), stimuli.read("split")
+        ids, split = of_subject(stimuli.read("stimulus_id"), data.split[subject])
         for kind, design in kinds.items():
             row_ids, row_split, repeats = training_rows(ids, split, shown, design.rows)
-            given = {"nsd_id": row_ids, "split": text(row_split), "repeats": repeats}
+            given = {"stimulus_id": row_ids, "split": text(row_split), "repeats": repeats}
             given["trial"] = first_trials(of, row_ids, row_split, design.rows)
             stores[subject, kind] = context.declare(keys.responses(subject, kind), given)
     return Work(pairs(stores), partial(RowMaker, betas, stores, kinds, context.config.dataset.bad_voxels))
+
+
+def of_subject(ids: np.ndarray, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `ids` that a subject's split has, and `test` or `train` of each; test ones first, in their order.
+
+    A stimulus that is for testing in one subject may be for training in another.
+    """
+    test, train = np.isin(ids, list(split.test)), np.isin(ids, list(split.train or ()))
+    return np.concatenate([ids[test], ids[train]]), np.repeat(np.array(["test", "train"]), [test.sum(), train.sum()])
 
 
 def training_rows(
@@ -172,7 +192,7 @@ def first_trials(betas: Store, ids: np.ndarray, split: np.ndarray, rows: str) ->
     betas.
     """
     usable = np.flatnonzero(trials.usable(betas))
-    shown = betas.read("nsd_id")[usable]
+    shown = betas.read("stimulus_id")[usable]
     order = np.argsort(shown, kind="stable")
     first = np.searchsorted(shown, ids, sorter=order)
     if rows == "trials":
@@ -210,14 +230,14 @@ def _check_voxels(context: Context, kinds: tuple[str, ...]) -> Work:
 
 
 class SessionReader:
-    """Streams one session a task: unpack, mask, store."""
+    """Streams the session or two that a block of trials is from: unpack, mask, store."""
 
     def __init__(self, config: Config, stores: dict[str, Store]) -> None:
         self.data, self.stores = open_dataset(config), stores
 
     def __call__(self, task: tuple[str, int]) -> None:
         subject, partition = task
-        betas = self.data.betas(subject, partition, self.data.mask(subject))
+        betas = self.data.betas(subject, partition)
         valid = betas.valid.astype(np.uint8)
         counted = np.count_nonzero(valid, axis=1).astype(np.int32)
         self.stores[subject].write(partition, {"beta": betas.values, "valid": valid, "valid_voxels": counted})
@@ -232,7 +252,7 @@ class StimulusReader:
     def __call__(self, task: tuple[str, int]) -> None:
         part, partition = task
         store = self.stores[part]
-        ids = store.read("nsd_id", store.spec.region(store.sizes, partition))
+        ids = store.read("stimulus_id", store.spec.region(store.sizes, partition))
         texts = np.full((len(ids), store.sizes["caption_number"]), "", dtype=np.dtypes.StringDType())
         for row, found in zip(texts, self.data.read_captions(ids), strict=True):
             row[: len(found)] = found
@@ -253,8 +273,10 @@ class RowMaker:
         if kind not in self.orders:
             responses, betas = self.stores[kind], self.betas[kind[0]]
             usable, shown = np.flatnonzero(trials.usable(betas)), trials.shown(betas)
-            ids, repeats = responses.read("nsd_id"), responses.read("repeats")
+            ids, repeats = responses.read("stimulus_id"), responses.read("repeats")
             first = np.concatenate([[True], ids[1:] != ids[:-1]])  # of the rows of a stimulus
+            mine = np.isin(shown, ids)
+            usable, shown = usable[mine], shown[mine]
             order = np.argsort(ids[first], kind="stable")
             stimulus = order[np.searchsorted(ids[first], shown, sorter=order)]
             in_rows = usable[np.argsort(stimulus, kind="stable")]
@@ -267,15 +289,16 @@ class RowMaker:
         betas, responses, design = self.betas[subject], self.stores[subject, kind], self.kinds[kind]
         region = responses.spec.region(responses.sizes, partition)
         raw, valid = betas.read("beta", region), betas.read("valid", region) == 1
-        missing, cut_off = (~valid).sum(axis=0), (clipped(raw) & valid).sum(axis=0)
+        encoding = trials.encoding_of(betas)
+        missing, cut_off = (~valid).sum(axis=0), (trials.cut_off(raw, encoding) & valid).sum(axis=0)
         in_rows, starts, train = self._order((subject, kind))
         if design.session_zscore:
-            values, valid = session_z_scored(raw, betas.read("session"), valid)
+            values, valid = trials.session_z_scored(raw, betas.read("session"), valid)
         else:
-            values = np.where(valid, raw, 0).astype(np.int32)
+            values = np.where(valid, raw, 0).astype(np.int32 if encoding.dtype == "int16" else np.float64)
         counts = np.add.reduceat(valid[in_rows], starts, axis=0, dtype=np.int32)
         lost = (counts == 0).any(axis=0)
-        scaled = 1.0 if design.session_zscore else float(BETA_SCALE)
+        scaled = 1.0 if design.session_zscore else encoding.divisor
         sums = np.add.reduceat(values[in_rows], starts, axis=0)
         response = (sums / (np.maximum(counts, 1) * scaled)).astype(np.float32)
         mean = response[train].mean(axis=0, dtype=np.float64)
@@ -294,6 +317,8 @@ class RowMaker:
                 action="set `dataset.bad_voxels: drop` to leave them out, or choose another mask",
             )
         response[:, lost] = np.nan
+        something = trials.usable(betas) & (betas.read("stimulus_id") != "")
+        ceiling = ncsnr_of_repeats(values[something], valid[something], betas.read("stimulus_id")[something])
         responses.write(
             partition,
             {
@@ -301,39 +326,8 @@ class RowMaker:
                 "voxel_mean": np.where(lost, np.nan, mean).astype(np.float32),
                 "voxel_scale": np.where(bad, 0, scale).astype(np.float32),
                 "valid": (~bad).astype(np.uint8),
+                "ncsnr_repeats": ceiling,
                 "missing_trials": missing.astype(np.int32),
                 "clipped_trials": cut_off.astype(np.int32),
             },
         )
-
-
-def session_z_scored(betas: np.ndarray, session: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Betas by mean and SD (ddof 0) of each voxel over the valid trials of its session.
-
-    Parameters
-    ----------
-    betas : (trials, voxels).
-    session : (trials,) the session of each.
-    valid : (trials, voxels) bool: which are measurements.
-
-    Returns
-    -------
-    values : (trials, voxels) float64, 0 where not valid.
-    valid : as given, without the trials of sessions in which a voxel is constant: these have no z-score.
-    """
-    values, valid = np.where(valid, betas, 0).astype(np.float64), valid.copy()
-    for number in np.unique(session):
-        rows = session == number
-        part, known = values[rows], valid[rows]
-        whole = known.all(axis=0)
-        part -= part.mean(axis=0)
-        scale = part.std(axis=0)
-        if not whole.all():
-            some, of = np.where(known, values[rows], 0)[:, ~whole], known[:, ~whole]
-            counted = np.maximum(of.sum(axis=0), 1)
-            some = np.where(of, some - some.sum(axis=0) / counted, 0)
-            part[:, ~whole] = some
-            scale[~whole] = np.sqrt(np.square(some).sum(axis=0) / counted)
-        values[rows] = np.divide(part, scale, out=np.zeros_like(part), where=scale > 0)
-        valid[rows] = known & (scale > 0)
-    return values, valid

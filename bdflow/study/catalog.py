@@ -1,9 +1,10 @@
 """Every store of a study on one screen: what `xarray.open_datatree(study)` shows, and where the words come from.
 
-Dimensions: `stimulus` (test stimuli first, each ascending; join by the `nsd_id` coordinate, never by position),
+Dimensions: `stimulus` (test ones first, each in the dataset's order; join by the `stimulus_id` coordinate alone),
 `trial` (presentations in the order of the scan), `voxel` (of the subject's mask), `token` and `feature` (of a target
 space), `picture` (of several that were painted of a stimulus), `y`, `x`, `rgb` (of a picture). Those of regions are in
-`region_catalog`, those of encoding models in `encoding_catalog`, those of controls in `control_catalog`.
+`region_catalog`, those of encoding models in `encoding_catalog`, those of controls in `control_catalog`,
+those of scores in `score_catalog`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from bdflow.datasets.contract import Encoding, Units
 from bdflow.stores.spec import ArraySpec, StoreSpec
 
 Laid = tuple[StoreSpec, dict[str, int]]
 """What a store looks like, and the length of its dimensions."""
 
-NSD_ID = ArraySpec("nsd_id", ("stimulus",), "i4", "0-based index of the stimulus in NSD's 73,000", role="coordinate")
+STIMULUS_ID = ArraySpec("stimulus_id", ("stimulus",), "str", "the dataset's name of the stimulus", role="coordinate")
 SPLIT = ArraySpec("split", ("stimulus",), "str", "test or train", role="coordinate")
+UNITS: Mapping[Units, str] = {"percent signal change": "percent signal change", "z": "1", "arbitrary": "arbitrary"}
+"""Units of betas as attributes of arrays."""
 IMAGE_DIMS = ("stimulus", "y", "x", "rgb")
 
 
@@ -31,7 +35,7 @@ def stimuli(per_partition: int) -> StoreSpec:
             ArraySpec(
                 "caption", ("stimulus", "caption_number"), "str", "COCO captions, unused ones empty", chunks=chunks
             ),
-            NSD_ID,
+            STIMULUS_ID,
             SPLIT,
         ),
         {"stimulus": per_partition},
@@ -39,25 +43,27 @@ def stimuli(per_partition: int) -> StoreSpec:
     )
 
 
-def betas(trials_per_session: int) -> StoreSpec:
-    by_trial = {"trial": trials_per_session}
+def betas(most_trials: int, encoding: Encoding) -> StoreSpec:
+    """Betas in blocks of as many trials as the longest session has, as the dataset stores them."""
+    by_trial = {"trial": most_trials}
+    scale = {} if encoding.divisor == 1 else {"scale_factor": 1 / encoding.divisor}
     chunks = {**by_trial, "voxel": 4096}
     axis = [
         ArraySpec(name, ("voxel",), "i4", f"voxel index along {axis} in the subject's volumes", role="coordinate")
         for name, axis in zip("ijk", "xyz", strict=True)
     ]
     return StoreSpec(
-        "Betas: the response of every voxel to every trial (NSD's GLMsingle estimates)",
+        "Betas: the response of every voxel to every trial, as the dataset has it",
         (
             ArraySpec(
                 "beta",
                 ("trial", "voxel"),
-                "i2",
+                {"int16": "i2", "float32": "f4"}[encoding.dtype],
                 "GLM response amplitude of a trial",
-                "percent signal change",
+                UNITS[encoding.units],
                 chunks,
                 "zstd",
-                attrs={"scale_factor": 1 / 300},
+                attrs={**scale, "divisor": encoding.divisor, "cut_off": encoding.cut_off},
             ),
             ArraySpec(
                 "valid",
@@ -68,8 +74,10 @@ def betas(trials_per_session: int) -> StoreSpec:
                 codec="zstd",
             ),
             ArraySpec("valid_voxels", ("trial",), "i4", "voxels with a measurement", chunks=by_trial),
-            ArraySpec("nsd_id", ("trial",), "i4", "0-based index of the stimulus shown", role="coordinate"),
-            ArraySpec("session", ("trial",), "i2", "scan session, from 1", role="coordinate"),
+            ArraySpec("stimulus_id", ("trial",), "str", "stimulus shown; empty where none was", role="coordinate"),
+            ArraySpec("session", ("trial",), "str", "scan session", role="coordinate"),
+            ArraySpec("run", ("trial",), "i4", "run of the session; 0 not known", role="coordinate"),
+            ArraySpec("condition", ("trial",), "str", "what the subject did; empty if one thing", role="coordinate"),
             *axis,
             ArraySpec("grid", ("axis",), "i4", "voxels of the subject's volumes along x, y and z", role="given"),
             ArraySpec(
@@ -81,13 +89,14 @@ def betas(trials_per_session: int) -> StoreSpec:
                 role="given",
             ),
             ArraySpec("affine_form", ("code",), "i2", "NIfTI's code of the affine's space; 0 not known", role="given"),
-            ArraySpec("roi", ("roi",), "str", "NSD's region-of-interest file", role="coordinate"),
-            ArraySpec("roi_label", ("roi", "voxel"), "i2", "label in that file; 0 none, -1 not cortex", role="given"),
+            ArraySpec("region", ("region",), "str", "region of interest, collection/name", role="coordinate"),
+            ArraySpec("roi", ("region", "voxel"), "u1", "1 = the voxel is in the region", role="given"),
             ArraySpec(
                 "ncsnr", ("voxel",), "f4", "noise-ceiling signal-to-noise ratio (signal SD / noise SD)", role="given"
             ),
         ),
         by_trial,
+        ("region",),
     )
 
 
@@ -96,9 +105,12 @@ def row_dim(rows: str) -> str:
     return "stimulus" if rows == "averaged" else "row"
 
 
-def responses(voxels_per_partition: int, rows: str = "averaged", z_scored: bool = False) -> StoreSpec:
+def responses(
+    voxels_per_partition: int, rows: str = "averaged", z_scored: bool = False, of: Units = "percent signal change"
+) -> StoreSpec:
+    """Rows for ridge; `of`: units of the betas."""
     chunks, dim = {"voxel": voxels_per_partition}, row_dim(rows)
-    units = "1" if z_scored else "percent signal change"
+    units = "1" if z_scored else UNITS[of]
     doc = "mean beta over repeats" if rows == "averaged" else "beta of a training trial, or mean over a test stimulus's"
     return StoreSpec(
         "Responses: betas averaged over the repeats of a stimulus"
@@ -115,11 +127,18 @@ def responses(voxels_per_partition: int, rows: str = "averaged", z_scored: bool 
                 "1 = decoded from; 0 = left out: constant, or without a measurement of some stimulus (not a number)",
                 chunks=chunks,
             ),
+            ArraySpec(
+                "ncsnr_repeats",
+                ("voxel",),
+                "f4",
+                "noise-ceiling signal-to-noise ratio of these betas, estimated from repeated stimuli",
+                chunks=chunks,
+            ),
             ArraySpec("missing_trials", ("voxel",), "i4", "trials without a measurement, in no mean", chunks=chunks),
             ArraySpec("clipped_trials", ("voxel",), "i4", "trials whose beta int16 cut off", chunks=chunks),
             ArraySpec("repeats", (dim,), "i2", "number of trials averaged, where the voxel has them all", role="given"),
             ArraySpec("trial", (dim,), "i4", "trial of the betas, from 0; of an average, the first", role="given"),
-            replace(NSD_ID, dims=(dim,)),
+            replace(STIMULUS_ID, dims=(dim,)),
             replace(SPLIT, dims=(dim,)),
         ),
         {"voxel": voxels_per_partition},
@@ -149,7 +168,7 @@ def targets(
         "Targets: latents of the stimuli, what ridge predicts",
         (
             ArraySpec("latent", ("stimulus", *dims), dtype, "latent of the stimulus", chunks=chunks, attrs=attrs),
-            NSD_ID,
+            STIMULUS_ID,
             SPLIT,
         ),
         {"stimulus": per_partition},
@@ -165,8 +184,8 @@ def column_blocks(shape: Sequence[int], columns: int) -> dict[str, int]:
 
 
 ALPHA = ArraySpec("alpha", ("alpha",), "f8", "ridge penalty (scikit-learn's convention)", role="coordinate")
-TRAIN_NSD_ID = ArraySpec(
-    "train_nsd_id", ("train_stimulus",), "i4", "nsd_id of the training stimulus", role="coordinate"
+TRAIN_STIMULUS_ID = ArraySpec(
+    "train_stimulus_id", ("train_stimulus",), "str", "stimulus_id of the training stimulus", role="coordinate"
 )
 KERNEL_ROWS = 1024
 
@@ -180,9 +199,9 @@ def systems(dual: bool, rows: str = "averaged") -> StoreSpec:
         "used", ("any_voxel",), "u1", "1 = the voxel of the responses is decoded from, 0 = left out", role="given"
     )
     given: tuple[ArraySpec, ...] = (
-        replace(NSD_ID, dims=(dim,)),
+        replace(STIMULUS_ID, dims=(dim,)),
         replace(SPLIT, dims=(dim,)),
-        replace(TRAIN_NSD_ID, dims=(f"train_{dim}",)),
+        replace(TRAIN_STIMULUS_ID, dims=(f"train_{dim}",)),
     )
     if not dual:
         doc = "inner product over training rows of the z-scored responses of two voxels that are decoded from"
@@ -216,8 +235,14 @@ def validation() -> StoreSpec:
                 chunks={"alpha": 1, "held_out_stimulus": 512, "train_stimulus": 4096},
             ),
             ALPHA,
-            ArraySpec("held_out_nsd_id", ("held_out_stimulus",), "i4", "nsd_id that is predicted", role="coordinate"),
-            TRAIN_NSD_ID,
+            ArraySpec(
+                "held_out_stimulus_id",
+                ("held_out_stimulus",),
+                "str",
+                "stimulus_id that is predicted",
+                role="coordinate",
+            ),
+            TRAIN_STIMULUS_ID,
         ),
         {"alpha": 1},
     )
@@ -236,7 +261,7 @@ def validation_by_rows() -> StoreSpec:
                 chunks={"alpha": 1, "error_row": 512, "train_stimulus": 4096},
             ),
             ALPHA,
-            TRAIN_NSD_ID,
+            TRAIN_STIMULUS_ID,
         ),
         {"alpha": 1},
     )
@@ -308,8 +333,8 @@ def decoders() -> StoreSpec:
                 role="given",
             ),
             ArraySpec("space", ("space",), "str", "target space", role="coordinate"),
-            NSD_ID,
-            TRAIN_NSD_ID,
+            STIMULUS_ID,
+            TRAIN_STIMULUS_ID,
         ),
         {"alpha": 1},
     )
@@ -339,7 +364,7 @@ def predictions(shape: Sequence[int], columns: int, *, held_out: bool = False) -
         (
             ArraySpec("latent", ("stimulus", *dims), "f4", "predicted latent", chunks={"stimulus": 64, **cut}),
             *(ArraySpec(name, dims, "f4", doc, chunks=cut) for name, doc in statistics.items()),
-            NSD_ID,
+            STIMULUS_ID,
         ),
         cut,
     )
@@ -349,7 +374,7 @@ def guesses(per_partition: int) -> StoreSpec:
     chunks = {"stimulus": per_partition}
     return StoreSpec(
         "Guesses: the pictures that painting starts from",
-        (ArraySpec("image", IMAGE_DIMS, "u1", "picture", "sRGB", chunks, "zstd"), NSD_ID),
+        (ArraySpec("image", IMAGE_DIMS, "u1", "picture", "sRGB", chunks, "zstd"), STIMULUS_ID),
         {"stimulus": per_partition},
     )
 
@@ -358,7 +383,7 @@ def reconstructions(per_partition: int) -> StoreSpec:
     dims, chunks = ("stimulus", "picture", *IMAGE_DIMS[1:]), {"stimulus": 1, "picture": 1}
     return StoreSpec(
         "Reconstructions: the pictures that a painter made, one or several of each stimulus",
-        (ArraySpec("image", dims, "u1", "picture", "sRGB", chunks, "zstd"), NSD_ID),
+        (ArraySpec("image", dims, "u1", "picture", "sRGB", chunks, "zstd"), STIMULUS_ID),
         {"stimulus": per_partition},
     )
 
@@ -378,64 +403,7 @@ def selected(per_partition: int) -> StoreSpec:
             ),
             ArraySpec("best", ("variant", "stimulus"), "i2", "number of the picture, from 0", chunks=chunks),
             ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
-            NSD_ID,
-        ),
-        {"variant": 1, "stimulus": per_partition},
-    )
-
-
-def judges(metric: str, per_partition: int) -> StoreSpec:
-    return StoreSpec(
-        f"Judge of {metric}: what the layer of a network that this metric compares gives for the test photos",
-        (
-            ArraySpec("feature", ("stimulus", "feature"), "f4", "activation", chunks={"stimulus": per_partition}),
-            NSD_ID,
-        ),
-        {"stimulus": per_partition},
-    )
-
-
-def similarities(per_partition: int) -> StoreSpec:
-    return StoreSpec(
-        "Similarities: how each reconstruction of a subject correlates with each test photo in the eyes of each judge",
-        (
-            ArraySpec(
-                "correlation",
-                ("variant", "metric", "stimulus", "photo"),
-                "f4",
-                "Pearson correlation of the features of a reconstruction and of a photo",
-                chunks={"variant": 1, "stimulus": per_partition},
-            ),
-            ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
-            ArraySpec("metric", ("metric",), "str", "metric that is computed from them", role="coordinate"),
-            NSD_ID,
-            ArraySpec("photo_nsd_id", ("photo",), "i4", "nsd_id of the photo compared with", role="coordinate"),
-        ),
-        {"variant": 1, "stimulus": per_partition},
-    )
-
-
-def metrics(per_partition: int) -> StoreSpec:
-    return StoreSpec(
-        "Metrics: agreement of every reconstruction of a subject with the photo that was shown",
-        (
-            ArraySpec(
-                "value",
-                ("variant", "metric", "stimulus"),
-                "f4",
-                "score of one reconstruction; not a number where the metric is missing or undefined",
-                chunks={"variant": 1, "stimulus": per_partition},
-            ),
-            ArraySpec("missing", ("metric",), "str", "why the metric is missing; empty if it is not", role="given"),
-            ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
-            ArraySpec(
-                "metric",
-                ("metric",),
-                "str",
-                "metric, and its protocol where there are several",
-                role="coordinate",
-            ),
-            NSD_ID,
+            STIMULUS_ID,
         ),
         {"variant": 1, "stimulus": per_partition},
     )

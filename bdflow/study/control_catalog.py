@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bdflow.stores.spec import ArraySpec, StoreSpec
-from bdflow.study.catalog import NSD_ID
+from bdflow.study.catalog import STIMULUS_ID
 
 
 def neighbours(stimuli: int) -> StoreSpec:
@@ -11,13 +11,15 @@ def neighbours(stimuli: int) -> StoreSpec:
     return StoreSpec(
         "Neighbours: which training stimuli are nearest to a test stimulus, by cosine of latents z-scored by training",
         (
-            ArraySpec("train_nsd_id", each, "i4", "nearest to the prediction, the nearest first", chunks=cut),
+            ArraySpec("train_stimulus_id", each, "str", "nearest to the prediction, the nearest first", chunks=cut),
             ArraySpec("agreement", each, "f4", "cosine of the prediction with the latent of that one", chunks=cut),
-            ArraySpec("similar_nsd_id", each, "i4", "nearest to the stimulus itself, the nearest first", chunks=cut),
+            ArraySpec(
+                "similar_stimulus_id", each, "str", "nearest to the stimulus itself, the nearest first", chunks=cut
+            ),
             ArraySpec(
                 "similarity", each, "f4", "cosine of the stimulus's latent with the latent of that one", chunks=cut
             ),
-            NSD_ID,
+            STIMULUS_ID,
         ),
         cut,
     )

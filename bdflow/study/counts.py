@@ -13,7 +13,7 @@ from bdflow.models.judges.weights import BUNDLE_CLIP, layer_width
 from bdflow.models.painters import painter_kind
 from bdflow.models.weights.bundle import open_bundle
 from bdflow.study import keys, parts, region_patterns, trials
-from bdflow.study.designs import Design, chosen_spaces, designs
+from bdflow.study.designs import Design, chosen_spaces, designs, response_kinds
 from bdflow.study.penalties import decoder_penalties
 from bdflow.study.stage import MEAN, TRUE
 
@@ -36,14 +36,14 @@ class StudyCounts:
 
     # --- the dataset ------------------------------------------------------------------------------------------
 
-    def session_trials(self, subject: str) -> int:
-        return self._data.session_trials(subject)
+    def most_trials(self, subject: str) -> int:
+        return self._data.most_trials(subject)
 
     def trials(self, subject: str) -> int:
-        return self._data.session_trials(subject) * len(self._data.sessions(subject))
+        return len(self._data.trials(subject).stimulus)
 
-    def region_files(self, subject: str) -> int:
-        return len(self._data.region_files(subject))
+    def regions(self, subject: str) -> int:
+        return len(self._data.region_names(subject))
 
     def photo(self) -> tuple[int, int]:
         return self._data.photo_shape()
@@ -65,33 +65,39 @@ class StudyCounts:
 
     # --- stimuli and rows -------------------------------------------------------------------------------------
 
-    def _tests(self, subject: str) -> np.ndarray:
-        """The test stimuli among those that a subject may have seen; of `mean` and `true` those of all subjects."""
-        wanted = parts.of_pictures(self.context.config, subject)
-        stimuli = parts.joined(self.context, parts.stimuli(wanted))
-        return stimuli.read("nsd_id")[stimuli.read("split") == "test"]
+    def _parts(self, subject: str) -> tuple[np.ndarray, np.ndarray]:
+        """Training and test stimuli of a subject, each once: those of its rows, or, before there are any, of the split
+        among what its usable trials show.
+        """
+        for kind in response_kinds(self.context.config):
+            key = keys.responses(subject, kind)
+            if self.context.is_sealed(key):
+                rows = self.context.ready(key)
+                ids, test = rows.read("stimulus_id"), rows.read("split") == "test"
+                return np.unique(ids[~test]), np.unique(ids[test])
+        shown, split = np.unique(self._shown(subject)), self._data.split[subject]
+        train, test = (shown[np.isin(shown, list(part or ()))] for part in (split.train, split.test))
+        return train, test
 
-    def _shown(self, subject: str) -> tuple[np.ndarray, np.ndarray]:
-        """Stimulus of each usable trial; and which stimuli are for testing."""
-        return trials.shown(self.context.ready(keys.betas(subject))), self._tests(subject)
+    def _shown(self, subject: str) -> np.ndarray:
+        """Stimulus of each usable trial."""
+        return trials.shown(self.context.ready(keys.betas(subject)))
 
     def train_stimuli(self, subject: str) -> int:
-        shown, test = self._shown(subject)
-        return len(np.setdiff1d(shown, test))
+        return len(self._parts(subject)[0])
 
     def train_rows(self, subject: str, rows: str) -> int:
-        if rows == "averaged":
-            return self.train_stimuli(subject)
-        shown, test = self._shown(subject)
-        return int((~np.isin(shown, test)).sum())
+        train = self._parts(subject)[0]
+        return len(train) if rows == "averaged" else int(np.isin(self._shown(subject), train).sum())
 
     def test_stimuli(self, subject: str) -> int:
-        test = self._tests(subject)
         if subject == TRUE:
-            return len(test)
+            stimuli = parts.joined(self.context, parts.stimuli(parts.of_pictures(self.context.config, TRUE)))
+            return int((stimuli.read("split") == "test").sum())
         members = self.context.config.subjects if subject == MEAN else (subject,)
-        for member in members:
-            test = test[np.isin(test, trials.shown(self.context.ready(keys.betas(member))))]
+        test = self._parts(members[0])[1]
+        for member in members[1:]:
+            test = np.intersect1d(test, self._parts(member)[1])
         return len(test)
 
     # --- ridge ------------------------------------------------------------------------------------------------

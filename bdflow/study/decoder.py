@@ -6,7 +6,9 @@ its latents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +154,7 @@ class Decoder:
         ((dim, length),) = catalog.column_blocks(alpha.shape, context.config.chunks.columns).items()
         width = min(length, alpha.shape[0])
         per_piece = max(512, PIECE // (4 * width * int(np.prod(alpha.shape[1:]))))
-        columns = Columns(targets, targets.rows("nsd_id", decoder.read("train_nsd_id")), per_piece)
+        columns = Columns(targets, targets.rows("stimulus_id", decoder.read("train_stimulus_id")), per_piece)
         found = np.empty((len(chosen[0]), *alpha.shape), dtype=np.float32)
         scratch = streaming.Scratch()
         for start in range(0, alpha.shape[0], width):
@@ -165,6 +167,14 @@ class Decoder:
                 values = values + (walked.first + walked.mean).astype(np.float32)
             found[:, block] = values.reshape(len(values), *alpha[block].shape)
         return found
+
+
+def check_rule(rule: str) -> None:
+    """Raise InputError for a rule of re-standardisation that there is not."""
+    if rule not in ridge.RULES:
+        raise InputError(
+            "standardise", found=repr(rule), expected="one of " + ", ".join(ridge.RULES), action="choose one of these"
+        )
 
 
 def statistics_of(predictions: Store, rule: str) -> dict[str, np.ndarray]:
@@ -200,7 +210,14 @@ def decode(context: Context, subject: str, z_scored: np.ndarray, space: str, rul
     """
     statistics = statistics_of(context.ready(keys.predictions(subject, space)), rule)
     with np.errstate(over="ignore", invalid="ignore"):
-        found = ridge.restandardise(Decoder(context, subject).latents(z_scored, (space,))[space], rule, statistics)
+        raw = Decoder(context, subject).latents(z_scored, (space,))[space]
+    return restandardised(raw, space, rule, statistics)
+
+
+def restandardised(raw: np.ndarray, space: str, rule: str, statistics: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Latents (k, ...) by the statistics of a rule, see `statistics_of`. Raises InputError if they are not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: np.ndarray = ridge.restandardise(raw, rule, statistics)
     if not np.isfinite(found).all():
         raise InputError(
             "patterns",
@@ -242,6 +259,18 @@ def write(context: Context, subject: str, patterns: np.ndarray, out: Path, rule:
     ------
     InputError : `out` exists; the patterns do not fit. NotReady : the stage `regress` is not done.
     """
+    with written_whole(out) as partial:
+        decoded_tree(context, subject, patterns, rule).to_zarr(partial, mode="w", zarr_format=3, consolidated=False)
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A path beside `out` to write a group to: it is `out` when all is written, and removed when writing fails.
+
+    Raises
+    ------
+    InputError : `out` exists.
+    """
     if out.exists():
         raise InputError(
             out,
@@ -249,7 +278,11 @@ def write(context: Context, subject: str, patterns: np.ndarray, out: Path, rule:
             expected="a new path: nothing is written over",
             action="choose another path, or move away what is there",
         )
-    tree = decoded_tree(context, subject, patterns, rule)
     partial = out.with_name(out.name + ".partial")
-    tree.to_zarr(str(partial), mode="w", zarr_format=3, consolidated=False)
-    partial.rename(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -22,8 +22,8 @@ Shape = tuple[int, ...]
 class Counts(Protocol):
     """How large things are, for the layout of stores: exact, from the study and its inputs; or reckoned beforehand."""
 
-    def session_trials(self, subject: str) -> int:
-        """Trials of a session."""
+    def most_trials(self, subject: str) -> int:
+        """Trials of the longest session."""
 
     def trials(self, subject: str) -> int:
         """Trials of all sessions."""
@@ -31,8 +31,8 @@ class Counts(Protocol):
     def voxels(self, subject: str) -> int:
         """Voxels of the mask."""
 
-    def region_files(self, subject: str) -> int:
-        """Files of regions, with the mask."""
+    def regions(self, subject: str) -> int:
+        """Regions of interest."""
 
     def stimuli(self, part: str) -> int:
         """Stimuli of a part: `shared`, or a subject's own."""

@@ -1,4 +1,4 @@
-"""Voxel patterns of a subject's regions, from NSD's labels as the study holds them and from a user's own files."""
+"""Voxel patterns of a subject's regions, as the study holds them, and from a user's own files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import numpy as np
 
 from bdflow import npy
 from bdflow.config import Config
-from bdflow.datasets.nsd import ROI_FILES, ROI_LABELS, Grid, check_same_grid, identity, labelled, read_volume, stated
+from bdflow.datasets.formats.grids import Grid, check_same_grid, stated
+from bdflow.datasets.formats.identity import identity
+from bdflow.datasets.formats.volumes import labelled, read_volume
+from bdflow.datasets.reader import open_dataset
 from bdflow.errors import InputError, NotAtHand, counted
 from bdflow.regions.language import Atlas, Vocabulary
 from bdflow.stores import Store
@@ -27,13 +30,12 @@ Key = tuple[str, str]
 
 
 def vocabulary(config: Config) -> Vocabulary:
-    """The names that regions may have: those of NSD's files, aggregates, and the configuration's masks.
+    """The names that regions may have: those of the dataset, aggregates, and the configuration's masks.
 
     Raises InputError for a name with two meanings.
     """
-    mask = config.dataset.mask
-    labels = {mask: (), **{file: names for file, names in ROI_LABELS.items() if file in (mask, *ROI_FILES)}}
-    return Vocabulary(labels, tuple(config.roi.masks))
+    data = open_dataset(config)
+    return Vocabulary(data.known_regions(), data.mask_name, tuple(config.roi.masks))
 
 
 def masks_used(config: Config, regions: Sequence[str], subject: str) -> dict[str, Path]:
@@ -118,10 +120,10 @@ def atlas(context: Context, subject: str, masks: dict[str, Path]) -> Atlas:
     """The regions of a subject over the voxels of its betas. Raises InputError for a mask that does not fit."""
     betas = context.ready(keys.betas(subject))
     responses = context.ready(keys.responses(subject, averaged_design(context.config).responses))
-    labels = dict(zip(betas.read("roi").tolist(), betas.read("roi_label"), strict=True))
+    regions = dict(zip(betas.read("region").tolist(), betas.read("roi") == 1, strict=True))
     return Atlas(
         vocabulary(context.config),
-        labels,
+        regions,
         responses.read("valid") == 1,
         subject,
         context.config.seed,

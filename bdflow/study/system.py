@@ -57,7 +57,7 @@ class Solver:
     @property
     def grouping(self) -> Grouping:
         """Which training rows are of which stimulus."""
-        return Grouping(self.responses.read("nsd_id")[self.train])
+        return Grouping(self.responses.read("stimulus_id")[self.train])
 
     def ridge_system(self, keep: bool = False, *, intercept: bool = True) -> ridge.System | Panels | Streamed:
         """The system of the training rows; with `keep` it holds its factors, unless it is solved in parts. Without
@@ -279,7 +279,7 @@ def extent_of(config: Config, spaces: tuple[str, ...], responses: Store, voxels:
             action="choose another mask or other regions",
         )
     test = responses.read("split") == "test"
-    grouping = Grouping(responses.read("nsd_id")[~test])
+    grouping = Grouping(responses.read("stimulus_id")[~test])
     rows, tests, stimuli = int((~test).sum()), int(test.sum()), len(grouping.counts)
     held_out = min(config.ridge.validation.stimuli, stimuli) * int(grouping.counts.max())
     if by_rows(config):

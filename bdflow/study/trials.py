@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from bdflow.datasets.nsd import BETA_SCALE, HIGHEST, LOWEST
+from bdflow.datasets.contract import Encoding
 from bdflow.errors import counted
 from bdflow.stores import Store
+from bdflow.study.catalog import UNITS
+
+LOWEST, HIGHEST = -32768, 32767
+"""Ends of int16: what is there was larger, where betas are cut off."""
+
+
+def encoding_of(betas: Store) -> Encoding:
+    """How a store of betas holds them."""
+    array = betas.arrays["beta"]
+    units = {of: name for name, of in UNITS.items()}[str(array.attrs["units"])]
+    dtype: Literal["int16", "float32"] = "int16" if array.dtype == np.int16 else "float32"
+    return Encoding(dtype, units, float(str(array.attrs["divisor"])), bool(array.attrs["cut_off"]))
+
+
+def cut_off(values: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """Which stored betas are cut off, bool."""
+    if not encoding.cut_off:
+        return np.zeros(values.shape, bool)
+    found: np.ndarray = (values == LOWEST) | (values == HIGHEST)
+    return found
 
 
 def usable(betas: Store) -> np.ndarray:
@@ -18,9 +39,41 @@ def usable(betas: Store) -> np.ndarray:
 
 
 def shown(betas: Store) -> np.ndarray:
-    """nsd_id of each usable trial, in the order of the scan."""
-    found: np.ndarray = betas.read("nsd_id")[usable(betas)]
+    """stimulus_id of each usable trial, in the order of the scan; empty where none was shown."""
+    found: np.ndarray = betas.read("stimulus_id")[usable(betas)]
     return found
+
+
+def session_z_scored(betas: np.ndarray, session: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Betas by mean and SD (ddof 0) of each voxel over the valid trials of its session.
+
+    Parameters
+    ----------
+    betas : (trials, voxels).
+    session : (trials,) the session of each.
+    valid : (trials, voxels) bool: which are measurements.
+
+    Returns
+    -------
+    values : (trials, voxels) float64, 0 where not valid.
+    valid : as given, without the trials of sessions in which a voxel is constant: these have no z-score.
+    """
+    values, valid = np.where(valid, betas, 0).astype(np.float64), valid.copy()
+    for number in np.unique(session):
+        rows = session == number
+        part, known = values[rows], valid[rows]
+        whole = known.all(axis=0)
+        part -= part.mean(axis=0)
+        scale = part.std(axis=0)
+        if not whole.all():
+            some, of = np.where(known, values[rows], 0)[:, ~whole], known[:, ~whole]
+            counted = np.maximum(of.sum(axis=0), 1)
+            some = np.where(of, some - some.sum(axis=0) / counted, 0)
+            part[:, ~whole] = some
+            scale[~whole] = np.sqrt(np.square(some).sum(axis=0) / counted)
+        values[rows] = np.divide(part, scale, out=np.zeros_like(part), where=scale > 0)
+        valid[rows] = known & (scale > 0)
+    return values, valid
 
 
 @dataclass(frozen=True)
@@ -36,6 +89,7 @@ class Account:
     lost_stimuli : stimuli that were shown in such trials alone.
     incomplete : voxels that are not decoded from, because some stimulus has no valid beta.
     constant : those that are not, because they do not vary over the training stimuli.
+    limits : where betas are cut off.
     """
 
     voxels: int
@@ -48,11 +102,12 @@ class Account:
     lost_stimuli: int
     incomplete: int
     constant: int
+    limits: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def read(cls, betas: Store, responses: Store) -> Account:
         """From a subject's betas and the rows that were made of them."""
-        known, everything = usable(betas), betas.read("nsd_id")
+        known, everything, encoding = usable(betas), betas.read("stimulus_id"), encoding_of(betas)
         missing, clipped = responses.read("missing_trials") - (~known).sum(), responses.read("clipped_trials")
         dropped, incomplete = responses.read("valid") == 0, np.isnan(responses.read("voxel_mean"))
         return cls(
@@ -66,11 +121,12 @@ class Account:
             int(np.setdiff1d(everything, everything[known]).size),
             int(incomplete.sum()),
             int((dropped & ~incomplete).sum()),
+            (LOWEST / encoding.divisor, HIGHEST / encoding.divisor),
         )
 
     def lines(self) -> list[str]:
         """In words, a line for each thing that there is."""
-        low, high = LOWEST / BETA_SCALE, HIGHEST / BETA_SCALE
+        low, high = self.limits
         found = []
         if self.missing_betas:
             found.append(

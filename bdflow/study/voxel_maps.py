@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bdflow.datasets.nsd import noise_ceiling
+from bdflow.datasets.ceilings import noise_ceiling
 from bdflow.study import encoding_models, keys, region_patterns
 from bdflow.study.designs import averaged_design
+from bdflow.study.noise_ceilings import ceiling_of
 from bdflow.study.stage import Context
 
 REPEATS = 3  # NSD states its noise ceilings for three trials a stimulus
@@ -54,15 +55,15 @@ def in_volume(values: np.ndarray, at: tuple[np.ndarray, ...], shape: tuple[int, 
 def voxel_maps(context: Context, subject: str) -> dict[str, np.ndarray]:
     """Every map there is of a subject by name, each (voxels,) in the order of the betas store.
 
-    `noise_ceiling` in percent of variance, of averages over three trials as NSD states it; `decoded_from` 1 or 0;
-    `region_<name>` 1 or 0 for every name of NSD's files that has voxels; `pattern_<set>_<region>` of the sets of `roi`
+    `noise_ceiling` in percent of variance, of averages over three trials (the dataset's, or estimated from repeats);
+    `decoded_from` 1 or 0;
+    `region_<name>` 1 or 0 for every name that has voxels; `pattern_<set>_<region>` of the sets of `roi`
     that were decoded; `importance_<space>` in SD of the latent per SD of the voxel, where weights were kept;
     and of encoding models, where they were fitted, `<kind>_<model>` and `<kind>_<set>-<space>` (`ModelMap`).
     """
-    betas = context.ready(keys.betas(subject))
     responses = context.ready(keys.responses(subject, averaged_design(context.config).responses))
     found = {
-        "noise_ceiling": noise_ceiling(betas.read("ncsnr"), REPEATS).astype(np.float32),
+        "noise_ceiling": noise_ceiling(ceiling_of(context, subject).ncsnr, REPEATS).astype(np.float32),
         "decoded_from": responses.read("valid"),
     }
     regions = region_patterns.atlas(context, subject, {})

@@ -10,7 +10,7 @@ from bdflow.config import load
 from bdflow.errors import InputError
 from bdflow.models.encoders import encoder_of
 
-IDS, LATENT = np.arange(3), np.ones((3, 4), np.float32)
+IDS, LATENT = np.array(["a b", "b.png", "00003"]), np.ones((3, 4), np.float32)
 
 
 def saved(**arrays) -> bytes:
@@ -23,9 +23,9 @@ def twice() -> bytes:
     out, one = io.BytesIO(), io.BytesIO()
     np.save(one, IDS)
     with zipfile.ZipFile(out, "w") as archive:
-        for name in ("nsd_id", "latent", "nsd_iD"):
+        for name in ("stimulus_id", "latent", "stimulus_iD"):
             archive.writestr(f"{name}.npy", one.getvalue())
-    return out.getvalue().replace(b"nsd_iD", b"nsd_id")
+    return out.getvalue().replace(b"stimulus_iD", b"stimulus_id")
 
 
 def lone() -> bytes:
@@ -35,19 +35,19 @@ def lone() -> bytes:
 
 
 WRONG = {
-    "complex": (lambda: saved(nsd_id=IDS, latent=LATENT + 1j), "complex"),
-    "text": (lambda: saved(nsd_id=IDS, latent=LATENT.astype(str)), "<U"),
-    "truths": (lambda: saved(nsd_id=IDS, latent=LATENT > 0), "bool"),
-    "columns of ids": (lambda: saved(nsd_id=IDS[:, None], latent=LATENT), "nsd_id (3, 1)"),
-    "ids as floats": (lambda: saved(nsd_id=IDS * 1.0, latent=LATENT), "float64"),
-    "fewer": (lambda: saved(nsd_id=IDS, latent=LATENT[:2]), "(2, 4)"),
-    "flat": (lambda: saved(nsd_id=IDS, latent=LATENT[:, 0]), "(3,)"),
-    "twice an id": (lambda: saved(nsd_id=IDS * 0, latent=LATENT), "the same nsd_id twice"),
-    "twice an array": (twice, "two arrays nsd_id"),
-    "no latent": (lambda: saved(nsd_id=IDS), "latent.npy"),
+    "complex": (lambda: saved(stimulus_id=IDS, latent=LATENT + 1j), "complex"),
+    "text": (lambda: saved(stimulus_id=IDS, latent=LATENT.astype(str)), "<U"),
+    "truths": (lambda: saved(stimulus_id=IDS, latent=LATENT > 0), "bool"),
+    "columns of ids": (lambda: saved(stimulus_id=IDS[:, None], latent=LATENT), "stimulus_id (3, 1)"),
+    "ids as numbers": (lambda: saved(stimulus_id=np.arange(3), latent=LATENT), "np.char.zfill"),
+    "fewer": (lambda: saved(stimulus_id=IDS, latent=LATENT[:2]), "(2, 4)"),
+    "flat": (lambda: saved(stimulus_id=IDS, latent=LATENT[:, 0]), "(3,)"),
+    "twice an id": (lambda: saved(stimulus_id=IDS[[0, 0, 1]], latent=LATENT), "the same stimulus_id twice"),
+    "twice an array": (twice, "two arrays stimulus_id"),
+    "no latent": (lambda: saved(stimulus_id=IDS), "latent.npy"),
     "an array alone": (lone, "cannot be read"),
     "empty": (lambda: b"", "cannot be read"),
-    "cut": (lambda: saved(nsd_id=IDS, latent=LATENT)[:-50], "cannot be read"),
+    "cut": (lambda: saved(stimulus_id=IDS, latent=LATENT)[:-50], "cannot be read"),
 }
 
 
@@ -62,7 +62,7 @@ def test_files_that_are_no_latents(case, tmp_path):
 
 
 def test_latents_as_they_are(tmp_path):
-    np.savez_compressed(tmp_path / "a.npz", nsd_id=IDS, latent=LATENT)
+    np.savez_compressed(tmp_path / "a.npz", stimulus_id=IDS, latent=LATENT)
     config = load("demo", [f"spaces.vdvae.encoder=array:{tmp_path / 'a.npz'}"])
     assert encoder_of(config, "vdvae").shape == (4,)
     both = load("demo", ["spaces.vdvae.encoder=array:a.npz", "spaces.vdvae.options={path: b.npz}"])

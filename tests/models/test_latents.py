@@ -58,7 +58,7 @@ def test_resizing_is_the_protocols(
 
     np.testing.assert_array_equal(latents["clip_vision"], extractor.clip_vision.embed(bilinear(64)).numpy())
     draws = [
-        torch.from_numpy(np.stack([random.normal(shape, 0, "vdvae posterior", i, block) for i in IDS]))
+        torch.from_numpy(np.stack([random.normal(shape, 0, "vdvae posterior", str(i), block) for i in IDS]))
         for block, shape in enumerate(extractor.vdvae.latent_shapes)
     ]
     np.testing.assert_array_equal(latents["vdvae"], extractor.vdvae.encode(bilinear(32), draws).numpy())
@@ -77,7 +77,7 @@ def test_captions_are_averaged_and_each_string_embedded_once(
 
 
 def test_a_stimulus_without_captions_is_refused(extractor: FeatureExtractor) -> None:
-    with pytest.raises(InputError, match="captions of nsd_id 12"):
+    with pytest.raises(InputError, match="captions of stimulus 12"):
         extractor.caption_embeddings([["a"], ["", " "]], [11, 12])
     with pytest.raises(InputError, match="1 list"):
         extractor.caption_embeddings([["a"]], [11, 12])
@@ -88,7 +88,7 @@ def test_float_pictures_are_refused(extractor: FeatureExtractor, painter: Painte
         extractor(images / 255.0, CAPTIONS, IDS)
     with pytest.raises(InputError, match="guesses"):
         painter.paint(np.zeros((1, 32, 32, 3)), np.zeros((1, 65, 48), np.float32), None, "subj01", [1])
-    with pytest.raises(InputError, match="one for each nsd_id"):
+    with pytest.raises(InputError, match="one for each stimulus_id"):
         painter.guess(np.zeros((2, 1988), np.float32), "subj01", [1])
     with pytest.raises(InputError, match="latent of the VDVAE"):
         FeatureExtractor("tiny", vdvae_latent="mode")
@@ -141,8 +141,10 @@ def test_noise_is_the_same_bits_in_another_process_order_and_batch() -> None:
             [sys.executable, "-c", DIGEST.format(ids=ids)], capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    keyed = [random.normal(shape, 7, "vdvae prior", "subj01", 42, b) for b, shape in enumerate([(4, 1, 1), (4, 8, 8)])]
-    keyed.append(random.uniform((3, 5), 7, "mixture value", "subj01", 42))
+    keyed = [
+        random.normal(shape, 7, "vdvae prior", "subj01", "42", b) for b, shape in enumerate([(4, 1, 1), (4, 8, 8)])
+    ]
+    keyed.append(random.uniform((3, 5), 7, "mixture value", "subj01", "42"))
     expected = hashlib.sha256(b"".join(array.tobytes() for array in keyed)).hexdigest()
     assert digest([42]) == digest([7, 9, 42]) == expected
 

@@ -278,9 +278,9 @@ def test_a_study_is_painted_by_settings_alone(published: Path, settings: Any, tm
     config = takagi(settings, tmp_path, published, reconstruct={"upper_bound": True})
     Pipeline(config).run()
     study, bundle = Path(config.study), open_bundle(published)
-    ids = Store(study, "guesses/takagi/true").read("nsd_id")
+    ids = Store(study, "guesses/takagi/true").read("stimulus_id")
     z, c = (whole(study, f"targets/{space}") for space in "zc")
-    rows = z.rows("nsd_id", ids)
+    rows = z.rows("stimulus_id", ids)
     latents = [of.read("latent")[rows].astype(np.float32) for of in (z, c)]
     network = bundle.stable()
     guesses = network.guess(latents[0].reshape(-1, 4, 10, 10))

@@ -13,6 +13,7 @@ from bdflow.pipeline import Pipeline
 from bdflow.simulation.dataset import SimulateOptions, simulate
 from bdflow.stores import Store
 from bdflow.study.encoding_models import passes
+from tests.support.regions import voxels_in
 
 from .test_stable_bundle import published, text
 
@@ -54,9 +55,10 @@ def encoded(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Config
 def test_maps_show_z_in_early_and_c_in_higher_areas(encoded: Config) -> None:
     """Each alone, and as unique variance of both together."""
     betas = Store(encoded.study, f"betas/{SUBJECT}")
-    label = dict(zip(betas.read("roi").tolist(), betas.read("roi_label"), strict=True))
-    early = label["prf-visualrois"] > 0
-    higher = np.any([label[f"floc-{name}"] > 0 for name in ("faces", "words", "places", "bodies")], axis=0) & ~early
+    early = voxels_in(betas, "prf-visualrois")
+    higher = (
+        np.any([voxels_in(betas, f"floc-{name}") for name in ("faces", "words", "places", "bodies")], axis=0) & ~early
+    )
     alone = {space: Store(encoded.study, f"encoding/{SUBJECT}/{space}") for space in ("z", "c")}
     both = Store(encoded.study, f"encoding_sets/{SUBJECT}/z_and_c")
     unique = dict(zip(both.read("band").tolist(), both.read("unique_r2"), strict=True))

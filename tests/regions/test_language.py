@@ -14,19 +14,26 @@ FILES = {name: labels for name, labels in ROI_LABELS.items() if name != "streams
 VOXELS = 400
 
 
+REGIONS = [f"{file}/{label}" for file, labels in FILES.items() for label in labels]
+
+
 def atlas(seed: int = 0, without: tuple[str, ...] = ()) -> Atlas:
     rng = np.random.default_rng(seed)
-    labels = {name: rng.integers(-1, len(of) + 1, VOXELS) for name, of in FILES.items() if name not in without}
+    regions = {}
+    for file, labels in FILES.items():
+        of = rng.integers(-1, len(labels) + 1, VOXELS)
+        if file not in without:
+            regions |= {f"{file}/{label}": of == number for number, label in enumerate(labels, start=1)}
     valid = rng.random(VOXELS) < 0.9
-    return Atlas(Vocabulary(FILES, ("mine",)), labels, valid, "subj01", 7, {"mine": rng.normal(size=VOXELS)})
+    return Atlas(Vocabulary(REGIONS, None, ("mine",)), regions, valid, "subj01", 7, {"mine": rng.normal(size=VOXELS)})
 
 
 ATLAS = atlas()
 
 
 def voxels(file: str, *labels: int) -> np.ndarray:
-    of = ATLAS.labels[file]
-    return (np.isin(of, labels) if labels else of > 0) & ATLAS.valid
+    numbers = labels or range(1, len(FILES[file]) + 1)
+    return np.any([ATLAS.regions[f"{file}/{FILES[file][number - 1]}"] for number in numbers], axis=0) & ATLAS.valid
 
 
 @pytest.mark.parametrize(
@@ -91,9 +98,8 @@ def test_any_tree_of_sets_with_parentheses(tree):
 
     def value(node):
         if isinstance(node, str):
-            return voxels(
-                *((file, *labels) if (file := AGGREGATES[node][0]) and (labels := AGGREGATES[node][1]) else (file,))
-            )
+            file, names = AGGREGATES[node]
+            return voxels(file, *(FILES[file].index(name) + 1 for name in names))
         a, sign, b = value(node[0]), node[1], value(node[2])
         return a | b if sign == "|" else a & (b if sign == "&" else ~b)
 
@@ -129,12 +135,29 @@ def test_what_cannot_be_read_is_refused(expression, words):
 
 
 def test_what_a_subject_lacks_is_refused_with_what_there_is():
-    with pytest.raises(InputError, match=r"no file \(floc-words\)[\s\S]*faces \(\d+\)") as error:
+    with pytest.raises(InputError, match=r"words, which the subject does not have[\s\S]*faces \(\d+\)") as error:
         atlas(without=("floc-words",)).pattern("words")
     assert "words (" not in str(error.value).split("there are")[1]
-    labels = {**ATLAS.labels, "floc-faces": np.zeros(VOXELS, int)}
+    nowhere = {name: of & (not name.startswith("floc-faces/")) for name, of in ATLAS.regions.items()}
     with pytest.raises(InputError, match="faces, which has no voxel here"):
-        Atlas(ATLAS.vocabulary, labels, ATLAS.valid).pattern("V1 | faces")
+        Atlas(ATLAS.vocabulary, nowhere, ATLAS.valid).pattern("V1 | faces")
+
+
+def test_a_name_in_two_collections_needs_its_collection():
+    regions = {"one/V9": np.arange(VOXELS) < 9, "two/V9": np.arange(VOXELS) > 9, "two/V10": np.arange(VOXELS) < 3}
+    of = Atlas(Vocabulary([*regions]), regions, np.ones(VOXELS, bool))
+    with pytest.raises(InputError, match=r"'V9', which is several regions[\s\S]*one/V9, two/V9[\s\S]*collection"):
+        of.pattern("V9 | V10")
+    np.testing.assert_array_equal(of.pattern("two/V9 | V10") > 0, regions["two/V9"] | regions["two/V10"])
+    assert of.counts() == {"one": 9, "two": VOXELS - 10 + 3, "two/V9": VOXELS - 10, "V10": 3}
+
+
+def test_aggregates_of_the_paper_come_before_areas_of_an_atlas():
+    """HCP_MMP1 has an area V1 too."""
+    regions = ATLAS.regions | {"HCP_MMP1/V1": np.arange(VOXELS) < 5}
+    of = Atlas(Vocabulary([*regions]), regions, ATLAS.valid)
+    np.testing.assert_array_equal(of.pattern("V1"), ATLAS.pattern("V1"))
+    np.testing.assert_array_equal(of.pattern("HCP_MMP1/V1") > 0, (np.arange(VOXELS) < 5) & ATLAS.valid)
 
 
 def test_random_voxels_are_a_set_that_depends_on_subject_and_number_alone():
@@ -143,7 +166,7 @@ def test_random_voxels_are_a_set_that_depends_on_subject_and_number_alone():
     assert not first[~ATLAS.valid].any()
     np.testing.assert_array_equal(ATLAS.pattern("random 50 seed 0"), first)
     assert (ATLAS.pattern("random 50 seed 1") != first).any()
-    other = Atlas(ATLAS.vocabulary, ATLAS.labels, ATLAS.valid, "subj02", 7)
+    other = Atlas(ATLAS.vocabulary, ATLAS.regions, ATLAS.valid, "subj02", 7)
     assert (other.pattern("random 50") != first).any()
 
 

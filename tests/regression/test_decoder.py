@@ -189,25 +189,27 @@ def test_data_arrays_keep_dims_and_coordinates(lazy):
     x, other, y = problem(40, 90, t=6)
     ids = np.arange(40) + 100
     voxels = np.arange(90) * 2
-    responses = xr.DataArray(x, {"nsd_id": ids, "voxel": voxels}, ("nsd_id", "voxel"))
+    responses = xr.DataArray(x, {"stimulus_id": ids, "voxel": voxels}, ("stimulus_id", "voxel"))
     latent = xr.DataArray(
         y.reshape(40, 2, 3),
-        {"nsd_id": ids, "token": ["cls", "a"]},
-        ("nsd_id", "token", "channel"),
+        {"stimulus_id": ids, "token": ["cls", "a"]},
+        ("stimulus_id", "token", "channel"),
         "latent",
         {"units": "1"},
     )
     if lazy:
-        latent = latent.chunk({"nsd_id": 10})
+        latent = latent.chunk({"stimulus_id": 10})
     ours = RidgeDecoder(7.0).fit(responses, latent)
     new = xr.DataArray(
-        other, {"nsd_id": np.arange(7), "voxel": voxels, "run": ("nsd_id", list("aabbccc"))}, ("nsd_id", "voxel")
+        other,
+        {"stimulus_id": np.arange(7), "voxel": voxels, "run": ("stimulus_id", list("aabbccc"))},
+        ("stimulus_id", "voxel"),
     )
     found = ours.predict(new)
-    assert found.dims == ("nsd_id", "token", "channel")
+    assert found.dims == ("stimulus_id", "token", "channel")
     assert found.name == "latent"
     assert found.attrs == {"units": "1"}
-    assert found.nsd_id.values.tolist() == list(range(7))
+    assert found.stimulus_id.values.tolist() == list(range(7))
     assert found.run.values.tolist() == list("aabbccc")
     assert found.token.values.tolist() == ["cls", "a"]
     assert (found.chunks is not None) == lazy
@@ -218,9 +220,9 @@ def test_data_arrays_keep_dims_and_coordinates(lazy):
     with pytest.raises(InputError, match="second `voxel`"):
         ours.predict(new.rename(voxel="vertex"))
     with pytest.raises(InputError, match="different stimuli"):
-        RidgeDecoder().fit(responses, latent.assign_coords(nsd_id=ids[::-1]))
+        RidgeDecoder().fit(responses, latent.assign_coords(stimulus_id=ids[::-1]))
     plain = RidgeDecoder(7.0).fit(x, y).predict(new)
-    assert plain.dims == ("nsd_id", "target")
+    assert plain.dims == ("stimulus_id", "target")
 
 
 def test_float32_stays_float32_and_targets_changed_later_change_nothing():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bdflow.config import parse
+from bdflow.datasets.nsd import nsd_id_of
 from bdflow.pipeline import Pipeline, stages_until
 from bdflow.simulation.dataset import SimulateOptions, simulate
 from bdflow.stores import Store
@@ -56,8 +57,9 @@ def correlations(study: Path, space: str) -> np.ndarray:
 
 def ceilings(root: Path, study: Path, name: str, space: str) -> np.ndarray:
     targets = whole(study, f"targets/{space}")
-    ids = targets.read("nsd_id")
-    return decoding_ceiling(root / name, SUBJECT, targets.read("latent").reshape(len(ids), -1), ids, repeats=3)
+    ids = targets.read("stimulus_id")
+    numbers = np.array([nsd_id_of(one) for one in ids.tolist()])
+    return decoding_ceiling(root / name, SUBJECT, targets.read("latent").reshape(len(ids), -1), numbers, repeats=3)
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -80,7 +82,8 @@ def test_the_noise_ceiling_in_the_files_is_the_planted_one(root, clear):
     betas, responses = Store(clear, f"betas/{SUBJECT}"), Store(clear, f"responses/{SUBJECT}/averaged")
     assert 25 < np.median(100 / (1 + 1 / (3 * betas.read("ncsnr") ** 2))) < 35
     truth = np.load(root / "clear/truth.npz")
-    rows = np.searchsorted(truth["nsd_id"], responses.read("nsd_id"))
+    shown = [nsd_id_of(one) for one in responses.read("stimulus_id").tolist()]
+    rows = np.searchsorted(truth["nsd_id"], shown)
     signal = truth["components"][rows] @ truth[f"{SUBJECT}/weights"]
     response = responses.read("response")
     r = [np.corrcoef(a, b)[0, 1] for a, b in zip(signal.T, response.T, strict=True)]
@@ -99,9 +102,9 @@ def test_shuffled_stimuli_are_decoded_at_chance(clear):
     for space in SPACES:
         targets = whole(clear, f"targets/{space}")
         y = targets.read("latent").reshape(targets.sizes["stimulus"], -1)
-        ids = responses.read("nsd_id")
-        y_train = y[targets.rows("nsd_id", ids[split == "train"])][order]
-        y_test = y[targets.rows("nsd_id", ids[split == "test"])]
+        ids = responses.read("stimulus_id")
+        y_train = y[targets.rows("stimulus_id", ids[split == "train"])][order]
+        y_test = y[targets.rows("stimulus_id", ids[split == "test"])]
         r = streaming.predict_block([hat_matrix], [y_train], [y_test]).pearson_r
         assert abs(np.nanmedian(r)) < 3 / np.sqrt(N_TEST)
         assert np.nanmedian(r) < np.nanmedian(correlations(clear, space)) / 2

@@ -84,9 +84,9 @@ def bands(study: Config) -> Config:
 def kinds(study) -> np.ndarray:
     """(kinds, features) how the bundle's CLIP sees training photos of each kind, less all training photos."""
     targets = whole(study.study, "targets/clip_vision")
-    ids, train = targets.read("nsd_id"), targets.read("split") == "train"
+    ids, train = targets.read("stimulus_id"), targets.read("split") == "train"
     seen = targets.read("latent")[:, 0].astype(np.float64)
-    kind = np.array([scene(int(nsd_id), 0, 16).attributes["kind"] for nsd_id in ids])
+    kind = np.array([scene(int(stimulus_id), 0, 16).attributes["kind"] for stimulus_id in ids])
     return np.stack([seen[train & (kind == name)].mean(axis=0) for name in AREAS.values()]) - seen[train].mean(axis=0)
 
 

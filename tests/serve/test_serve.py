@@ -56,21 +56,21 @@ def test_patterns_as_npy_are_those_of_json(values):
     )
     np.testing.assert_array_equal(checked.values, same.values)
     assert checked.rule == same.rule == "test_set"
-    assert checked.numbers == same.numbers == (3,) * len(np.atleast_2d(values))
+    assert checked.draws == same.draws == ("3",) * len(np.atleast_2d(values))
     assert (checked.subject, checked.variant, checked.noise) == ("subj01", "no_vdvae", "serve")
 
 
 def test_numbers_of_noise():
-    query = [("subject", "subj01"), ("nsd_id", "7"), ("nsd_id", "9")]
+    query = [("subject", "subj01"), ("stimulus_id", "00007"), ("stimulus_id", "00009")]
     checked = patterns(CAPABILITIES, NPY, query, npy(np.ones((2, 5))))
-    assert (checked.noise, checked.numbers) == ("subj01", (7, 9))
-    assert patterns(CAPABILITIES, JSON, [], text(PATTERN | {"seed": [1, 2]})).numbers == (1, 2)
+    assert (checked.noise, checked.draws) == ("subj01", ("00007", "00009"))
+    assert patterns(CAPABILITIES, JSON, [], text(PATTERN | {"seed": [1, 2]})).draws == ("1", "2")
 
 
 def test_latents_of_what_the_variant_uses():
     checked = latents(CAPABILITIES, NPZ, [], npz(LATENTS))
     assert {name: array.shape for name, array in checked.values.items()} == {n: (2, *s) for n, s in SPACES.items()}
-    assert (checked.subject, checked.rule, checked.numbers) == ("", "none", (0, 0))
+    assert (checked.subject, checked.rule, checked.draws) == ("", "none", ("0", "0"))
     one = {"latents": {"vdvae": [1] * 6}, "variant": "only_vdvae"}
     assert latents(CAPABILITIES, JSON, [], text(one)).values["vdvae"].shape == (1, 6)
     packed = latents(
@@ -92,7 +92,7 @@ REFUSED = {
     "variant": (patterns, 422, JSON, text(PATTERN | {"variant": "all"})),
     "seed": (patterns, 422, JSON, text(PATTERN | {"seed": -1})),
     "seeds": (patterns, 422, JSON, text(PATTERN | {"seed": [1, 2, 3]})),
-    "both": (patterns, 422, JSON, text(PATTERN | {"seed": 1, "nsd_id": 2})),
+    "both": (patterns, 422, JSON, text(PATTERN | {"seed": 1, "stimulus_id": "00002"})),
     "rule": (patterns, 422, JSON, text(PATTERN | {"standardise": "other"})),
     "rule not stored": (patterns, 422, JSON, text(PATTERN | {"standardise": "held_out"})),
     "voxels": (patterns, 422, JSON, text(PATTERN | {"pattern": [[1] * 6]})),
@@ -243,7 +243,7 @@ class NoStores:
 def service(paint=None, *, capacity_for=8, token="", replicas=None):
     counts = Counts()
     capacity = Capacity(capacity_for, 1 * MIB, counts)
-    paint = paint or (lambda call, row, variant, noise, number: Answer(b"png %d" % number, batch=1, seconds=0.5))
+    paint = paint or (lambda call, row, variant, noise, number: Answer(f"png {number}".encode(), batch=1, seconds=0.5))
     dispatcher = Dispatcher(NoStores(), VARIANTS, Replica(), Replica(paint=paint), capacity, counts)
     health = Health(lambda: replicas or {"decode": 1, "paint": 1})
     app = http.app_of(CAPABILITIES, dispatcher, capacity, counts, health, token)
@@ -424,7 +424,7 @@ def test_the_description_is_whole_and_needs_no_network():
         post = spec["paths"][path]["post"]
         assert set(post["requestBody"]["content"]) == {JSON, kind}
         assert {"200", "400", "401", "404", "408", "413", "415", "422", "500", "503"} == set(post["responses"])
-        assert {"subject", "variant", "seed", "nsd_id", "standardise"} == {p["name"] for p in post["parameters"]}
+        assert {"subject", "variant", "seed", "stimulus_id", "standardise"} == {p["name"] for p in post["parameters"]}
     page = ask(app, "GET", "/docs")[2].decode()
     assert "POST /v1/patterns" in page
     assert "http://" not in page

@@ -123,9 +123,9 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("subject", ["subj01", "subj02"])
 def test_pictures_of_test_stimuli_are_those_of_the_study(service, subject):
     store = Store(service.config.study, f"reconstructions/brain_diffuser/{subject}/full")
-    ids = store.read("nsd_id")
-    rows = service.context.ready(f"responses/{subject}/averaged").rows("nsd_id", ids)
-    noise = "&".join(f"nsd_id={number}" for number in ids)
+    ids = store.read("stimulus_id")
+    rows = service.context.ready(f"responses/{subject}/averaged").rows("stimulus_id", ids)
+    noise = "&".join(f"stimulus_id={number}" for number in ids)
     status, kind, body = service.patterns(subject, rows, noise)
     assert (status, kind) == (200, "application/zip")
     assert_same(pictures(body), store.read("image")[:, 0])

@@ -20,8 +20,12 @@ import pytest
 import scipy.io
 import scipy.stats
 
+from bdflow.config import parse
 from bdflow.datasets import nsd
-from bdflow.datasets.nsd import NSD, noise_ceiling, split_stimuli, stimuli_of, voxel_mask
+from bdflow.datasets.ceilings import noise_ceiling
+from bdflow.datasets.formats.volumes import voxel_mask
+from bdflow.datasets.nsd import NSD, nsd_id_of
+from bdflow.datasets.reader import Reader
 from bdflow.errors import InputError
 from bdflow.simulation import brains
 from bdflow.simulation.backgrounds import BACKGROUNDS
@@ -108,15 +112,24 @@ def test_ending_early_costs_last_repeats():
 def test_split_and_stimuli(root):
     data = NSD(root)
     design = data.design()
-    trials = {s: data.trials_per_session(s, 4) * 4 for s in data.subjects()}
-    split = split_stimuli(design, data.subjects(), trials)
-    parts = {part: stimuli_of(design, split, part) for part in ("shared", "subj01", "subj05")}
+    reader = Reader(
+        parse(
+            {
+                "study": str(root.parent / "study.zarr"),
+                "subjects": data.subjects(),
+                "dataset": {"root": str(root), "sessions": 4},
+                "spaces": {"text": {"encoder": "clip_text"}},
+                "report": {"path": str(root.parent / "report")},
+            }
+        )
+    )
+    parts = {part: reader.stimuli(part) for part in ("shared", "subj01", "subj05")}
     assert {part: Counter(of.tolist()) for part, (_, of) in parts.items()} == {
         "shared": {"test": 20},
         "subj01": {"train": 140},
         "subj05": {"train": 140},
     }
-    ids = np.concatenate([ids for ids, _ in parts.values()])
+    ids = np.array([nsd_id_of(one) for ids, _ in parts.values() for one in ids.tolist()])
     with data.stimuli() as stimuli:
         design.check_stimuli(stimuli.count)
         for nsd_id in ids[[0, 30, 200]]:

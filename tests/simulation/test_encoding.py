@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from bdflow.datasets.nsd import noise_ceiling
+from bdflow.datasets.ceilings import noise_ceiling
 from bdflow.errors import InputError
 from bdflow.simulation import brains
 from bdflow.simulation.brains import AREAS, FLOC, PHOTO

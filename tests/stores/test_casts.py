@@ -111,11 +111,17 @@ def test_a_given_value_that_does_not_fit_leaves_no_store(tmp_path, dtype, value)
 
 NARROW = {"int8", "int16", "int32", "uint8", "uint16", "uint32", "float16", "i1", "i2", "i4", "u1", "u2", "u4", "f2"}
 BOUNDED = {
+    "bdflow/datasets/arrays/subject.py": ["trials.run"],  # others than int32 holds are refused when it is read
+    "bdflow/datasets/formats/pictures.py": ["(np.asarray(image).astype(np.int64) >> 8).clip(0, 255)"],
+    "bdflow/datasets/nsd/color_tables.py": ["volume.data"],  # of `labelled`, which refuses what int16 does not hold
+    "bdflow/datasets/nsd/dataset.py": ["np.tile(index, len(numbers))"],  # trials of a session
+    "bdflow/datasets/nsd/imagery_trials.py": ["np.repeat([run.number for run in runs], sizes)", "index"],  # of twelve
+    "bdflow/datasets/nsd/synthetic.py": ["np.repeat(np.arange(1, runs.size + 1), runs.astype(np.int64))"],  # of eight
     "bdflow/datasets/nsd/values.py": ["np.where(beyond, np.where(scaled > 0, HIGHEST, LOWEST), scaled)"],
     "bdflow/stages/ingest.py": [
         "betas.valid",  # bool
+        "data.regions(subject)",  # bool
         "np.count_nonzero(valid, axis=1)",  # at most the voxels of a mask, which i, j, k (i4) count too
-        "np.where(valid, raw, 0)",  # int16 to int32
         "~bad",  # bool
         "missing",  # at most the trials
         "cut_off",
@@ -123,7 +129,6 @@ BOUNDED = {
     ],
     "bdflow/stages/reconstruct/controls.py": [
         "np.rint(total / n)",  # mean of uint8
-        "trained[order]",  # ids of stimuli
     ],
     "bdflow/stages/reconstruct/selection.py": [  # which of the pictures of a stimulus
         "np.nan_to_num(found, nan=-2.0).argmax(axis=1)"
@@ -132,7 +137,7 @@ BOUNDED = {
     "bdflow/study/region_patterns.py": ["np.count_nonzero(patterns, axis=1)"],  # at most the voxels
     "bdflow/study/voxel_maps.py": ["regions.pattern(name)"],  # 1 and 0
     "bdflow/regions/rescale.py": ["np.clip((image - low) * (255 / (high - low)), 0, 255).round()"],
-    "bdflow/report/regions.py": ["values", "np.concatenate(parts, axis=1).round()"],  # int16 already; colours
+    "bdflow/report/regions.py": ["np.concatenate(parts, axis=1).round()"],  # colours
 }
 
 

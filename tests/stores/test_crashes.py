@@ -49,12 +49,12 @@ SPEC = StoreSpec(
     "A store",
     (
         ArraySpec("latent", ("stimulus", "feature"), "f4", "latent", chunks={"stimulus": 2, "feature": 2}),
-        ArraySpec("nsd_id", ("stimulus",), "i4", "id", role="coordinate"),
+        ArraySpec("stimulus_id", ("stimulus",), "i4", "id", role="coordinate"),
     ),
     {"stimulus": 2},
 )
 SIZES = {"stimulus": 4, "feature": 3}
-GIVEN = {"nsd_id": np.arange(4)}
+GIVEN = {"stimulus_id": np.arange(4)}
 OLD, NOW = Provenance("features", {"alpha": 1}), Provenance("features", {"alpha": 2})
 REMADE, MENDED, REPAIRED, NEW = "targets/remade", "targets/mended", "targets/repaired", "guesses/new"
 DAMAGED = (REPAIRED, 1)
@@ -131,7 +131,7 @@ def begin(place: str, flip: Callable[[str], None]) -> None:
             store.write(partition, values(path, partition))
         store.seal()
     study.consolidate()
-    flip(f"{MENDED}/nsd_id/c/0")
+    flip(f"{MENDED}/stimulus_id/c/0")
     flip(f"{REPAIRED}/latent/c/1/0")
 
 
@@ -354,7 +354,7 @@ def attributes_first(patch: pytest.MonkeyPatch) -> None:
     given = {name: digest([value.astype("i4")]) for name, value in GIVEN.items()}
     record = {
         "title": SPEC.title,
-        "coordinates": "nsd_id",
+        "coordinates": "stimulus_id",
         "partition": dict(SPEC.partition),
         "data": [array.name for array in SPEC.data],
         "given": given,

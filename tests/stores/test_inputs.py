@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from bdflow.datasets.nsd import identity as identity_of_data
+from bdflow.datasets.formats.identity import identity as identity_of_data
 from bdflow.errors import NotAtHand
 from bdflow.models.weights.bundle import TINY, open_bundle
 from bdflow.stores import Study, inputs

@@ -38,7 +38,7 @@ SPEC = StoreSpec(
     "A store",
     (
         ArraySpec("latent", ("stimulus",), "f4", "latent", chunks={"stimulus": 2}, codec="zstd"),
-        ArraySpec("nsd_id", ("stimulus",), "i4", "id", role="coordinate"),
+        ArraySpec("stimulus_id", ("stimulus",), "i4", "id", role="coordinate"),
     ),
     {"stimulus": 2},
 )
@@ -51,7 +51,7 @@ WORST = (0x00, 0x20, 0x22, 0x2D, 0x30, 0x31, 0x5D, 0x61, 0x7B, 0xFF)
 def made(where: Path) -> Study:
     study = Study(where)
     study.create("a study", {"configuration": {"seed": 0, "alpha": 60000.0}})
-    store = study.declare(PATH, SPEC, {"stimulus": 4}, {"nsd_id": np.arange(4)}, MADE)
+    store = study.declare(PATH, SPEC, {"stimulus": 4}, {"stimulus_id": np.arange(4)}, MADE)
     for partition in store.missing():
         store.write(partition, {"latent": np.arange(2, dtype="f4")})
     store.seal()
@@ -355,7 +355,7 @@ def test_what_does_not_belong_is_named_and_stays(study, strange):
     looked_at(study)
     study.create("a study", {"configuration": {}}) if strange is not folder_for_the_root else None
     if not checks.metadata_damage(study):
-        study.declare(PATH, SPEC, {"stimulus": 4}, {"nsd_id": np.arange(4)}, MADE)
+        study.declare(PATH, SPEC, {"stimulus": 4}, {"stimulus_id": np.arange(4)}, MADE)
     assert (study.path / name).is_symlink() or (study.path / name).exists()
 
 

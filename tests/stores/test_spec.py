@@ -9,8 +9,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bdflow.datasets.contract import Encoding
 from bdflow.stores import ArraySpec, StoreError, StoreSpec
-from bdflow.study import catalog
+from bdflow.study import catalog, score_catalog
 
 
 @given(
@@ -85,14 +86,15 @@ def test_target_spaces_are_cut_into_blocks_of_columns(shape, columns, cut):
 def test_every_store_of_the_catalog_documents_every_array():
     specs = [
         catalog.stimuli(64),
-        catalog.betas(750),
+        catalog.betas(750, Encoding("int16", divisor=300, cut_off=True)),
+        catalog.betas(1066, Encoding()),
         catalog.responses(1024),
         catalog.targets((257, 768), "f2", 512, 4096),
         catalog.decoders(),
         catalog.predictions((91168,), 4096),
         catalog.guesses(16),
         catalog.reconstructions(16),
-        catalog.metrics(16),
+        score_catalog.metrics(16),
     ]
     for spec in specs:
         assert spec.title

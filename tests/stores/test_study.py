@@ -34,13 +34,13 @@ SPEC = StoreSpec(
     (
         ArraySpec("latent", ("stimulus", "feature"), "f4", "latent", "1", {"stimulus": 4, "feature": 5}),
         ArraySpec("caption", ("stimulus", "caption_number"), "str", "captions", chunks={"stimulus": 8}),
-        ArraySpec("nsd_id", ("stimulus",), "i4", "id", role="coordinate"),
+        ArraySpec("stimulus_id", ("stimulus",), "i4", "id", role="coordinate"),
         ArraySpec("label", ("feature",), "i2", "label", role="given"),
     ),
     {"stimulus": 8},
 )
 SIZES = {"stimulus": 20, "feature": 11, "caption_number": 2}
-GIVEN = {"nsd_id": np.arange(100, 120)[::-1], "label": np.arange(11)}
+GIVEN = {"stimulus_id": np.arange(100, 120)[::-1], "label": np.arange(11)}
 MADE = Provenance("features", {"alpha": {"vdvae": 50000}}, {"betas.nii.gz": "abc"}, {"stimuli": "123"})
 
 
@@ -297,7 +297,7 @@ def test_a_valid_chunk_in_the_wrong_place_is_damage(study):
 def test_damage_to_what_was_declared_is_found_and_mended(study):
     fill(declare(study))
     whole = snapshot(study.path)
-    flip(study.path / "targets/vdvae/nsd_id/c/0")
+    flip(study.path / "targets/vdvae/stimulus_id/c/0")
     (damage,) = Store(study.path, "targets/vdvae").damage()
     assert damage.partition is None
     declare(study)
@@ -337,9 +337,9 @@ def test_a_full_disk_leaves_no_mark_and_says_so(study, monkeypatch):
 
 def test_joins_are_by_coordinate(study):
     store = declare(study)
-    np.testing.assert_array_equal(store.rows("nsd_id", np.array([119, 100, 101, 100])), [0, 19, 18, 19])
-    with pytest.raises(StoreError, match="no nsd_id 99"):
-        store.rows("nsd_id", np.array([100, 99]))
+    np.testing.assert_array_equal(store.rows("stimulus_id", np.array([119, 100, 101, 100])), [0, 19, 18, 19])
+    with pytest.raises(StoreError, match="no stimulus_id 99"):
+        store.rows("stimulus_id", np.array([100, 99]))
 
 
 @given(st.lists(st.integers(0, 19), min_size=1, max_size=6, unique=True).map(sorted), st.integers(0, 10))
@@ -383,9 +383,9 @@ def test_plain_xarray_sees_names_units_and_coordinates(study):
     dataset = tree["targets/vdvae"].to_dataset()
     assert dataset.latent.dims == ("stimulus", "feature")
     assert dataset.latent.attrs["long_name"] == "latent"
-    assert "nsd_id" in dataset.coords
+    assert "stimulus_id" in dataset.coords
     assert dataset.attrs["sealed"] is True
-    assert dataset.swap_dims(stimulus="nsd_id").latent.sel(nsd_id=111).values[0] == 800
+    assert dataset.swap_dims(stimulus="stimulus_id").latent.sel(stimulus_id=111).values[0] == 800
 
 
 def test_journal_keeps_every_work_of_every_run(study):

@@ -60,7 +60,7 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
     return {
         "study": str(root / "elsewhere.zarr"),
         "subjects": ["subj01"],
-        "dataset.kind": "bdflow.datasets.nsd:NSDReader",
+        "dataset.kind": "bdflow.datasets.nsd:NSDDataset",
         "dataset.root": str(root / "nsd"),
         "dataset.captions": str(root / "captions.npy"),
         "dataset.sessions": 2,
@@ -68,7 +68,7 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
         "dataset.space": None,
         "dataset.mask": "prf-visualrois",
         "dataset.split": str(root / "split.txt"),
-        "dataset.options": {"any": 1},
+        "dataset.options": {"atlases": ["streams"]},
         "networks.bundle": str(root / "bundle"),
         "networks.device": "cuda",
         "spaces.vdvae.encoder": "bdflow.models.encoders:VDVAEEncoder",

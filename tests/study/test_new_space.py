@@ -68,11 +68,11 @@ def test_a_space_added_later_leaves_the_others_pictures_and_scores(settings, enc
 
 
 def test_latents_that_exist_already_are_a_space(settings, tmp_path, caplog):
-    ids = np.array(whole(_ingested(settings, tmp_path), "stimuli").read("nsd_id"))
+    ids = np.array(whole(_ingested(settings, tmp_path), "stimuli").read("stimulus_id"))
     rng = np.random.default_rng(0)
     latent = rng.normal(size=(len(ids), 5)).astype("f4")
     order = rng.permutation(len(ids))
-    np.savez(tmp_path / "latents.npz", nsd_id=ids[order], latent=latent[order])
+    np.savez(tmp_path / "latents.npz", stimulus_id=ids[order], latent=latent[order])
     spaces = {"mine": {"encoder": f"array:{tmp_path / 'latents.npz'}"}}
     config = parse(settings(tmp_path, spaces=spaces, painters={}, features={"dtype": "float32"}))
     caplog.set_level("INFO", "bdflow")
@@ -83,9 +83,9 @@ def test_latents_that_exist_already_are_a_space(settings, tmp_path, caplog):
     (tmp_path / "latents.npz").rename(tmp_path / "moved.npz")
     again = Pipeline(parse(settings(tmp_path, spaces=moved, painters={}, features={"dtype": "float32"})))
     assert {row.state.kind for row in again.status()} == {"sealed"}
-    np.savez(tmp_path / "moved.npz", nsd_id=ids[1:], latent=latent[1:])
+    np.savez(tmp_path / "moved.npz", stimulus_id=ids[1:], latent=latent[1:])
     short = Pipeline(parse(settings(tmp_path, spaces=moved, painters={}, features={"dtype": "float32"})))
-    with pytest.raises(InputError, match=f"no latent of nsd_id {ids[0]} "):
+    with pytest.raises(InputError, match=f"no latent of stimulus {ids[0]} "):
         short.run(("features",), remake=True)
 
 

@@ -20,7 +20,7 @@ SPEC = StoreSpec(
     "targets",
     (
         ArraySpec("latent", ("stimulus", "feature"), "f4", "latent", chunks={"stimulus": 2}),
-        ArraySpec("nsd_id", ("stimulus",), "i4", "id", role="coordinate"),
+        ArraySpec("stimulus_id", ("stimulus",), "i4", "id", role="coordinate"),
     ),
     {"stimulus": 4},
     ("stimulus",),
@@ -37,7 +37,7 @@ def joined(tmp_path_factory) -> tuple[Joined, np.ndarray, np.ndarray]:
     values, ids = np.arange(n * 3, dtype="f4").reshape(n, 3), np.random.default_rng(0).permutation(100)[:n]
     stores, at = [], 0
     for number, length in enumerate(LENGTHS):
-        sizes, given = {"stimulus": length, "feature": 3}, {"nsd_id": ids[at : at + length]}
+        sizes, given = {"stimulus": length, "feature": 3}, {"stimulus_id": ids[at : at + length]}
         store = study.declare(f"targets/{number}", SPEC, sizes, given, Provenance("test"))
         for partition in store.missing():
             rows = SPEC.region(sizes, partition)["stimulus"]
@@ -59,7 +59,7 @@ def test_reading_parts_equals_reading_one_array(joined, rows, column):
     of, values, ids = joined
     columns = slice(column, 3)
     np.testing.assert_array_equal(of.read("latent", {"stimulus": rows, "feature": columns}), values[rows][:, columns])
-    np.testing.assert_array_equal(of.read("nsd_id", {"stimulus": rows}), ids[rows])
+    np.testing.assert_array_equal(of.read("stimulus_id", {"stimulus": rows}), ids[rows])
 
 
 def test_parts_know_their_sizes_and_where_ids_are(joined):
@@ -68,16 +68,16 @@ def test_parts_know_their_sizes_and_where_ids_are(joined):
     assert there.sizes == {"stimulus": 17, "feature": 3, "partition": 2}
     assert there.path == "targets"
     wanted = ids[[16, 0, 7]]
-    assert there.rows("nsd_id", wanted).tolist() == [16, 0, 7]
+    assert there.rows("stimulus_id", wanted).tolist() == [16, 0, 7]
     np.testing.assert_array_equal(there.read("latent"), values)
-    with pytest.raises(StoreError, match="no nsd_id 1000 "):
-        there.rows("nsd_id", np.array([ids[0], 1000]))
+    with pytest.raises(StoreError, match="no stimulus_id 1000 "):
+        there.rows("stimulus_id", np.array([ids[0], 1000]))
     store, rows = there.run(slice(3, 9))
     assert (store.path, rows) == ("targets/0", slice(3, 5))
     store, rows = there.run(slice(5, 9))
     assert (store.path, rows) == ("targets/2", slice(0, 4)), "an empty part is passed over"
-    with pytest.raises(StoreError, match="no nsd_id 3 "):
-        Joined([Store(of.first.study, "targets/1")]).rows("nsd_id", np.array([3]))
+    with pytest.raises(StoreError, match="no stimulus_id 3 "):
+        Joined([Store(of.first.study, "targets/1")]).rows("stimulus_id", np.array([3]))
 
 
 @pytest.mark.slow(kind="orders of work")
@@ -105,7 +105,7 @@ def test_a_subject_added_later_leaves_all_that_was_made_alone(settings, undistur
 
 @pytest.mark.slow(kind="recipes")
 def test_a_split_that_names_own_stimuli_has_test_photos_of_every_part(settings, undisturbed, nsd, tmp_path):
-    own = {subject: Store(undisturbed, f"stimuli/{subject}").read("nsd_id")[:3].tolist() for subject in SUBJECTS}
+    own = {subject: Store(undisturbed, f"stimuli/{subject}").read("stimulus_id")[:3].tolist() for subject in SUBJECTS}
     listed = sorted([*own["subj01"], *own["subj02"]])
     (tmp_path / "test.txt").write_text("\n".join(map(str, listed)))
     split = {"root": str(nsd), "sessions": 3, "split": str(tmp_path / "test.txt")}
@@ -113,9 +113,9 @@ def test_a_split_that_names_own_stimuli_has_test_photos_of_every_part(settings, 
     config = parse(settings(tmp_path, dataset=split, reconstruct={"upper_bound": True}, evaluate=metrics))
     Pipeline(config, ["subj01"]).run(tuple(stages_until("evaluate")))
     study = Path(config.study)
-    assert Store(study, "metrics/brain_diffuser/subj01").read("nsd_id").tolist() == own["subj01"]
-    assert sorted(Store(study, "metrics/brain_diffuser/true").read("nsd_id").tolist()) == listed
-    assert sorted(Store(study, keys.judge("CLIP (bundle)")).read("nsd_id").tolist()) == listed
+    assert Store(study, "metrics/brain_diffuser/subj01").read("stimulus_id").tolist() == own["subj01"]
+    assert sorted(Store(study, "metrics/brain_diffuser/true").read("stimulus_id").tolist()) == listed
+    assert sorted(Store(study, keys.judge("CLIP (bundle)")).read("stimulus_id").tolist()) == listed
     value = Store(study, "metrics/brain_diffuser/true").read("value")
     assert np.isfinite(value).all()
     shutil.rmtree(study)

@@ -34,10 +34,10 @@ class Browser:
     def one(self, selector: str):
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
-    def order(self) -> list[int]:
-        """nsd_ids of the rows there are, from the top."""
+    def order(self) -> list[str]:
+        """Ids of the rows there are, from the top."""
         return self.driver.execute_script(
-            "return [...document.querySelectorAll('#rows article')].map(a => Number(a.dataset.nsd))"
+            "return [...document.querySelectorAll('#rows article')].map(a => a.dataset.stimulus)"
         )
 
     def press(self, selector: str, text: str) -> None:

@@ -11,7 +11,7 @@ def decoding_ceiling(
 ) -> np.ndarray:
     """Correlation, per latent dimension, of E[latent | responses] with the latent: (dims,).
 
-    `latents` (n, dims) of the stimuli `nsd_ids` give the covariances: use many stimuli, all that were shown at best.
+    `latents` (n, dims) of the stimuli `nsd_ids` give the covariances: use many, all that were shown at best.
     Responses are x = s + e: the planted signal s = components @ weights, and noise of variance noise_sd^2 / repeats.
     The best linear prediction is C_fs (C_ss + N)^-1 x with C the covariances of latents f and signals; its
     correlation with f is the square root of C_fs (C_ss + N)^-1 C_sf / C_ff. Never above 1; 0 for a constant latent.

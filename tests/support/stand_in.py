@@ -9,7 +9,7 @@ _KINDS = ("face", "person", "word", "house", "tower", "church", "ball", "car", "
 _WORDS = (*_COLOURS, *_PLACES, *_KINDS)
 
 
-def stand_in_features(images: np.ndarray, captions: list[list[str]], nsd_ids: list[int]) -> dict[str, np.ndarray]:
+def stand_in_features(images: np.ndarray, captions: list[list[str]], stimulus_ids: list[str]) -> dict[str, np.ndarray]:
     """Small pictures for vdvae (n, 108), counts of words for clip_text (n, 1, 19), both for clip_vision (n, 1, 127)."""
     small = [np.asarray(Image.fromarray(image).resize((6, 6)), np.float32).ravel() / 255 for image in images]
     texts = [" ".join(sentences).lower() for sentences in captions]

@@ -4,14 +4,11 @@ Sources: the NSD data manual on ``nsd_expdesign.mat``; the paper's split, Ozceli
 """
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from bdflow import npy
-from bdflow.datasets.nsd.hdf5 import OpenFile
+from bdflow.datasets.formats.hdf5 import OpenFile
 from bdflow.errors import InputError, counted
 from bdflow.stores.casts import misfits
 from bdflow.stores.errors import StoreError
@@ -170,71 +167,6 @@ class Design:
             )
 
 
-@dataclass(frozen=True)
-class Split:
-    """Test and training stimuli of every subject: 0-based nsd_ids, ascending, int64."""
-
-    subjects: tuple[str, ...]
-    test: dict[str, np.ndarray]
-    train: dict[str, np.ndarray]
-
-
-def split_stimuli(
-    design: Design,
-    subjects: Sequence[str],
-    n_trials: Mapping[str, int | np.ndarray],
-    test: str | Path = "shared",
-    n_stimuli: int | None = None,
-) -> Split:
-    """Divide the stimuli that each subject saw within its first ``n_trials[subject]`` trials, or those listed there
-    (counted from 0), into test and train.
-
-    With ``test="shared"`` (the paper's split) the shared stimuli are the test set. Otherwise `test` is a
-    file of 0-based nsd_ids, one a line (``#`` starts a comment) or a one-dimensional ``.npy``; the listed ones a
-    subject saw are its test set, all others its training set. `n_stimuli` bounds the ids a file may list (default: the
-    design's largest). Raises InputError for a file with ids outside the stimuli, duplicates or anything
-    else than ids, and where a subject is left without test or training stimuli.
-    """
-    seen = {subject: np.unique(design.nsd_ids(subject, n_trials[subject])) for subject in subjects}
-    if test == "shared":
-        source, test_ids = "shared", np.sort(design.sharedix) - 1
-    else:
-        source = str(test)
-        test_ids = _read_ids(Path(test), int(n_stimuli or design.subjectim.max()))
-    split = Split(
-        tuple(subjects),
-        {subject: ids[np.isin(ids, test_ids)] for subject, ids in seen.items()},
-        {subject: ids[~np.isin(ids, test_ids)] for subject, ids in seen.items()},
-    )
-    for subject in subjects:
-        for part, ids in (("test", split.test[subject]), ("training", split.train[subject])):
-            if ids.size == 0:
-                raise InputError(
-                    f"split {source}, {subject}",
-                    found=f"no {part} stimulus among the {seen[subject].size} seen",
-                    expected=f"at least one {part} stimulus",
-                    action="use more sessions, or list other test stimuli.",
-                )
-    return split
-
-
-def stimuli_of(design: Design, split: Split, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """The stimuli of a part: nsd_ids (n,) int64, and 'test' or 'train' of each; test ones first, each ascending.
-
-    `part` is ``shared``, NSD's shared stimuli that any subject saw, or a subject, whose own it is. A stimulus that is a
-    test stimulus of one subject is one for all.
-    """
-    shared = design.sharedix - 1
-    seen = {s: np.concatenate([split.test[s], split.train[s]]) for s in split.subjects}
-    if part == "shared":
-        ids = np.intersect1d(np.concatenate(list(seen.values())), shared)
-    else:
-        ids = np.setdiff1d(seen[part], shared)
-    is_test = np.isin(ids, np.concatenate([split.test[s] for s in split.subjects]))
-    order = np.lexsort((ids, ~is_test))
-    return ids[order], np.where(is_test, "test", "train")[order]
-
-
 def _is_hdf5(path: AnyPath) -> bool:
     """Whether HDF5's signature is at the start, or after the 512 bytes of text that MATLAB 7.3 writes first."""
     with path.open("rb") as file:
@@ -270,55 +202,3 @@ def _integers(path: AnyPath, key: str, values: np.ndarray) -> np.ndarray:
             action="use NSD's own nsd_expdesign.mat.",
         )
     return numbers.astype(np.int64)
-
-
-def _read_ids(path: Path, n_stimuli: int) -> np.ndarray:
-    """The ids of a split file, (n,) int64: lines of a text file, or a one-dimensional .npy array. Raises InputError."""
-    try:
-        ids = npy.load(path) if path.suffix == ".npy" else _ids_of_lines(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            path,
-            found=f"no readable list ({error})",
-            expected="'shared', or a file of 0-based nsd_ids, one a line",
-            action="correct the file's name or content.",
-        ) from error
-    whole = ids.dtype.kind in npy.REAL and ids.ndim == 1 and bool((ids % 1 == 0).all())
-    outside = ids[(ids < 0) | (ids >= n_stimuli)] if whole else ids
-    values, counts = np.unique(ids, return_counts=True)
-    if not whole or outside.size or (counts > 1).any() or ids.size == 0:
-        if ids.ndim != 1:
-            found = f"an array of shape {ids.shape}"
-        elif ids.size == 0:
-            found = "no ids"
-        elif not whole:
-            found = f"{ids.dtype} values that are not whole numbers"
-        elif outside.size:
-            found = f"ids outside the stimuli: {_few(outside)}"
-        else:
-            found = f"ids listed twice: {_few(values[counts > 1])}"
-        raise InputError(
-            path,
-            found=found,
-            expected=f"different nsd_ids from 0 to {n_stimuli - 1}, one a line or a one-dimensional array",
-            action="list each test stimulus once, counted from 0.",
-        )
-    return ids.astype(np.int64)
-
-
-def _ids_of_lines(path: Path) -> np.ndarray:
-    """One whole number a line; `#` starts a comment, empty lines count for nothing. Raises OSError, ValueError."""
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
-        if len(words) > 1 or not re.fullmatch("[+-]?[0-9]{1,18}", words[0]):
-            raise ValueError(f"line {number} is {line.strip()[:80]!r}; expected one whole number")
-        found.append(int(words[0]))
-    return np.array(found, np.int64)
-
-
-def _few(values: np.ndarray) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:5])
-    return shown if values.size <= 5 else f"{shown}, ... ({values.size} in all)"

@@ -6,15 +6,18 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bdflow.config import Config
-from bdflow.datasets.nsd import CAPTIONS, DESIGN, ROI_FILES, STIMULI, subject_index
+from bdflow.datasets.formats.options import options
+from bdflow.datasets.nsd import CAPTIONS, DESIGN, ROI_FILES, STIM_INFO, STIMULI, subject_index
+from bdflow.datasets.nsd.dataset import MASK, NSDOptions, session_number
 from bdflow.errors import InputError, counted
 from bdflow.stores.paths import RemotePath, place
 
@@ -113,22 +116,32 @@ def listing(config: Config, source: RemotePath) -> list[Item]:
         item = _folder(source, name.rpartition("/")[0]).get(name)
         found.append(item) if item else absent.append(name)
     found += [top[CAPTIONS]] if CAPTIONS in top else []
+    table = _folder(source, STIM_INFO.rpartition("/")[0]).get(STIM_INFO)
+    found += [table] if table and CAPTIONS not in top else []
     endings = {"auto": (".nii.gz", ".hdf5"), "nii.gz": (".nii.gz",), "hdf5": (".hdf5",)}[nsd.betas_format]
     for subject in config.subjects:
         subject_index(subject)
         rois = _folder(source, f"nsddata/ppdata/{subject}/{nsd.space}/roi")
         regions = {name.rpartition("/")[2].removesuffix(".nii.gz"): item for name, item in rois.items()}
-        if nsd.mask not in regions:
-            absent.append(f"nsddata/ppdata/{subject}/{nsd.space}/roi/{nsd.mask}.nii.gz")
-        found += [regions[name] for name in dict.fromkeys((nsd.mask, *ROI_FILES)) if name in regions]
+        mask = (nsd.mask or MASK).partition("/")[0]
+        if mask not in regions:
+            absent.append(f"nsddata/ppdata/{subject}/{nsd.space}/roi/{mask}.nii.gz")
+        found += [regions[name] for name in dict.fromkeys((mask, *ROI_FILES)) if name in regions]
+        atlases = options(NSDOptions, nsd.options, "nsd").atlases
+        absent += [f"nsddata/ppdata/{subject}/{nsd.space}/roi/{name}.nii.gz" for name in atlases if name not in regions]
+        found += [regions[name] for name in atlases if name in regions]
+        labels = f"nsddata/freesurfer/{subject}/label"
+        tables, wanted = _folder(source, labels), dict.fromkeys((mask, *ROI_FILES, *atlases))
+        found += [tables[name] for of in wanted if (name := f"{labels}/{of}.mgz.ctab") in tables]
         folder = f"nsddata_betas/ppdata/{subject}/{nsd.space}/{nsd.preparation}"
         betas = _folder(source, folder)
+        numbers = _session_numbers(config, subject, betas)
         volumes = f"nsddata/ppdata/{subject}/{nsd.space}"
         valid = _folder(source, volumes)
-        optional = [f"{volumes}/valid_session{n:02d}.nii.gz" for n in nsd.sessions_of(subject)]
+        optional = [f"{volumes}/valid_session{n:02d}.nii.gz" for n in numbers]
         found += [valid[name] for name in optional if name in valid]
         names = [[f"{folder}/ncsnr.nii.gz"]]
-        names += [[f"{folder}/betas_session{n:02d}{end}" for end in endings] for n in nsd.sessions_of(subject)]
+        names += [[f"{folder}/betas_session{n:02d}{end}" for end in endings] for n in numbers]
         for choices in names:
             there = [betas[name] for name in choices if name in betas]
             found += there[:1]
@@ -142,6 +155,17 @@ def listing(config: Config, source: RemotePath) -> list[Item]:
             action="correct dataset.sessions, .preparation, .space or subjects, or fetch from another source",
         )
     return found
+
+
+def _session_numbers(config: Config, subject: str, betas: Iterable[str]) -> list[int]:
+    """Numbers of the sessions that the configuration reads, of those whose files are named in `betas`."""
+    wanted = config.dataset.sessions_of(subject)
+    if wanted is None:
+        found = {match[1] for name in betas if (match := re.search(r"betas_session(\d+)\.(?:nii\.gz|hdf5)$", name))}
+        return sorted(int(number) for number in found)
+    if isinstance(wanted, int):
+        return list(range(1, wanted + 1))
+    return sorted(one if isinstance(one, int) else session_number(one) for one in wanted)
 
 
 def _folder(source: RemotePath, folder: str) -> dict[str, Item]:

@@ -4,24 +4,19 @@ Layout and content: the NSD data manual. Every count (subjects, trials, stimuli,
 files. What cannot be used raises `bdflow.errors.InputError`, naming the file.
 """
 
-import gzip
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-import nibabel as nib
 import numpy as np
 
-from bdflow.datasets.nsd.betas import BetaSession, open_session
+from bdflow.datasets.formats.betas import BetaSession, open_session
+from bdflow.datasets.formats.volumes import Volume, labelled, read_volume
 from bdflow.datasets.nsd.design import Design, subject_index
-from bdflow.datasets.nsd.grids import Grid, affine_of, form_of
 from bdflow.datasets.nsd.stimuli import Captions, Stimuli, missing
 from bdflow.errors import InputError, listed
-from bdflow.stores.casts import holds, misfits
-from bdflow.stores.errors import StoreError
-from bdflow.stores.paths import AnyPath, RemotePath, place
+from bdflow.stores.casts import misfits
+from bdflow.stores.paths import AnyPath, place
 
 PREPARATION = "betas_fithrf_GLMdenoise_RR"
 SPACE = "func1pt8mm"
@@ -42,31 +37,6 @@ ROI_LABELS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Volume:
-    """A volume of a NIfTI file.
-
-    Attributes
-    ----------
-    data : (x, y, z); of regions int64: -1 outside cortex, 0 none, 1.. labels.
-    affine : (4, 4) voxel to millimetre, as nibabel has it.
-    path : the file.
-    stated : the affine, or None where the header states none (`bdflow.datasets.nsd.grids.affine_of`).
-    form : NIfTI's code of what the affine's millimetres are of; 0: not known.
-    """
-
-    data: np.ndarray
-    affine: np.ndarray
-    path: AnyPath
-    stated: np.ndarray | None
-    form: int
-
-    @property
-    def grid(self) -> Grid:
-        """Where its voxels lie."""
-        return Grid(self.path, self.data.shape, self.stated)
-
-
 def roi_labels(name: str) -> dict[int, str]:
     """Names of the labels 1.. in NSD's ROI file `name`, as its colour tables give them. Raises InputError."""
     if name not in ROI_LABELS:
@@ -77,26 +47,6 @@ def roi_labels(name: str) -> dict[int, str]:
             action="use one of these, or the label numbers.",
         )
     return dict(enumerate(ROI_LABELS[name], start=1))
-
-
-def noise_ceiling(ncsnr: np.ndarray, n_repeats: float) -> np.ndarray:
-    """Noise ceiling in percent of variance, 100 ncsnr^2 / (ncsnr^2 + 1/n_repeats) (Allen et al. 2022)."""
-    squared = np.square(ncsnr, dtype=np.float64)
-    return 100 * squared / (squared + 1 / n_repeats)
-
-
-def voxel_mask(volume: Volume, path: str | AnyPath | None = None) -> np.ndarray:
-    """Voxels inside the ROI, (x, y, z) bool: any label above 0 (-1 is "not cortex"). InputError if there is none."""
-    mask = volume.data > 0
-    if not mask.any():
-        raise InputError(
-            path or volume.path,
-            found=f"no voxel above 0 (values {np.unique(volume.data)[:5].tolist()})",
-            expected="1 or more in the voxels to use",
-            meaning="No voxel is in the mask.",
-            action="choose another mask.",
-        )
-    return mask
 
 
 class NSD:
@@ -291,56 +241,6 @@ class NSD:
     def _roi_folder(self, subject: str) -> AnyPath:
         subject_index(subject)
         return self.root / "nsddata/ppdata" / subject / self.space / "roi"
-
-
-def _remote_volume(path: RemotePath) -> nib.Nifti1Image:
-    content = path.read_bytes()
-    return nib.Nifti1Image.from_bytes(gzip.decompress(content) if path.suffix == ".gz" else content)
-
-
-def labelled(volume: Volume) -> Volume:
-    """A volume of labels, as int64. Raises InputError for values that are none: not whole, or beyond int16."""
-    data = volume.data
-    bad = misfits(data, np.int16)
-    if bad.any():
-        at = tuple(int(i) for i in np.argwhere(bad)[0])
-        what = "a label that is too large" if float(data[at]).is_integer() else "values that are not whole numbers"
-        raise InputError(
-            volume.path,
-            found=f"{what}: {data[at]:.10g} at {at}",
-            expected=f"labels: -1 outside cortex, 0, 1, ...; {holds(np.int16)}",
-            meaning="In masks and regions a label is a name, and every voxel above 0 is inside.",
-            action="use one of NSD's ROI files; give labels smaller numbers; of a map of values make a mask of 0 and 1 "
-            "by a threshold of your choice.",
-        )
-    return replace(volume, data=data.astype(np.int64))
-
-
-def read_volume(path: AnyPath, expected: str = "a NIfTI volume", action: str = "fetch the file again.") -> Volume:
-    """A three-dimensional NIfTI volume, float64. Raises InputError, with these words."""
-    if not path.is_file():
-        raise missing(path, "a volume of NSD")
-    try:
-        image: Any = nib.load(path) if isinstance(path, Path) else _remote_volume(path)
-        kind = image.get_data_dtype().kind
-        if kind not in "fiu":
-            raise ValueError(f"voxels of dtype {image.get_data_dtype()}, not real numbers")
-        data = np.asarray(image.dataobj, np.float64)
-    except StoreError:
-        raise
-    except Exception as error:
-        raise InputError(
-            path,
-            found=f"a file that cannot be read ({type(error).__name__}: {error})",
-            expected=expected,
-            action=action,
-        ) from error
-    if data.ndim != 3:
-        raise InputError(
-            path, found=f"shape {data.shape}", expected=f"{expected}, with three axes (x, y, z)", action=action
-        )
-    form = form_of(image.header)
-    return Volume(data, np.asarray(image.affine), path, affine_of(image.header), form)
 
 
 def _runs(numbers: Iterable[int]) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from bdflow import npy
-from bdflow.datasets.nsd.hdf5 import OpenFile
-from bdflow.errors import InputError, NotAtHand
+from bdflow.datasets.formats.hdf5 import OpenFile
+from bdflow.datasets.formats.identity import missing
+from bdflow.errors import InputError
 from bdflow.stores.paths import AnyPath, no_answer, place
 
 
@@ -155,13 +156,3 @@ def _check_ids(nsd_ids: Sequence[int] | np.ndarray, count: int, path: AnyPath) -
             action="use design, stimuli and captions of one dataset.",
         )
     return ids
-
-
-def missing(path: AnyPath, what: str, more: str = "") -> NotAtHand:
-    """The error of a file that is not there."""
-    return NotAtHand(
-        path,
-        found=f"nothing there{more}",
-        expected=what,
-        action="fetch it from NSD, or correct the NSD root in the configuration.",
-    )

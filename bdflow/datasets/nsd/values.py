@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bdflow.datasets.reader import SessionBetas
+from bdflow.datasets.contract import SessionBetas
 from bdflow.errors import InputError, counted
 from bdflow.stores.casts import misfits
 

@@ -19,21 +19,21 @@ def stack(draw: Draw, shape: tuple[int, ...], seed: int, purpose: str, items: Se
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros((0, *shape))
 
 
-def items_of(subject: str, nsd_ids: Sequence[int], pictures: Sequence[int] | None = None) -> list[Item]:
+def items_of(subject: str, stimulus_ids: Sequence[str], pictures: Sequence[int] | None = None) -> list[Item]:
     """What names the noise of each row: subject, stimulus and, for pictures after the first, the picture's number."""
-    numbers = [0] * len(nsd_ids) if pictures is None else pictures
+    numbers = [0] * len(stimulus_ids) if pictures is None else pictures
     return [
-        (subject, int(nsd_id), int(number)) if number else (subject, int(nsd_id))
-        for nsd_id, number in zip(nsd_ids, numbers, strict=True)
+        (subject, str(stimulus_id), int(number)) if number else (subject, str(stimulus_id))
+        for stimulus_id, number in zip(stimulus_ids, numbers, strict=True)
     ]
 
 
 def draws_of(
-    shapes: Sequence[tuple[int, ...]], seed: int, purpose: str, before: Item, nsd_ids: Sequence[int]
+    shapes: Sequence[tuple[int, ...]], seed: int, purpose: str, before: Item, stimulus_ids: Sequence[str]
 ) -> list[Tensor]:
     """Standard-normal draws, one (n, c, h, w) tensor a block."""
     return [
-        stack(random.normal, shape, seed, purpose, [(*before, int(nsd_id), block) for nsd_id in nsd_ids])
+        stack(random.normal, shape, seed, purpose, [(*before, str(stimulus_id), block) for stimulus_id in stimulus_ids])
         for block, shape in enumerate(shapes)
     ]
 
@@ -46,7 +46,7 @@ def uint8_images(what: str, images: np.ndarray, n: int) -> np.ndarray:
             what,
             found=f"{images.dtype} of shape {images.shape}",
             expected=f"uint8 of shape ({n}, h, h, 3)",
-            action="hand in the pictures as uint8, one for each nsd_id.",
+            action="hand in the pictures as uint8, one for each stimulus_id.",
         )
     return images
 
@@ -55,5 +55,8 @@ def one_row_each(what: str, array: np.ndarray, n: int) -> None:
     """InputError unless there are n rows."""
     if len(array) != n:
         raise InputError(
-            what, found=counted(len(array), "row"), expected=f"{n}, one for each nsd_id", action="align them by nsd_id."
+            what,
+            found=counted(len(array), "row"),
+            expected=f"{n}, one for each stimulus_id",
+            action="align them by stimulus_id.",
         )

@@ -95,23 +95,23 @@ class PictureInputs(ABC):
         vision: np.ndarray | None,
         text: np.ndarray | None,
         subject: str,
-        nsd_ids: Sequence[int],
+        stimulus_ids: Sequence[str],
         pictures: Sequence[int] | None = None,
     ) -> PaintInputs:
         """What `paint_prepared` needs: guesses resized, noise drawn; arguments and errors as of `paint`. `pictures`:
         the number of each row among several pictures of its stimulus; they share the draw that encodes the guess.
         """
-        resized = None if guesses is None else self.enlarged(guesses, len(nsd_ids))
+        resized = None if guesses is None else self.enlarged(guesses, len(stimulus_ids))
         for name, array in (("vision", vision), ("text", text)):
             if array is not None:
-                one_row_each(name, array, len(nsd_ids))
-        shape, start = self.latent_shape, items_of(subject, nsd_ids, pictures)
+                one_row_each(name, array, len(stimulus_ids))
+        shape, start = self.latent_shape, items_of(subject, stimulus_ids, pictures)
         return PaintInputs(
             resized,
             None if vision is None else self._pinned(torch.as_tensor(vision)),
             None if text is None else self._pinned(torch.as_tensor(text)),
             self._pinned(stack(random.normal, shape, self.seed, "diffusion start", start)),
-            self._pinned(stack(random.normal, shape, self.seed, "guess posterior", items_of(subject, nsd_ids))),
+            self._pinned(stack(random.normal, shape, self.seed, "guess posterior", items_of(subject, stimulus_ids))),
         )
 
     def enlarged(self, guesses: np.ndarray, n: int) -> Tensor:

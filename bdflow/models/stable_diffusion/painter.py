@@ -40,9 +40,9 @@ class StablePainter(PictureInputs):
     def latent_shape(self) -> tuple[int, int, int]:
         return self.network.latent_shape
 
-    def guess_inputs(self, latents: np.ndarray, subject: str, nsd_ids: Sequence[int]) -> ZInputs:
+    def guess_inputs(self, latents: np.ndarray, subject: str, stimulus_ids: Sequence[str]) -> ZInputs:
         """What `decode_guesses` needs, of z (n, D) flattened channel by channel. Raises InputError for other rows."""
-        one_row_each("latents", latents, len(nsd_ids))
+        one_row_each("latents", latents, len(stimulus_ids))
         return ZInputs(self._pinned(torch.as_tensor(latents).reshape(len(latents), *self.bundle.z_shape)))
 
     def decode_guesses(self, inputs: ZInputs) -> np.ndarray:

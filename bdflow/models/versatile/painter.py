@@ -55,22 +55,25 @@ class Painter(PictureInputs):
         """The diffusion model."""
         return self.bundle.versatile(self.device, self.dtype, self.speed)
 
-    def guess(self, latents: np.ndarray, subject: str, nsd_ids: Sequence[int]) -> np.ndarray:
+    def guess(self, latents: np.ndarray, subject: str, stimulus_ids: Sequence[str]) -> np.ndarray:
         """Guesses (n, g, g, 3) uint8 of predicted VDVAE latents (n, D); g = `guess_size`.
 
         Raises InputError for latents of another shape.
         """
-        return self.decode_guesses(self.guess_inputs(latents, subject, nsd_ids))
+        return self.decode_guesses(self.guess_inputs(latents, subject, stimulus_ids))
 
-    def guess_inputs(self, latents: np.ndarray, subject: str, nsd_ids: Sequence[int]) -> GuessInputs:
+    def guess_inputs(self, latents: np.ndarray, subject: str, stimulus_ids: Sequence[str]) -> GuessInputs:
         """What `decode_guesses` needs; arguments and errors as of `guess`."""
-        one_row_each("latents", latents, len(nsd_ids))
-        (mixture_shape, logistic_shape), items = self.vdvae.uniform_shapes, items_of(subject, nsd_ids)
+        one_row_each("latents", latents, len(stimulus_ids))
+        (mixture_shape, logistic_shape), items = self.vdvae.uniform_shapes, items_of(subject, stimulus_ids)
         return GuessInputs(
             self._pinned(torch.as_tensor(latents)),
             self._pinned(stack(random.uniform, mixture_shape, self.seed, "mixture component", items)),
             self._pinned(stack(random.uniform, logistic_shape, self.seed, "mixture value", items)),
-            [self._pinned(d) for d in draws_of(self.vdvae.prior_shapes, self.seed, "vdvae prior", (subject,), nsd_ids)],
+            [
+                self._pinned(d)
+                for d in draws_of(self.vdvae.prior_shapes, self.seed, "vdvae prior", (subject,), stimulus_ids)
+            ],
         )
 
     def decode_guesses(self, inputs: GuessInputs) -> np.ndarray:
@@ -90,7 +93,7 @@ class Painter(PictureInputs):
         vision: np.ndarray | None,
         text: np.ndarray | None,
         subject: str,
-        nsd_ids: Sequence[int],
+        stimulus_ids: Sequence[str],
     ) -> np.ndarray:
         """Reconstructions (n, S, S, 3) uint8; S = `image_size`.
 
@@ -98,7 +101,7 @@ class Painter(PictureInputs):
         What may be absent, and what then stands in for it: see `VersatileDiffusion.paint`. Raises InputError
         for wrong shapes, or when both conditions are absent.
         """
-        return self.paint_prepared(self.paint_inputs(guesses, vision, text, subject, nsd_ids))
+        return self.paint_prepared(self.paint_inputs(guesses, vision, text, subject, stimulus_ids))
 
     def paint_prepared(self, inputs: PaintInputs) -> np.ndarray:
         """Reconstructions (n, S, S, 3) uint8."""

@@ -51,7 +51,7 @@ class Encoder:
     def __call__(self, key: Key) -> None:
         subject, model = key
         responses, store, bands = self.responses[subject], self.stores[key], models(self.config)[model]
-        train, ids = responses.read("split") != "test", responses.read("nsd_id")
+        train, ids = responses.read("split") != "test", responses.read("stimulus_id")
         kernels, crosses = zip(*(self._kernel((subject, space), ids, train) for space in bands), strict=True)
         n, grid = int(train.sum()), np.array(sorted(self.config.encode.grid))
         draw = random.generator(self.config.seed, "encoding held out", subject)
@@ -78,7 +78,7 @@ class Encoder:
         targets, columns = self.targets[key], self.config.chunks.columns
         dims = targets.first.dims("latent")[1:]
         ((dim, step),) = catalog.column_blocks([targets.sizes[dim] for dim in dims], columns).items()
-        readers = [Columns(targets, targets.rows("nsd_id", ids[part]), len(ids)) for part in (train, ~train)]
+        readers = [Columns(targets, targets.rows("stimulus_id", ids[part]), len(ids)) for part in (train, ~train)]
         latents = 0
 
         def blocks() -> Iterator[tuple[ridge.Array, ridge.Array]]:

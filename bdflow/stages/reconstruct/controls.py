@@ -127,7 +127,7 @@ def _start_neighbours(context: Context, pairs: Sequence[Key]) -> Work:
     trained = {pair: _trained(context, *pair) for pair in pairs}
     stores = {}
     for pair, predicted in predictions.items():
-        stores[pair] = context.declare(keys.neighbours(*pair), {"nsd_id": predicted.read("nsd_id")})
+        stores[pair] = context.declare(keys.neighbours(*pair), {"stimulus_id": predicted.read("stimulus_id")})
         asked = stores[pair].sizes["neighbour"]
         if len(trained[pair]) < asked:
             raise InputError(
@@ -141,9 +141,9 @@ def _start_neighbours(context: Context, pairs: Sequence[Key]) -> Work:
 
 
 def _trained(context: Context, subject: str, space: str) -> np.ndarray:
-    """nsd_ids of a subject's training stimuli, each once, ascending."""
+    """stimulus_ids of a subject's training stimuli, each once, ascending."""
     rows = [context.ready(key) for key in _rows(context.config, subject, space)]
-    return np.unique(np.concatenate([of.read("nsd_id")[of.read("split") != "test"] for of in rows]))
+    return np.unique(np.concatenate([of.read("stimulus_id")[of.read("split") != "test"] for of in rows]))
 
 
 def _start_controls(context: Context, painter: str) -> Work:
@@ -153,7 +153,7 @@ def _start_controls(context: Context, painter: str) -> Work:
     space = _space(config, painter)
     for subject in context.decoded:
         first = context.ready(keys.reconstructions(painter, subject, settings.variants[0]))
-        ids = first.read("nsd_id")
+        ids = first.read("stimulus_id")
         if "prior" in settings.controls and len(ids) < 2:
             raise InputError(
                 f"painters.{painter}.controls, prior, {subject}",
@@ -170,7 +170,7 @@ def _start_controls(context: Context, painter: str) -> Work:
         sources[subject] = Source(first, photos, trained, neighbours)
         for control in settings.controls:
             key = keys.reconstructions(painter, subject, control)
-            stores[subject, control] = context.declare(key, {"nsd_id": ids})
+            stores[subject, control] = context.declare(key, {"stimulus_id": ids})
     tasks = [key for key, store in stores.items() if store.missing()]
     return Work(tasks, partial(Controls, config.seed, sources, stores))
 
@@ -211,7 +211,7 @@ class Finder:
             self.trained[key],
             self.stores[key],
         )
-        ids, centred = store.read("nsd_id"), not holds_the_mean(self.config, *key)
+        ids, centred = store.read("stimulus_id"), not holds_the_mean(self.config, *key)
         own = Cosines(len(ids), len(trained))
         of_predictions = Cosines(len(ids), len(trained))
         for there, here, made in self._blocks(predicted, targets, trained, ids):
@@ -222,11 +222,11 @@ class Finder:
             of_predictions.add((made if centred else made - mean) / scale, z_scored)
         found: dict[str, np.ndarray] = {}
         for name, values, cosines in (
-            ("train_nsd_id", "agreement", of_predictions.read()),
-            ("similar_nsd_id", "similarity", own.read()),
+            ("train_stimulus_id", "agreement", of_predictions.read()),
+            ("similar_stimulus_id", "similarity", own.read()),
         ):
             order = np.argsort(-cosines, axis=1, kind="stable")[:, : store.sizes["neighbour"]]
-            found[name] = trained[order].astype(np.int32)
+            found[name] = trained[order]
             found[values] = np.take_along_axis(cosines, order, axis=1).astype(np.float32)
         store.write(0, found)
 
@@ -238,7 +238,7 @@ class Finder:
         ((dim, step),) = catalog.column_blocks(
             [targets.sizes[name] for name in dims], self.config.chunks.columns
         ).items()
-        there, here = (targets.rows("nsd_id", wanted) for wanted in (trained, ids))
+        there, here = (targets.rows("stimulus_id", wanted) for wanted in (trained, ids))
         for start in range(0, targets.sizes[dim], step):
             region = {dim: slice(start, min(start + step, targets.sizes[dim]))}
             made = predicted.read("latent", region)
@@ -281,7 +281,7 @@ class Source:
     Attributes
     ----------
     first : the pictures of the first variant.
-    photos, trained : photos, and nsd_ids of the training stimuli; None and none where no control shows photos.
+    photos, trained : photos, and stimulus_ids of the training stimuli; None and none where no control shows photos.
     neighbours : the nearest training stimuli.
     """
 
@@ -314,7 +314,7 @@ class Controls:
                 image = np.broadcast_to(mean, (n, count, *mean.shape))
             else:
                 assert source.neighbours is not None
-                ids = source.neighbours.read("train_nsd_id", {"stimulus": rows, "neighbour": slice(0, count)})
+                ids = source.neighbours.read("train_stimulus_id", {"stimulus": rows, "neighbour": slice(0, count)})
                 image = np.stack([next(self._photos(source, pixels, of)) for of in ids])
             store.write(partition, {"image": np.ascontiguousarray(image)})
 
@@ -328,7 +328,7 @@ class Controls:
         assert source.photos is not None
         ids = source.trained if wanted is None else wanted
         for start in range(0, len(ids), BLOCK):
-            rows = source.photos.rows("nsd_id", ids[start : start + BLOCK])
+            rows = source.photos.rows("stimulus_id", ids[start : start + BLOCK])
             order = np.argsort(rows)
             photos = source.photos.read("image", {"stimulus": rows[order]})[np.argsort(order)]
             yield resize(photos, pixels, Image.Resampling.LANCZOS)

@@ -38,7 +38,7 @@ class Selector:
         rows = {"stimulus": region["stimulus"]}
         pictures = self.images[subject, self.variants[subject][region["variant"].start]].read("image", rows)
         n, k = pictures.shape[:2]
-        ids = np.repeat(store.read("nsd_id", rows), k)
+        ids = np.repeat(store.read("stimulus_id", rows), k)
         shown = Stimuli(ids, pictures.reshape(n * k, *pictures.shape[2:]), [[]] * (n * k))
         return self.encoder.prepare(shown)
 
@@ -49,7 +49,7 @@ class Selector:
         subject, partition = task
         store = self.stores[subject]
         rows = {"stimulus": store.spec.region(store.sizes, partition)["stimulus"]}
-        predicted = self.latents[subject].read(self.space, store.read("nsd_id", rows))
+        predicted = self.latents[subject].read(self.space, store.read("stimulus_id", rows))
         found = agreement(made, predicted)
         store.write(partition, {"agreement": found[None].astype(np.float32), "best": best(found)[None]})
 

@@ -185,7 +185,7 @@ def _latents(context: Context, painter: str) -> dict[str, Latents]:
 def _start_guesses(context: Context, painter: str) -> Work:
     config, latents = context.config, _latents(context, painter)
     stores = {
-        subject: context.declare(keys.guesses(painter, subject), {"nsd_id": latents[subject].test_ids()})
+        subject: context.declare(keys.guesses(painter, subject), {"stimulus_id": latents[subject].test_ids()})
         for subject in context.painted
     }
     blocks = [((subject, p), n) for subject, store in stores.items() for p, n in _missing(store)]
@@ -199,7 +199,7 @@ def _start_images(context: Context, painter: str) -> Work:
         guesses = {subject: context.ready(keys.guesses(painter, subject)) for subject in context.painted}
     stores = {
         (subject, variant): context.declare(
-            keys.reconstructions(painter, subject, variant), {"nsd_id": latents[subject].test_ids()}
+            keys.reconstructions(painter, subject, variant), {"stimulus_id": latents[subject].test_ids()}
         )
         for subject in context.painted
         for variant in settings.variants
@@ -223,7 +223,7 @@ def _start_selection(context: Context, painter: str, space: str) -> Work:
         latents[subject] = Latents({space: parts.joined(context, latent_keys(config, subject, space))}, {space: rule})
         of = {variant: context.ready(keys.reconstructions(painter, subject, variant)) for variant in variants[subject]}
         images |= {(subject, variant): store for variant, store in of.items()}
-        given = {"variant": text(variants[subject]), "nsd_id": of[variants[subject][0]].read("nsd_id")}
+        given = {"variant": text(variants[subject]), "stimulus_id": of[variants[subject][0]].read("stimulus_id")}
         stores[subject] = context.declare(keys.selected(painter, subject), given)
     return Work(pairs(stores), partial(Selector, config, space, variants, latents, images, stores))
 
@@ -236,7 +236,7 @@ def _start_means(context: Context) -> Work:
     rules = {}
     for space in config.decoded_spaces:
         predictions = [context.ready(keys.predictions(subject, space)) for subject in sorted(context.subjects)]
-        ids = shared_ids([source.read("nsd_id") for source in predictions])
+        ids = shared_ids([source.read("stimulus_id") for source in predictions])
         if not len(ids):
             raise StoreError(
                 keys.predictions(MEAN, space),
@@ -244,7 +244,7 @@ def _start_means(context: Context) -> Work:
                 expected="some: the mean is taken over the predictions of one stimulus",
                 action="set `reconstruct.subject_mean: false`, or choose another test set (`dataset.split`)",
             )
-        stores[space] = context.declare(keys.predictions(MEAN, space), {"nsd_id": ids})
+        stores[space] = context.declare(keys.predictions(MEAN, space), {"stimulus_id": ids})
         targets = parts.targets(space, parts.of_pictures(config, MEAN))
         sources[space] = (predictions, parts.joined(context, targets))
         rules[space] = config.ridge_of(space).standardise

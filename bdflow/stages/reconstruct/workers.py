@@ -28,8 +28,8 @@ def shared_ids(ids: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def ids_of(store: Store, partition: int) -> np.ndarray:
-    """nsd_id of the pictures of a partition."""
-    return store.read("nsd_id", {"stimulus": rows_of(store, partition)})
+    """stimulus_id of the pictures of a partition."""
+    return store.read("stimulus_id", {"stimulus": rows_of(store, partition)})
 
 
 def rows_of(store: Store, partition: int) -> slice:
@@ -52,7 +52,7 @@ class Averager:
         space, partition = task
         store, (predictions, targets) = self.stores[space], self.sources[space]
         rule = self.rules[space]
-        block, ids = store.spec.region(store.sizes, partition), store.read("nsd_id")
+        block, ids = store.spec.region(store.sizes, partition), store.read("stimulus_id")
         latents = []
         for source in predictions:
             statistics = {name: source.read(name, block) for name in ridge.RULES[rule]}
@@ -67,7 +67,7 @@ class Averager:
 
 def _rows(store: Store | Joined, ids: np.ndarray, block: Mapping[str, slice] | None = None) -> np.ndarray:
     """Latents of some stimuli in the order asked for, float32; `block` cuts the other dimensions."""
-    rows = store.rows("nsd_id", ids)
+    rows = store.rows("stimulus_id", ids)
     order = np.argsort(rows)
     latent = store.read("latent", {"stimulus": rows[order], **(block or {})})
     return latent[np.argsort(order)].astype(np.float32)
@@ -83,10 +83,10 @@ class Latents:
     rules: Mapping[str, str | None]
 
     def test_ids(self) -> np.ndarray:
-        """nsd_id of the test stimuli, in the order of the pictures."""
+        """stimulus_id of the test stimuli, in the order of the pictures."""
         found = []
         for space, store in self.stores.items():
-            ids = store.read("nsd_id")
+            ids = store.read("stimulus_id")
             found.append(ids[store.read("split") == "test"] if self.rules[space] is None else ids)
         return shared_ids(found)
 

@@ -299,14 +299,14 @@ def _declare_system(context: Context, subject: str, design: Design, responses: S
     key = keys.system(subject, design.name)
     used = region_patterns.used_voxels(context, subject, design)
     given: dict[str, np.ndarray] = {"used": used, "voxel": np.flatnonzero(used)}
-    ids, split = responses.read("nsd_id"), responses.read("split")
-    given |= {"nsd_id": ids, "split": split, "train_nsd_id": ids[split != "test"]}
+    ids, split = responses.read("stimulus_id"), responses.read("split")
+    given |= {"stimulus_id": ids, "split": split, "train_stimulus_id": ids[split != "test"]}
     return context.declare(key, given)
 
 
 def _train_stimuli(responses: Store) -> np.ndarray:
-    """nsd_id of each training stimulus, once."""
-    return Grouping(responses.read("nsd_id")[responses.read("split") != "test"]).ids
+    """stimulus_id of each training stimulus, once."""
+    return Grouping(responses.read("stimulus_id")[responses.read("split") != "test"]).ids
 
 
 def _start_validation(context: Context, validated: dict[str, Design]) -> Work:
@@ -320,9 +320,9 @@ def _start_validation(context: Context, validated: dict[str, Design]) -> Work:
             wanted = min(config.ridge.validation.stimuli, len(train))
             held_out = np.sort(rng.choice(len(train), wanted, replace=False))
             alphas = np.array(candidates(config, spaces[name]))
-            given = {"alpha": alphas, "train_nsd_id": train}
+            given = {"alpha": alphas, "train_stimulus_id": train}
             if not by_rows(config):
-                given["held_out_nsd_id"] = train[held_out]
+                given["held_out_stimulus_id"] = train[held_out]
             stores[subject, name] = context.declare(keys.validation(subject, name), given)
     tasks = [pair for pair, store in stores.items() if store.missing()]
     return Work(tasks, partial(Validator, solvers, stores, config, validated))
@@ -364,8 +364,8 @@ def _start_decoders(context: Context) -> Work:
                 "alpha": np.array(alphas),
                 "space_alpha": np.array(by_space),
                 "space": text(spaces),
-                "nsd_id": responses.read("nsd_id")[responses.read("split") == "test"],
-                "train_nsd_id": _train_stimuli(responses),
+                "stimulus_id": responses.read("stimulus_id")[responses.read("split") == "test"],
+                "train_stimulus_id": _train_stimuli(responses),
             }
             stores[subject, design.name] = context.declare(keys.decoder(subject, design.name), given)
     return Work([pair for pair, store in stores.items() if store.missing()], partial(Factoriser, solvers, stores))
@@ -386,7 +386,7 @@ def _start_predictions(context: Context) -> Work:
                 validation[subject, space] = context.ready(keys.validation(subject, design.name))
             if of.choose == "per_target":
                 selection[subject, space] = context.ready(keys.selection(subject, space))
-            given = {"nsd_id": decoder.read("nsd_id")}
+            given = {"stimulus_id": decoder.read("stimulus_id")}
             stores[space][subject] = context.declare(keys.predictions(subject, space), given)
     responses = {
         (subject, space): _responses(context, subject, design_of(config, space))
@@ -394,7 +394,8 @@ def _start_predictions(context: Context) -> Work:
         for space in config.decoded_spaces
     }
     weights = {
-        pair: Grouping(store.read("nsd_id")[store.read("split") != "test"]).weights for pair, store in responses.items()
+        pair: Grouping(store.read("stimulus_id")[store.read("split") != "test"]).weights
+        for pair, store in responses.items()
     }
     intercepts = {space: design_of(config, space).intercept for space in config.decoded_spaces}
     tasks = [(space, p) for space, by_subject in stores.items() for p in missing_in_any(by_subject.values())]

@@ -144,7 +144,7 @@ def _means(matrix: Any, lengths: list[int]) -> Any:
 
 def held_out_rows(validation: Store) -> np.ndarray:
     """Positions of the stimuli that cross-validation predicts among the training stimuli, ascending."""
-    return np.sort(validation.rows("train_nsd_id", validation.read("held_out_nsd_id")))
+    return np.sort(validation.rows("train_stimulus_id", validation.read("held_out_stimulus_id")))
 
 
 class Factoriser:
@@ -172,7 +172,7 @@ class Reading:
     def columns(self, space: str, ids: np.ndarray) -> Columns:
         """The latents of these stimuli."""
         targets = self.targets[space]
-        return Columns(targets, targets.rows("nsd_id", ids), self.piece_rows)
+        return Columns(targets, targets.rows("stimulus_id", ids), self.piece_rows)
 
 
 class Selector:
@@ -197,7 +197,7 @@ class Selector:
         if self.loaded == (store.path, tuple(wanted)):
             return
         self.loaded = (store.path, tuple(wanted))
-        self.train, self.alphas, self.by_rows = store.read("train_nsd_id"), wanted, "error" in store.arrays
+        self.train, self.alphas, self.by_rows = store.read("train_stimulus_id"), wanted, "error" in store.arrays
         self.rows = np.zeros(0, int) if self.by_rows else held_out_rows(store)
         at, name = np.searchsorted(store.read("alpha"), wanted), "error" if self.by_rows else "matrix"
         self.matrices = [to_device(store.read(name, {"alpha": slice(i, i + 1)})[0], self.device) for i in at]
@@ -323,8 +323,8 @@ class Predictor:
         self.decoders.load(space)
         self.space = space
         stores = {subject: self.decoders.of_subject(subject) for subject in self.stores[space]}
-        self.train = {s: self.reading.columns(space, store.read("train_nsd_id")) for s, store in stores.items()}
-        self.test = {s: self.reading.columns(space, store.read("nsd_id")) for s, store in stores.items()}
+        self.train = {s: self.reading.columns(space, store.read("train_stimulus_id")) for s, store in stores.items()}
+        self.test = {s: self.reading.columns(space, store.read("stimulus_id")) for s, store in stores.items()}
 
     def __call__(self, task: tuple[str, int]) -> None:
         space, partition = task
@@ -399,7 +399,7 @@ class Weigher:
         used: Sequence[float] = alphas.tolist() if np.isnan(own) else [float(own)]
         hats = solver.ridge_system().hat_matrices(solver.of_voxels(voxels), used)
         matrices = [grouping.sum_columns(hat) for hat in hats]
-        columns = self.reading.columns(space, decoder.read("train_nsd_id"))
+        columns = self.reading.columns(space, decoder.read("train_stimulus_id"))
         for partition in missing:
             region = store.spec.region(store.sizes, partition)
             block = {dim: part for dim, part in region.items() if dim != "voxel"}

@@ -17,7 +17,11 @@ from typer.testing import CliRunner
 
 from bdflow.cli.main import app
 from bdflow.config import parse
-from bdflow.datasets.nsd import NSD, NSDReader, download, identity, open_session, voxel_mask
+from bdflow.datasets.formats.betas import open_session
+from bdflow.datasets.formats.identity import identity
+from bdflow.datasets.formats.volumes import voxel_mask
+from bdflow.datasets.nsd import NSD, download
+from bdflow.datasets.reader import Reader
 from bdflow.errors import InputError
 from bdflow.pipeline import Pipeline
 from bdflow.stages.ingest import Ingest
@@ -54,12 +58,10 @@ def config(settings, tmp_path):
 
 def expected_names(root: Path, config) -> set[str]:
     """What the readers of the pipeline ask for, file by file."""
-    data = NSDReader(config)
-    files = [data.nsd.design_path, data.nsd.stimuli_path, data.nsd.captions_path]
+    data = Reader(config)
+    files = [*data.dataset.stimulus_files().values()]
     for subject in config.subjects:
-        files += [data.nsd.session_path(subject, n) for n in range(1, config.dataset.sessions + 1)]
-        files += [data.nsd.roi(subject, name).path for name in data.region_files(subject)]
-        files.append(data.nsd.betas_folder(subject) / "ncsnr.nii.gz")
+        files += data.dataset.beta_files(subject, data.sessions(subject)).values()
     return {str(file.relative_to(root)) for file in files}
 
 
@@ -370,3 +372,23 @@ def test_fetched_and_ingested_through_a_failing_network(nsd, settings, s3, tmp_p
     assert s3.failed.total() > 5
     assert Study(tmp_path / "remote/study.zarr").store("stimuli/shared").sealed
     assert os.environ["AWS_ENDPOINT_URL"] == s3.url
+
+
+def test_names_of_regions_and_atlases_are_fetched_too(tmp_path):
+    """All that is read but COCO's own captions, which are elsewhere; without `sessions`, all that the source has."""
+    quirks, source = Path(__file__).parents[2] / "samples/nsd_quirks", place("memory://fetch-quirks/nsd")
+    upload(quirks, source)
+    config = parse(
+        {
+            "study": str(tmp_path / "study.zarr"),
+            "subjects": ["subj01", "subj04"],
+            "dataset": {"root": str(quirks), "options": {"atlases": ["HCP_MMP1"]}},
+            "spaces": {"text": {"encoder": "clip_text"}},
+            "report": {"path": str(tmp_path / "report")},
+        }
+    )
+    read = expected_names(quirks, config)
+    assert any(name.endswith("HCP_MMP1.mgz.ctab") for name in read)
+    elsewhere = {name for name in read if "captions_" in name}
+    assert len(elsewhere) == 2
+    assert {item.name for item in download.listing(config, source)} == read - elsewhere

@@ -14,7 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdflow.datasets import nsd
-from bdflow.datasets.nsd import NSD, Design, split_stimuli, stimuli_of, voxel_mask
+from bdflow.datasets.ceilings import noise_ceiling
+from bdflow.datasets.formats.betas import open_session
+from bdflow.datasets.formats.identity import identity
+from bdflow.datasets.formats.volumes import voxel_mask
+from bdflow.datasets.nsd import NSD
 from bdflow.errors import InputError
 from bdflow.simulation.files import make_design, write_design, write_hdf5, write_nifti
 
@@ -107,7 +111,7 @@ def test_both_formats_give_the_same(tmp_path_factory, shape, trials, dtype, chun
             file["betas"] = betas.transpose(0, 3, 2, 1)
     expected = betas[:, mask]
     for ending in ("nii.gz", "hdf5"):
-        opened = nsd.open_session(folder / f"betas_session01.{ending}")
+        opened = open_session(folder / f"betas_session01.{ending}")
         found = opened.read_masked(mask)
         assert found.dtype == np.dtype(dtype).newbyteorder("=")
         np.testing.assert_array_equal(found, expected)
@@ -118,7 +122,7 @@ def test_scaled_nifti_gives_scaled_floats(tmp_path):
     image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 2, 2), np.eye(4))
     image.header.set_slope_inter(0.5, 3)
     nib.save(image, tmp_path / "a.nii.gz")
-    opened = nsd.open_session(tmp_path / "a.nii.gz")
+    opened = open_session(tmp_path / "a.nii.gz")
     expected = nib.load(tmp_path / "a.nii.gz").get_fdata()
     assert opened.dtype == np.float32
     np.testing.assert_allclose(opened.read_masked(np.ones((2, 3, 2), bool)), expected.reshape(-1, 2).T)
@@ -134,7 +138,7 @@ def test_memory_does_not_grow_with_the_session(tmp_path, ending):
         path = tmp_path / f"{trials}.{ending}"
         volumes = (np.full(shape, t, np.int16) for t in range(trials))
         (write_nifti if ending == "nii.gz" else write_hdf5)(path, (*shape, trials), np.dtype(np.int16), volumes)
-        opened, out = nsd.open_session(path), np.empty((trials, 4), np.int16)
+        opened, out = open_session(path), np.empty((trials, 4), np.int16)
         tracemalloc.start()
         opened.read_masked(mask, out)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -352,7 +356,7 @@ def test_subject_names(name):
 
 
 def test_noise_ceiling_and_labels(made):
-    assert nsd.noise_ceiling(np.array([0.0, 1.0]), 3).tolist() == [0.0, 75.0]
+    assert noise_ceiling(np.array([0.0, 1.0]), 3).tolist() == [0.0, 75.0]
     assert nsd.roi_labels("prf-visualrois")[7] == "hV4"
     assert NSD(made).roi_names("subj01") == ["nsdgeneral"]
     assert NSD(made).ncsnr("subj01").dtype == np.float32
@@ -368,77 +372,10 @@ def test_identity_sees_ends_and_length(tmp_path):
         if change is not None:
             content[change] ^= 1
         path.write_bytes(content)
-        seen.add(nsd.identity(path))
+        seen.add(identity(path))
     path.write_bytes(content + b"\0")
-    assert len(seen | {nsd.identity(path)}) == 6
+    assert len(seen | {identity(path)}) == 6
     (tmp_path / "b").write_bytes(content + b"\0")
-    assert nsd.identity(tmp_path / "b") == nsd.identity(path)
+    assert identity(tmp_path / "b") == identity(path)
     with pytest.raises(InputError):
-        nsd.identity(tmp_path / "c")
-
-
-@pytest.fixture(scope="module")
-def design() -> Design:
-    return Design(**make_design_flat(), path=Path("design.mat"))
-
-
-def make_design_flat():
-    made = make_design(n_shared=6, n_own=10, repeats=3, seed=1)
-    return {k: v if k == "subjectim" else v.ravel() for k, v in made.items()}
-
-
-def test_split_by_shared_stimuli(design):
-    subjects, trials = ("subj01", "subj05"), {"subj01": 48, "subj05": 20}
-    split = split_stimuli(design, subjects, trials)
-    for subject in subjects:
-        ids, shared = design.nsd_ids(subject, trials[subject]), design.is_shared(trials[subject])
-        assert split.test[subject].tolist() == sorted(set(ids[shared].tolist()))
-        assert split.train[subject].tolist() == sorted(set(ids[~shared].tolist()))
-    ids, part = stimuli_of(design, split, "shared")
-    assert ids.tolist() == split.test["subj01"].tolist()
-    assert part.tolist() == ["test"] * 6
-    for subject in subjects:
-        ids, part = stimuli_of(design, split, subject)
-        assert ids.tolist() == split.train[subject].tolist()
-        assert set(part.tolist()) == {"train"}
-
-
-def test_split_by_a_file(design, tmp_path):
-    subjects = ("subj01", "subj02")
-    trials = dict.fromkeys(subjects, 48)
-    listed = [*(design.subjectim[0, 8:11] - 1), *(design.subjectim[1, 12:14] - 1), design.sharedix[0] - 1]
-    path = tmp_path / "test.txt"
-    path.write_text("# held out\n" + "\n".join(str(i) for i in listed))
-    split = split_stimuli(design, subjects, trials, test=path)
-    assert split.test["subj01"].tolist() == sorted([*listed[:3], listed[5]])
-    assert split.train["subj02"].size == 16 - 3
-    shared, first, second = (stimuli_of(design, split, part) for part in ("shared", *subjects))
-    assert shared[0][0] == listed[5]
-    assert shared[1].tolist() == ["test"] + ["train"] * 5
-    assert first[0].tolist() == [*sorted(listed[:3]), *np.setdiff1d(split.train["subj01"], design.sharedix - 1)]
-    assert first[1].tolist() == ["test"] * 3 + ["train"] * 7
-    assert second[1].tolist() == ["test"] * 2 + ["train"] * 8
-    assert sorted(np.concatenate([shared[0], first[0], second[0]])) == sorted(np.unique(design.subjectim[:2] - 1))
-    np.save(tmp_path / "test.npy", listed)
-    again = split_stimuli(design, subjects, trials, test=tmp_path / "test.npy")
-    assert again.test["subj02"].tolist() == split.test["subj02"].tolist()
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [("3\n999", "outside the stimuli: 999"), ("-1", "-1"), ("4\n5\n4", "twice: 4"), ("1.5", "whole"), ("a", "list")],
-)
-def test_bad_split_file(design, tmp_path, text, word):
-    path = tmp_path / "test.txt"
-    path.write_text(text)
-    with pytest.raises(InputError) as error:
-        split_stimuli(design, ("subj01",), {"subj01": 48}, test=path, n_stimuli=86)
-    check(error, path, word)
-
-
-def test_split_without_test_stimuli(design, tmp_path):
-    path = tmp_path / "test.txt"
-    path.write_text(str(design.subjectim[3, 9] - 1))
-    with pytest.raises(InputError) as error:
-        split_stimuli(design, ("subj01",), {"subj01": 48}, test=path)
-    check(error, path, "subj01", "no test stimulus")
+        identity(tmp_path / "c")

@@ -12,14 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdflow.config import parse
-from bdflow.datasets.nsd import NSD, Grid, NSDReader, check_same_grid, identity, voxel_mask
-from bdflow.datasets.nsd.grids import affine_of
+from bdflow.datasets.formats.grids import Grid, affine_of, check_same_grid
+from bdflow.datasets.formats.identity import identity
+from bdflow.datasets.formats.volumes import voxel_mask
+from bdflow.datasets.nsd import NSD
+from bdflow.datasets.reader import Reader
 from bdflow.errors import InputError
 from bdflow.pipeline import Pipeline
 from bdflow.study import region_patterns
 from tests.support import logs
 
-QUIRKS = Path(__file__).parent / "quirks"
+QUIRKS = Path(__file__).parents[2] / "samples/nsd_quirks"
 SPACE, BETAS = "func1pt8mm", "betas_fithrf_GLMdenoise_RR"
 VOLUMES = {
     "mask": "nsddata/ppdata/subj01/func1pt8mm/roi/nsdgeneral.nii.gz",
@@ -77,7 +80,7 @@ def test_a_flipped_volume_with_a_matching_affine_is_refused(root, which, axis):
     before = nib.load(path).affine
     flipped(path, axis)
     with pytest.raises(InputError) as error:
-        NSDReader(config(root)).mask("subj01")
+        Reader(config(root)).mask("subj01")
     for affine in (before, nib.load(path).affine):
         assert str(affine.round(4).tolist()) in str(error.value), "both affines"
     names = {"".join(nib.aff2axcodes(affine)) for affine in (before, nib.load(path).affine)}
@@ -92,7 +95,7 @@ def test_another_voxel_size_is_refused(root, which):
     path = root / VOLUMES[which]
     reoriented(path, nib.load(path).affine @ np.diag([1, 1.2, 1, 1]))
     with pytest.raises(InputError, match=r"voxels of \[1\.8, 2\.16, 1\.8\] mm"):
-        NSDReader(config(root)).mask("subj01")
+        Reader(config(root)).mask("subj01")
 
 
 @pytest.mark.parametrize("which", VOLUMES)
@@ -100,13 +103,13 @@ def test_another_shape_is_refused(root, which):
     path = root / VOLUMES[which]
     reoriented(path, nib.load(path).affine, np.asarray(nib.load(path).dataobj)[:, :-1])
     with pytest.raises(InputError, match=r"a volume of shape \(12, 1[01], 10\)"):
-        NSDReader(config(root)).mask("subj01")
+        Reader(config(root)).mask("subj01")
 
 
 @pytest.mark.parametrize("how", ["identity", "no form code", "a shifted origin", "corner at zero"])
 @pytest.mark.parametrize("which", VOLUMES)
 def test_headers_that_say_nothing_of_axes_are_no_reason_to_refuse(root, which, how, caplog):
-    expected = NSDReader(config(root)).mask("subj01")
+    expected = Reader(config(root)).mask("subj01")
     path = root / VOLUMES[which]
     affine = nib.load(path).affine.copy()
     if how == "identity":
@@ -117,26 +120,26 @@ def test_headers_that_say_nothing_of_axes_are_no_reason_to_refuse(root, which, h
         affine[:3, 3] += [5, 0, -30]
     reoriented(path, affine, codes=(0, 0) if how == "no form code" else (1, 1))
     with caplog.at_level(logging.WARNING, "bdflow"):
-        np.testing.assert_array_equal(NSDReader(config(root)).mask("subj01"), expected)
+        np.testing.assert_array_equal(Reader(config(root)).mask("subj01"), expected)
     assert ("origin" in logs.text(caplog)) == (how in ("a shifted origin", "corner at zero"))
     assert logs.text(caplog).count("origin than") <= 1, "said once for all volumes"
 
 
 def test_hdf5_betas_have_no_affine_and_other_volumes_are_compared_all_the_same(root):
     assert NSD(root).open_session("subj04", 1).grid.affine is None
-    NSDReader(config(root, "subj04")).mask("subj04")
+    Reader(config(root, "subj04")).mask("subj04")
     flipped(root / VOLUMES["ncsnr"].replace("subj01", "subj04"))
     with pytest.raises(InputError, match="LAS"):
-        NSDReader(config(root, "subj04")).mask("subj04")
+        Reader(config(root, "subj04")).mask("subj04")
 
 
 def test_a_flipped_region_is_found_where_the_mask_has_an_identity(root):
     """The first volume that states an affine is what the others are compared with."""
     reoriented(root / VOLUMES["mask"], np.eye(4))
-    NSDReader(config(root)).mask("subj01")
+    Reader(config(root)).mask("subj01")
     flipped(root / VOLUMES["region"])
     with pytest.raises(InputError, match="axes that run to"):
-        NSDReader(config(root)).mask("subj01")
+        Reader(config(root)).mask("subj01")
 
 
 def affines(shape) -> list[np.ndarray]:
@@ -260,8 +263,8 @@ def test_masks_of_ones_own_hold_labels(study, tmp_path, value):
 
 
 def test_the_digest_of_a_file_of_validity_counts(root):
-    reader = NSDReader(config(root))
+    reader = Reader(config(root))
     inputs = reader.beta_inputs("subj01")
     assert inputs["valid session 02"] == identity(root / VOLUMES["validity"])
     (root / VOLUMES["validity"]).unlink()
-    assert "valid session 02" not in NSDReader(config(root)).beta_inputs("subj01")
+    assert "valid session 02" not in Reader(config(root)).beta_inputs("subj01")

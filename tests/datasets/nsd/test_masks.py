@@ -11,16 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdflow.config import parse
-from bdflow.datasets.nsd import NSD, ROI_FILES, ROI_LABELS, NSDReader, voxel_mask
+from bdflow.datasets.formats.volumes import voxel_mask
+from bdflow.datasets.nsd import NSD, ROI_FILES, ROI_LABELS
+from bdflow.datasets.nsd.color_tables import region_labels
+from bdflow.datasets.reader import Reader
 from bdflow.errors import InputError
 from bdflow.pipeline import Pipeline
 from bdflow.regions.language import AGGREGATES, Atlas, Vocabulary
 from bdflow.study import region_patterns
 from bdflow.study.voxel_maps import voxel_maps
 
-QUIRKS = Path(__file__).parent / "quirks"
+QUIRKS = Path(__file__).parents[2] / "samples/nsd_quirks"
 ROIS = "nsddata/ppdata/subj01/func1pt8mm/roi"
 FILES = {name: ROI_LABELS[name] for name in ROI_FILES}
+REGIONS = [f"{name}/{label}" for name, labels in FILES.items() for label in labels]
 
 
 def config(root: Path, where: Path, mask: str, **more):
@@ -50,7 +54,11 @@ def test_the_mask_the_region_of_its_name_and_its_map_are_the_same_voxels(tmp_pat
     inside = voxel_mask(volume)
     assert inside.sum() == atlas.valid.size
     np.testing.assert_array_equal(atlas.pattern(mask) > 0, atlas.valid)
-    np.testing.assert_array_equal(atlas.labels[mask], volume.data[inside])
+    for number in np.unique(volume.data[inside]):
+        if number <= 0:
+            continue
+        name = region_labels(QUIRKS, "subj01", mask)[int(number)]
+        np.testing.assert_array_equal(atlas.regions[f"{mask}/{name}"], volume.data[inside] == number)
     assert atlas.counts()[mask] == atlas.valid.sum()
     maps = voxel_maps(context, "subj01")
     np.testing.assert_array_equal(maps[f"region_{mask}"], atlas.valid)
@@ -63,9 +71,10 @@ def test_the_mask_the_region_of_its_name_and_its_map_are_the_same_voxels(tmp_pat
 def test_labels_of_the_mask_have_their_names_where_they_are_known(tmp_path):
     pipeline = Pipeline(config(QUIRKS, tmp_path, "streams"))
     pipeline.run(("ingest",))
-    atlas = region_patterns.atlas(pipeline.context(), "subj01", {})
+    atlas, volume = region_patterns.atlas(pipeline.context(), "subj01", {}), NSD(QUIRKS).roi("subj01", "streams")
+    inside = voxel_mask(volume)
     for number, name in enumerate(ROI_LABELS["streams"], start=1):
-        expected = (atlas.labels["streams"] == number) & atlas.valid
+        expected = (volume.data[inside] == number) & atlas.valid
         np.testing.assert_array_equal(atlas.pattern(name) > 0, expected)
 
 
@@ -76,7 +85,7 @@ def test_a_mask_file_with_the_name_of_a_region_is_refused_where_regions_are_name
     more = {"roi": {"sets": {"one": ["hV4 | V1"]}}}
     with pytest.raises(InputError) as error:
         region_patterns.vocabulary(config(root, tmp_path, name, **more))
-    for word in ("two meanings", f"any label of the file {name}", "dataset.mask"):
+    for word in ("two meanings", f"every voxel of the mask {name}", "dataset.mask"):
         assert word in str(error.value)
 
 
@@ -87,27 +96,30 @@ NAMES = [*FILES, *AGGREGATES, *(label for labels in FILES.values() for label in 
 def test_no_name_of_a_mask_or_file_may_be_another_ones(name, spelt, as_mask):
     """In whatever case."""
     taken = spelt(name)
-    labels = {"nsdgeneral": ("nsdgeneral",), **FILES}
+    regions = ["nsdgeneral/nsdgeneral", *REGIONS]
     if as_mask:
-        with pytest.raises(InputError, match="one that is not one of NSD's"):
-            Vocabulary(labels, (taken,))
-    elif taken in labels:
-        assert Vocabulary({taken: labels[taken], **labels}).names()[taken] == (taken, ())
+        with pytest.raises(InputError, match="one that is none of the dataset's"):
+            Vocabulary(regions, "nsdgeneral", (taken,))
+    elif taken in ("nsdgeneral", *FILES):
+        assert Vocabulary(regions, taken).names()[taken] == ()
+    elif name in ("nsdgeneral", *FILES):
+        assert Vocabulary(regions, taken).names()[taken] == (), "in another case it is the same name"
     else:
         with pytest.raises(InputError, match="two meanings"):
-            Vocabulary({taken: (), **labels})
+            Vocabulary(regions, taken)
 
 
 def test_two_masks_of_ones_own_need_two_names():
-    Vocabulary(FILES, ("mine", "yours"))
-    with pytest.raises(InputError, match=r"the mask mine of .*, and the mask Mine"):
-        Vocabulary(FILES, ("mine", "Mine"))
+    Vocabulary(REGIONS, None, ("mine", "yours"))
+    with pytest.raises(InputError, match=r"two meanings: .*the mask Mine"):
+        Vocabulary(REGIONS, None, ("mine", "Mine"))
 
 
 @given(st.lists(st.sampled_from([-1, 0, 1, 2, 7, 180, 32767]), min_size=1, max_size=30))
-def test_a_files_name_is_what_voxel_mask_gives(labels):
+def test_a_collections_name_is_any_of_its_regions(labels):
     values = np.array(labels)
-    atlas = Atlas(Vocabulary({"atlas": (), **FILES}), {"atlas": values}, np.ones(values.size, bool))
+    regions = {f"atlas/{number}": values == number for number in (1, 2, 7, 180, 32767)}
+    atlas = Atlas(Vocabulary([*regions, *REGIONS]), regions, np.ones(values.size, bool))
     if (values > 0).any():
         np.testing.assert_array_equal(atlas.pattern("atlas") > 0, values > 0)
     else:
@@ -141,7 +153,7 @@ def test_noise_ceilings_that_are_none(tmp_path, value):
     data[2, 3, 4] = value
     nib.save(nib.Nifti1Image(data, image.affine, dtype=np.float64), path)
     with pytest.raises(InputError, match=r"ncsnr\.nii\.gz.* at \(2, 3, 4\)"):
-        NSDReader(config(root, tmp_path, "nsdgeneral")).ncsnr("subj01")
+        Reader(config(root, tmp_path, "nsdgeneral")).ncsnr("subj01")
 
 
 @pytest.mark.parametrize("value", [2, 0.5, np.nan])
@@ -153,4 +165,4 @@ def test_files_of_validity_say_yes_or_no(tmp_path, value):
     data[2, 3, 4] = value
     nib.save(nib.Nifti1Image(data, image.affine, dtype=np.float64), path)
     with pytest.raises(InputError, match=r"valid_session02\.nii\.gz"):
-        NSDReader(config(root, tmp_path, "nsdgeneral")).mask("subj01")
+        Reader(config(root, tmp_path, "nsdgeneral")).mask("subj01")

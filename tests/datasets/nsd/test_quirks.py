@@ -14,14 +14,18 @@ from sklearn.linear_model import Ridge
 
 from bdflow.config import parse
 from bdflow.datasets import nsd
-from bdflow.datasets.nsd import NSD, NSDReader, clipped, noise_ceiling, voxel_mask
+from bdflow.datasets.ceilings import noise_ceiling
+from bdflow.datasets.formats.volumes import voxel_mask
+from bdflow.datasets.nsd import NSD, clipped, nsd_id_of, stimulus_id
+from bdflow.datasets.nsd.dataset import session_name, session_number
+from bdflow.datasets.reader import Reader
 from bdflow.errors import InputError
 from bdflow.pipeline import STAGES, Pipeline
 from bdflow.stores import Store
 from bdflow.study.graph import Graph
 from tests.support import logs
 
-ROOT = Path(__file__).parent / "quirks"
+ROOT = Path(__file__).parents[2] / "samples/nsd_quirks"
 EXPECTED = json.loads((ROOT / "expected.json").read_text())
 SUBJECTS = EXPECTED["subjects"]
 SESSIONS = {"subj01": 3, "subj04": 2}
@@ -55,8 +59,8 @@ def everywhere(subject: str) -> np.ndarray:
 
 def all_betas(content, subject: str) -> tuple[np.ndarray, np.ndarray]:
     """Stored values and validity (session, trial, x, y, z) of every voxel, as the reader gives them."""
-    reader, mask = NSDReader(parse(content)), everywhere(subject)
-    sessions = [reader.betas(subject, n, mask) for n in range(SESSIONS[subject])]
+    reader, mask = Reader(parse(content)), everywhere(subject)
+    sessions = [reader.dataset.betas(subject, name, mask) for name in reader.sessions(subject)]
     return tuple(
         np.stack([getattr(of, name).reshape(-1, *mask.shape) for of in sessions]) for name in ("values", "valid")
     )
@@ -64,19 +68,21 @@ def all_betas(content, subject: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_sizes_design_and_split(content, subject):
-    expected, reader = SUBJECTS[subject], NSDReader(parse(content))
-    assert [*reader.sessions(subject)] == list(range(1, expected["sessions"] + 1))
-    assert reader.session_trials(subject) == expected["trials_by_session"][0]
-    shown = reader.shown(subject)
+    expected, reader = SUBJECTS[subject], Reader(parse(content))
+    assert [*reader.sessions(subject)] == [f"session{n:02d}" for n in range(1, expected["sessions"] + 1)]
+    assert reader.most_trials(subject) == expected["trials_by_session"][0]
+    trials = reader.trials(subject)
+    shown = np.array([nsd_id_of(stimulus) for stimulus in trials.stimulus])
     assert len(shown) == expected["trials"]
+    assert trials.index[:40].tolist() == [*range(38), 0, 1]
     assert shown[:5].tolist() == expected["first_nsd_ids"]
     ids, repeats = np.unique(shown, return_counts=True)
     assert len(ids) == expected["stimuli_shown"]
     found = dict(zip(*(of.tolist() for of in np.unique(repeats, return_counts=True)), strict=True))
     assert found == {int(n): count for n, count in expected["stimuli_by_repeats"].items()}
-    shared = np.sort(reader.nsd.design().sharedix) - 1
+    shared = np.array(sorted(nsd_id_of(stimulus) for stimulus in reader.shared))
     assert shared.tolist() == EXPECTED["design"]["shared_nsd_ids"]
-    assert reader.split.test[subject].size == expected["shared_shown"]
+    assert len(reader.split[subject].test) == expected["shared_shown"]
     assert (repeats[np.isin(ids, shared)] == 3).sum() == expected["shared_shown_3_times"]
     assert reader.mask(subject).sum() == expected["nsdgeneral_voxels"]
 
@@ -164,20 +170,20 @@ def test_responses_are_means_over_what_was_measured(content, caplog):
 
         def value(store, of, ijk, at=at):
             voxel = int(np.flatnonzero((at == ijk).all(axis=1))[0])
-            return store.read("response")[store.rows("nsd_id", np.array([of["nsd_id"]]))[0], voxel]
+            return store.read("response")[store.rows("stimulus_id", np.array([stimulus_id(of["nsd_id"])]))[0], voxel]
 
         of = expected["response"]
-        assert np.flatnonzero(betas.read("nsd_id") == of["nsd_id"]).tolist() == of["trials"]
+        assert np.flatnonzero(betas.read("stimulus_id") == stimulus_id(of["nsd_id"])).tolist() == of["trials"]
         assert value(rows, of, of["ijk"]) == pytest.approx(of["mean_percent"], abs=1e-4)
         assert value(z_scored, of, of["ijk"]) == pytest.approx(of["mean_after_z_within_session"], abs=1e-4)
         never = (at[:, None] == np.array(expected["quirks"]["zero_in_every_session"])).all(axis=2).any(axis=1)
         valid = rows.read("valid") == 1
         assert not valid[never].any()
         # a voxel that misses a session is used where each stimulus was shown in another one
-        ids, session = betas.read("nsd_id"), betas.read("session")
+        ids, session = betas.read("stimulus_id"), betas.read("session")
         lost = expected["lost_session"]
         missed = int(np.flatnonzero((at == lost["ijk"]).all(axis=1))[0])
-        alone = set(ids.tolist()) - set(ids[session != lost["session"]].tolist())
+        alone = set(ids.tolist()) - set(ids[session != session_name(lost["session"])].tolist())
         assert valid[missed] == (not alone)
         assert valid.sum() == expected["decoding"]["voxels"] + valid[missed]
         assert rows.read("missing_trials")[missed] == expected["trials_by_session"][0]
@@ -198,7 +204,7 @@ def test_responses_are_means_over_what_was_measured(content, caplog):
 def test_the_mean_of_a_stimulus_at_a_voxel_that_misses_a_session(content, subject):
     """Also where the voxel is not decoded from in the end."""
     lost, (values, valid) = SUBJECTS[subject]["lost_session"], all_betas(content, subject)
-    shown = NSDReader(parse(content)).shown(subject) == lost["nsd_id"]
+    shown = Reader(parse(content)).trials(subject).stimulus == stimulus_id(lost["nsd_id"])
     found, known = (of.reshape(-1, *of.shape[2:])[(shown, *lost["ijk"])] for of in (values, valid))
     assert (known.size, known.sum()) == (lost["repeats"], lost["usable_repeats"])
     assert found[known].mean() / 300 == pytest.approx(lost["mean_over_trials_of_valid_sessions"], abs=1e-4)
@@ -210,11 +216,11 @@ def test_sessions_by_list_and_by_subject(content, sessions):
     config = parse(content | {"dataset": content["dataset"] | {"sessions": sessions}})
     Pipeline(config).run(("ingest",))
     for subject in SUBJECTS:
-        chosen = config.dataset.sessions_of(subject)
+        chosen = [session_number(name) for name in Reader(config).sessions(subject)]
         trials = np.concatenate([np.arange(38) + 38 * (n - 1) for n in chosen])
         store, design = Store(content["study"], f"betas/{subject}"), NSD(ROOT).design()
-        assert store.read("session").tolist() == np.repeat(chosen, 38).tolist()
-        assert store.read("nsd_id").tolist() == design.nsd_ids(subject, 114)[trials].tolist()
+        assert store.read("session").tolist() == [f"session{n:02d}" for n in np.repeat(chosen, 38)]
+        assert [*map(nsd_id_of, store.read("stimulus_id"))] == design.nsd_ids(subject, 114)[trials].tolist()
         mask = voxel_mask(NSD(ROOT).roi(subject, "nsdgeneral"))
         found = np.concatenate([NSD(ROOT).open_session(subject, n).read_masked(mask) for n in chosen])
         np.testing.assert_array_equal(store.read("beta"), found)
@@ -236,9 +242,9 @@ def test_another_subjects_sessions_make_nothing_stale(content):
     [
         ({"subj01": 3}, ["`dataset.sessions` of subj01 alone", "add subj04"]),
         ([1, 1], ["listed twice"]),
-        ([], ["a list of their numbers"]),
-        (True, ["a list of their numbers"]),
-        ({"subj01": [0], "subj04": 2}, ["a list of their numbers"]),
+        ([], ["a list of their names or numbers"]),
+        (True, ["a list of their names or numbers"]),
+        ({"subj01": [0], "subj04": 2}, ["a list of their names or numbers"]),
     ],
 )
 def test_sessions_that_are_none(content, sessions, words):
@@ -251,7 +257,7 @@ def test_sessions_that_are_none(content, sessions, words):
 def test_a_session_that_is_not_there_is_named_with_the_way_on(content):
     config = parse(content | {"dataset": content["dataset"] | {"sessions": 3}})
     with pytest.raises(InputError) as error:
-        NSDReader(config).beta_inputs("subj04")
+        Reader(config).beta_inputs("subj04")
     for word in ("betas_session03", "sessions 1-3 of subj04", "`dataset.sessions`", "(1-2)", "[1, 2]"):
         assert word in str(error.value)
 
@@ -332,12 +338,12 @@ def test_pictures_are_decoded_as_well_as_they_should_be(content):
     Pipeline(parse(content | {"spaces": spaces})).run(("ingest",))
     for subject, of in SUBJECTS.items():
         rows, expected = Store(content["study"], f"responses/{subject}/trials_zscored"), of["decoding"]
-        valid, train, ids = rows.read("valid") == 1, rows.read("split") == "train", rows.read("nsd_id")
+        valid, train, ids = rows.read("valid") == 1, rows.read("split") == "train", rows.read("stimulus_id")
         assert (valid.sum(), train.sum()) == (expected["voxels"], expected["train_trials"])
         x = rows.read("response")[:, valid].astype(float)
         x = (x - x[train].mean(axis=0)) / x[train].std(axis=0)
         with NSD(ROOT).stimuli() as stimuli:
-            y = features(stimuli.read(ids).astype(float))
+            y = features(stimuli.read([nsd_id_of(one) for one in ids.tolist()]).astype(float))
         found = Ridge(alpha=expected["ridge_alpha"]).fit(x[train], y[train]).predict(x[~train])
         assert (~train).sum() == expected["test_stimuli_shared"]
         r = [np.corrcoef(found[:, k], y[~train, k])[0, 1] for k in range(12)]

@@ -6,85 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdflow import npy
-from bdflow.datasets import nsd
+from bdflow.datasets.formats.volumes import read_volume
 from bdflow.datasets.nsd import NSD, Captions
-from bdflow.datasets.nsd.design import _read_ids
 from bdflow.errors import InputError
-
-WRONG_TEXTS = {
-    "two columns": "1 10\n2 20\n",
-    "one line": "1 2 3",
-    "commas": "1,2\n3,4",
-    "a row number and an id": "row id\n0 5\n1 6",
-    "floats": "1.0\n2.0",
-    "a float that is whole": "1e1",
-    "hexadecimal": "0x1",
-    "not finite": "nan",
-    "twice": "3\n4\n3",
-    "twice in another way": "3\n03",
-    "nothing": "# nothing\n\n",
-    "a sentence": "the first ten",
-    "long": "9" * 5000,
-}
-
-
-@pytest.mark.parametrize("case", WRONG_TEXTS)
-def test_split_files_that_are_no_list_of_ids(case, tmp_path):
-    path = tmp_path / "test.txt"
-    path.write_text(WRONG_TEXTS[case], encoding="utf-8")
-    with pytest.raises(InputError) as error:
-        _read_ids(path, 86)
-    assert str(path) in str(error.value)
-    assert "one a line" in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["\ufeff3\n5\n", "3\r\n5\r\n", "# ids\n 3  # a comment\n\n+5", "03\n05\n"])
-def test_split_files_as_editors_write_them(text, tmp_path):
-    path = tmp_path / "test.txt"
-    path.write_text(text, encoding="utf-8")
-    assert _read_ids(path, 86).tolist() == [3, 5]
-
-
-def test_a_split_file_of_another_encoding_is_named(tmp_path):
-    path = tmp_path / "test.txt"
-    path.write_bytes("3\n5".encode("utf-16"))
-    with pytest.raises(InputError, match="no readable list"):
-        _read_ids(path, 86)
-
-
-WRONG_ARRAYS = {
-    "two columns": np.arange(6).reshape(3, 2),
-    "one column": np.arange(3).reshape(3, 1),
-    "one row": np.arange(3).reshape(1, 3),
-    "no axis": np.array(3),
-    "truths": np.array([True, False]),
-    "text": np.array(["1", "2"]),
-    "complex": np.array([1j, 2]),
-    "fractions": np.array([1.5]),
-    "not finite": np.array([1, np.nan]),
-    "twice": np.array([1, 2, 1]),
-    "objects": np.array([1, "a"], object),
-    "records": np.zeros(3, [("row", int), ("id", int)]),
-    "huge": np.array([1e300]),
-    "none": np.array([], int),
-}
-
-
-@pytest.mark.parametrize("case", WRONG_ARRAYS)
-def test_split_arrays_that_are_no_list_of_ids(case, tmp_path):
-    path = tmp_path / "test.npy"
-    np.save(path, WRONG_ARRAYS[case], allow_pickle=True)
-    with pytest.raises(InputError) as error:
-        _read_ids(path, 86)
-    assert str(path) in str(error.value)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 85), min_size=1, unique=True), st.sampled_from(["i2", "u8", "f4"]))
-def test_split_arrays_of_ids(tmp_path_factory, ids, dtype):
-    path = tmp_path_factory.mktemp("split") / "test.npy"
-    np.save(path, np.array(ids, dtype))
-    assert _read_ids(path, 86).tolist() == ids
 
 
 def damaged() -> dict[str, bytes]:
@@ -132,8 +56,6 @@ def test_files_whose_header_lies(case, tmp_path):
     with pytest.raises(ValueError):
         npy.load(path)
     with pytest.raises(InputError):
-        _read_ids(path, 86)
-    with pytest.raises(InputError):
         Captions(path)
 
 
@@ -167,4 +89,4 @@ def test_volumes_that_are_not_real(tmp_path):
     volume = nibabel.Nifti1Image(np.ones((2, 3, 4), np.complex64), np.eye(4))
     nibabel.save(volume, tmp_path / "a.nii.gz")
     with pytest.raises(InputError, match="complex64"):
-        nsd.read_volume(tmp_path / "a.nii.gz")
+        read_volume(tmp_path / "a.nii.gz")

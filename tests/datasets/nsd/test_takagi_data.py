@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bdflow.config import parse
+from bdflow.datasets.nsd import stimulus_id
 from bdflow.pipeline import Pipeline
 from bdflow.simulation.files import write_design, write_hdf5, write_nifti
 from bdflow.stores import Store
@@ -25,6 +26,11 @@ N_STIMULI, SUBJECTS = 73_000, 8
 def authors() -> dict[str, np.ndarray]:
     with np.load(REFERENCE) as stored:
         return dict(stored)
+
+
+def ids(nsd_ids: np.ndarray) -> np.ndarray:
+    """Ids of stimuli, from 0-based numbers."""
+    return np.array([stimulus_id(int(one)) for one in nsd_ids])
 
 
 def nsd_files(root: Path, authors: dict[str, np.ndarray]) -> None:
@@ -66,7 +72,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, authors: dict[str, np.ndarra
     captions = np.full((N_STIMULI, 1), "a", dtype="U1")
     np.save(root / "captions.npy", captions)
     latents = root / "features.npz"
-    np.savez(latents, nsd_id=authors["feature_ids"], latent=authors["features"])
+    np.savez(latents, stimulus_id=ids(authors["feature_ids"]), latent=authors["features"])
     config = parse(
         {
             "study": str(root / "study.zarr"),
@@ -102,13 +108,15 @@ def in_presentation(responses: Store, split: str) -> np.ndarray:
 
 def test_trials_and_test_stimuli_in_the_order_of_presentation(study: Path, authors: dict[str, np.ndarray]) -> None:
     betas = Store(study / "study.zarr", "betas/subj01")
-    np.testing.assert_array_equal(betas.read("nsd_id"), authors["stims"])
+    np.testing.assert_array_equal(betas.read("stimulus_id"), ids(authors["stims"]))
     average = Store(study / "study.zarr", "responses/subj01/averaged")
     order = np.argsort(average.read("trial"))
-    np.testing.assert_array_equal(average.read("nsd_id")[order], authors["stims_ave"])
+    np.testing.assert_array_equal(average.read("stimulus_id")[order], ids(authors["stims_ave"]))
     single = Store(study / "study.zarr", "responses/subj01/trials")
     rows = in_presentation(single, "train")
-    np.testing.assert_array_equal(betas.read("nsd_id")[single.read("trial")[rows]], single.read("nsd_id")[rows])
+    np.testing.assert_array_equal(
+        betas.read("stimulus_id")[single.read("trial")[rows]], single.read("stimulus_id")[rows]
+    )
 
 
 @pytest.mark.parametrize("region", STREAMS)
@@ -143,6 +151,6 @@ def test_each_row_has_the_latent_of_its_stimulus(
     study: Path, authors: dict[str, np.ndarray], rows: str, split: str, name: str
 ) -> None:
     responses = Store(study / "study.zarr", f"responses/subj01/{rows}")
-    ids = responses.read("nsd_id")[in_presentation(responses, split)]
+    shown = responses.read("stimulus_id")[in_presentation(responses, split)]
     targets = whole(study / "study.zarr", "targets/c")
-    np.testing.assert_array_equal(targets.read("latent")[targets.rows("nsd_id", ids)], authors[f"c.{name}"])
+    np.testing.assert_array_equal(targets.read("latent")[targets.rows("stimulus_id", shown)], authors[f"c.{name}"])

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdflow.datasets.nsd import as_stored, clipped, open_session
+from bdflow.datasets.formats.betas import open_session
+from bdflow.datasets.nsd import as_stored, clipped
 from bdflow.errors import InputError
 from bdflow.simulation.files import write_hdf5
 

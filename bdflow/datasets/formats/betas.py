@@ -1,4 +1,4 @@
-"""One session of single-trial betas, streamed from NSD's ``.nii.gz`` or ``.hdf5`` files.
+"""One session of single-trial betas, streamed from ``.nii.gz`` or ``.nii`` files, or NSD's ``.hdf5``.
 
 A session (over 1 GB unpacked) is never held whole: NIfTI stores the trial axis last and slowest, so the
 gzip stream is unpacked into one volume at a time; the HDF5 files store one chunk per voxel, so blocks of
@@ -16,14 +16,14 @@ import nibabel as nib
 import numpy as np
 from isal import igzip_lib
 
-from bdflow.datasets.nsd.grids import Grid, affine_of
-from bdflow.datasets.nsd.hdf5 import OpenFile
+from bdflow.datasets.formats.grids import Grid, affine_of, form_of
+from bdflow.datasets.formats.hdf5 import OpenFile
 from bdflow.errors import InputError
 from bdflow.stores.paths import AnyPath, no_answer, place
 
 _PIECE = 512 * 1024  # packed bytes read at once
 _BLOCK = 16 * 1024 * 1024  # bytes held at once when reading HDF5
-_FETCH_AGAIN = "fetch the file again from NSD (an interrupted download looks like this), then rerun."
+_FETCH_AGAIN = "fetch the file again (an interrupted download looks like this), then rerun."
 _STREAM_ERRORS: Any = (EOFError, OSError, zlib.error, igzip_lib.IsalError)
 
 
@@ -37,6 +37,7 @@ class BetaSession(ABC):
     n_trials : number of volumes.
     dtype : of what is read, in native byte order: the file's, or float32 where the header scales values.
     affine : (4, 4) voxel to millimetre, or None where the file states none (HDF5; no form code).
+    form : NIfTI's code of what the affine's millimetres are of; 0: not known.
     """
 
     path: AnyPath
@@ -44,6 +45,7 @@ class BetaSession(ABC):
     n_trials: int
     dtype: np.dtype
     affine: np.ndarray | None
+    form: int = 0
 
     @property
     def grid(self) -> Grid:
@@ -92,11 +94,16 @@ class BetaSession(ABC):
 
 
 class NiftiSession(BetaSession):
-    """A session in a gzip-compressed NIfTI file; the stream is unpacked with ISA-L and checked to its end."""
+    """A session in a NIfTI file; a gzip stream is unpacked with ISA-L and checked to its end.
+
+    Attributes
+    ----------
+    form : NIfTI's code of what the affine's millimetres are of (1: the scanner's); 0: the header states none.
+    """
 
     def __init__(self, path: str | AnyPath) -> None:
         self.path = place(path)
-        with _Gunzip(self.path) as stream:
+        with _stream(self.path) as stream:
             header = self._read_header(stream)
         shape = header.get_data_shape()
         if len(shape) != 4 or min(shape) < 1:
@@ -108,7 +115,7 @@ class NiftiSession(BetaSession):
             )
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.n_trials = int(shape[3])
-        self.affine = affine_of(header)
+        self.affine, self.form = affine_of(header), form_of(header)
         self._stored = np.dtype(header.get_data_dtype())
         if self._stored.kind not in "iuf":
             raise InputError(
@@ -146,15 +153,15 @@ class NiftiSession(BetaSession):
         buffer = bytearray(int(np.prod(self.shape)) * self._stored.itemsize)
         view = memoryview(buffer)
         flat = np.frombuffer(buffer, self._stored)
-        with _Gunzip(self.path) as stream:
+        with _stream(self.path) as stream:
             self._read_header(stream)
             for trial in range(self.n_trials):
                 self._read_volume(stream, view, trial)
                 yield trial, flat
             self._check_end(stream)
 
-    def _read_volume(self, stream: "_Gunzip", view: memoryview, trial: int) -> None:
-        size, start, reason = len(view), stream.count, "the gzip stream ends"
+    def _read_volume(self, stream: "_Gunzip | _Plain", view: memoryview, trial: int) -> None:
+        size, start, reason = len(view), stream.count, "the file ends"
         try:
             done = stream.readinto(view)
         except _STREAM_ERRORS as error:
@@ -168,7 +175,7 @@ class NiftiSession(BetaSession):
                 action=_FETCH_AGAIN,
             )
 
-    def _check_end(self, stream: "_Gunzip") -> None:
+    def _check_end(self, stream: "_Gunzip | _Plain") -> None:
         try:
             surplus = stream.readinto(memoryview(bytearray(1)))
         except _STREAM_ERRORS as error:
@@ -188,7 +195,7 @@ class NiftiSession(BetaSession):
                 action=_FETCH_AGAIN,
             )
 
-    def _read_header(self, stream: "_Gunzip") -> nib.Nifti1Header:
+    def _read_header(self, stream: "_Gunzip | _Plain") -> nib.Nifti1Header:
         """Parse the header and leave `stream` at the first volume."""
         try:
             block = stream.read(4)
@@ -202,10 +209,49 @@ class NiftiSession(BetaSession):
             raise InputError(
                 self.path,
                 found=f"no readable header ({error})",
-                expected="a gzip-compressed single-file NIfTI image (.nii.gz)",
+                expected="a single-file NIfTI image (.nii.gz or .nii)",
                 action=_FETCH_AGAIN,
             ) from error
         return header
+
+
+def _stream(path: AnyPath) -> "_Gunzip | _Plain":
+    return _Gunzip(path) if path.name.endswith(".gz") else _Plain(path)
+
+
+def _open_file(path: AnyPath) -> Any:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(
+            path, found=f"no readable file ({error})", expected="a session's betas", action=_FETCH_AGAIN
+        ) from error
+
+
+class _Plain:
+    """A file that is not compressed, with the words of `_Gunzip`; it has no checksum."""
+
+    def __init__(self, path: AnyPath) -> None:
+        self._file, self.count = _open_file(path), 0
+
+    def readinto(self, view: memoryview) -> int:
+        done = 0
+        while done < len(view) and (size := self._file.readinto(view[done:])):
+            done += size
+        self.count += done
+        return done
+
+    def read(self, size: int) -> bytes:
+        content = bytearray(max(0, size))
+        if self.readinto(memoryview(content)) < size:
+            raise EOFError("the file ends in it")
+        return bytes(content)
+
+    def __enter__(self) -> "_Plain":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
 
 
 class _Gunzip:
@@ -216,12 +262,7 @@ class _Gunzip:
     """
 
     def __init__(self, path: AnyPath) -> None:
-        try:
-            self._file: Any = path.open("rb")
-        except OSError as error:
-            raise InputError(
-                path, found=f"no readable file ({error})", expected="a session's betas", action=_FETCH_AGAIN
-            ) from error
+        self._file = _open_file(path)
         self._member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
         self._ahead, self._ended = b"", False
         self.count = 0

@@ -7,7 +7,7 @@ import math
 import struct
 import zlib
 
-from bdflow.datasets.nsd.stimuli import missing
+from bdflow.errors import NotAtHand
 from bdflow.stores import inputs
 from bdflow.stores.paths import AnyPath, RemotePath, place
 
@@ -65,3 +65,13 @@ def _covered(head: bytes, tail: bytes) -> bool:
         return False
     length = int(offset) + math.prod(dims[1 : dims[0] + 1]) * bits // 8
     return struct.unpack("<I", tail[-4:]) == (length % 2**32,)
+
+
+def missing(path: AnyPath, what: str, more: str = "") -> NotAtHand:
+    """The error of a file that is not there."""
+    return NotAtHand(
+        path,
+        found=f"nothing there{more}",
+        expected=what,
+        action="fetch it, or correct the dataset's root in the configuration.",
+    )

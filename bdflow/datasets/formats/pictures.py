@@ -1,0 +1,69 @@
+"""Pictures of any kind as the RGB that was on the screen, and of any size as one size."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from bdflow.errors import InputError
+
+BACKGROUND = 128
+"""Grey behind transparent pixels, the usual background of experiments."""
+
+Fit = Literal["stretch", "crop", "pad"]
+
+
+def decode(content: bytes, where: object, background: int = BACKGROUND) -> np.ndarray:
+    """The picture in the bytes of a file (PNG, JPEG, ...): (y, x, 3) uint8.
+
+    Alpha is composited over `background`; grey, palettes and 16 bits become RGB. `where` names the file in errors.
+
+    Raises
+    ------
+    InputError : no picture that can be read.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            return as_rgb(image, background)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # the text of UnidentifiedImageError is the address of an object
+        said = "no known format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
+        raise InputError(
+            where,
+            found=f"no picture that can be read ({said})",
+            expected="a picture, such as PNG or JPEG",
+            action="write the file again",
+        ) from error
+
+
+def as_rgb(image: Image.Image, background: int = BACKGROUND) -> np.ndarray:
+    """(y, x, 3) uint8 of an image of any mode, alpha composited over a grey `background`."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8), "L")
+    if image.has_transparency_data:
+        front = image.convert("RGBA")
+        behind = Image.new("RGBA", front.size, (background,) * 3 + (255,))
+        image = Image.alpha_composite(behind, front)
+    return np.array(image.convert("RGB"))
+
+
+def fitted(picture: np.ndarray, height: int, width: int, fit: Fit) -> np.ndarray:
+    """A picture (y, x, 3) uint8 in another size, by Lanczos: `stretch` it; `crop` its middle, as large as can be, of
+    the new shape; or `pad` it with grey. One that has the size is as it was.
+    """
+    if picture.shape[:2] == (height, width):
+        return picture
+    image = Image.fromarray(picture)
+    if fit == "stretch":
+        return np.array(image.resize((width, height), Image.Resampling.LANCZOS))
+    ratios = height / image.height, width / image.width
+    ratio = max(ratios) if fit == "crop" else min(ratios)
+    size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+    resized = image.resize(size, Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (width, height), (BACKGROUND,) * 3)
+    canvas.paste(resized, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return np.array(canvas)
