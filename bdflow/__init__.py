@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from bdflow.version import __version__
 
 if TYPE_CHECKING:
-    from bdflow.api import decode, load_config, plan, run, simulate, status
+    from bdflow.api import decode, decode_dataset, load_config, plan, run, simulate, status
     from bdflow.cluster.errors import ClusterError, WorkerLost
     from bdflow.config import Config
     from bdflow.errors import BdflowError, InputError
@@ -29,6 +29,7 @@ __all__ = [
     "WorkerLost",
     "__version__",
     "decode",
+    "decode_dataset",
     "load_config",
     "open_study",
     "plan",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "bdflow.api": ("decode", "load_config", "plan", "run", "simulate", "status"),
+    "bdflow.api": ("decode", "decode_dataset", "load_config", "plan", "run", "simulate", "status"),
     "bdflow.cluster.errors": ("ClusterError", "WorkerLost"),
     "bdflow.config": ("Config",),
     "bdflow.errors": ("BdflowError", "InputError"),

@@ -28,6 +28,7 @@ from bdflow.stores.inputs import remembered
 from bdflow.stores.journal import Journal, entries
 from bdflow.stores.locks import exclusive, lease
 from bdflow.stores.paths import RemotePath
+from bdflow.study import keys
 from bdflow.study.counts import StudyCounts
 from bdflow.study.graph import Graph
 from bdflow.study.keys import REGION_SETS, kind
@@ -204,6 +205,16 @@ class Pipeline:
 
         return nifti.write(self.context(), folder)
 
+    def pictures(self, folder: Path, *, photos: bool = False) -> Path:
+        """Pictures and scores as plain files, written into `folder`; see `bdflow.export.pictures`."""
+        from bdflow.export import pictures
+        from bdflow.report.scores import Scores
+
+        context = self.context()
+        metrics = [keys.metrics(painter, subject) for painter in self.config.painters for subject in context.painted]
+        scores = Scores.read({key: context.ready(key) for key in metrics}, self.config, context.painted)
+        return pictures.write(context, folder, scores.files(), photos=photos)
+
     def plan(self, figures: Sequence[Path] = ()) -> Plan:
         """Hours, GPU-hours, disk and memory of every stage, reckoned before it runs; see `bdflow.estimate.plan`."""
         from bdflow.cluster.limits import devices_here, memory_here
@@ -341,3 +352,21 @@ def stages_until(last: str) -> Iterator[str]:
         yield name
         if name == last:
             return
+
+
+def chosen_stages(until: str, only: str) -> tuple[str, ...]:
+    """The stages up to and including `until`, or `only` one; all where both are empty. InputError for no stage."""
+    for option, value, names in (("until", until, NAMES), ("only", only, (*NAMES, *ON_DEMAND))):
+        if value and value not in names:
+            raise InputError(
+                option, found=repr(value), expected="a stage: " + ", ".join(names), action="choose one of these"
+            )
+    if until and only:
+        raise InputError(
+            "until, only",
+            found="both",
+            expected="one of them",
+            meaning="`until` stops after a stage; `only` runs one stage alone.",
+            action="leave one of them out",
+        )
+    return (only,) if only else tuple(stages_until(until or NAMES[-1]))

@@ -10,6 +10,7 @@ import xarray
 import bdflow
 from bdflow import api
 from bdflow.config import parse
+from bdflow.datasets.nsd import NSD
 
 
 def test_importing_it_is_light_and_every_name_is_there():
@@ -57,7 +58,7 @@ def test_stages_that_are_none_are_refused(decoded):
 def test_decoding_test_responses_gives_the_stored_predictions(decoded):
     study = bdflow.open_study(decoded.study)
     latent = study["predictions/subj01/clip_vision"].latent
-    responses = study["responses/subj01/averaged"].response.sel(nsd_id=latent.nsd_id.values)
+    responses = study["responses/subj01/averaged"].response.sel(stimulus_id=latent.stimulus_id.values)
     found = bdflow.decode(decoded, responses.values.astype("f4"), "subj01")
     assert set(found.children) == {"vdvae", "clip_vision", "clip_text"}
     np.testing.assert_allclose(found["clip_vision"].latent, latent, atol=2e-3)
@@ -71,16 +72,16 @@ def test_a_study_is_opened_lazily_by_ids_and_names(decoded, nsd):
     assert "runs" not in study.children
     stimuli, betas = study["stimuli/subj01"], study["betas/subj01"]
     assert stimuli.image.chunks is not None
-    one = int(stimuli.nsd_id[3])
-    np.testing.assert_array_equal(stimuli.image.sel(nsd_id=one), stimuli.image[3])
-    trials = betas.beta.sel(nsd_id=one)
-    assert (trials.nsd_id == one).all()
+    one = str(stimuli.stimulus_id[3].values)
+    np.testing.assert_array_equal(stimuli.image.sel(stimulus_id=one), stimuli.image[3])
+    trials = betas.beta.sel(stimulus_id=one)
+    assert (trials.stimulus_id == one).all()
     assert "written" not in betas
-    labels, names = betas.roi_label.sel(roi="prf-visualrois").values, betas.region.sel(roi="prf-visualrois")
-    assert names.chunks is not None
-    for label, name in ((1, "V1v"), (7, "hV4"), (0, ""), (-1, "not cortex")):
-        np.testing.assert_array_equal(names.values == name, labels == label)
-    assert (labels == 1).any()
+    area = betas.roi.sel(region="prf-visualrois/V1v")
+    assert area.chunks is not None
+    at = tuple(betas[axis].values for axis in "ijk")
+    np.testing.assert_array_equal(area.values, NSD(nsd).roi("subj01", "prf-visualrois").data[at] == 1)
+    assert area.values.any()
 
 
 @pytest.mark.slow(kind="long checks")

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bdflow import api
 from bdflow.cli import remedies
-from bdflow.cli.text import bytes_of, confirmed, console, human, show_log, status_table, timings_table
+from bdflow.cli.bundles import bundle_app
+from bdflow.cli.decoding import decode
+from bdflow.cli.options import ConfigArgument, RemakeOption, SetOption, SubjectsOption, loaded_config, names_of
+from bdflow.cli.text import bytes_of, confirmed, console, show_log, status_table, timings_table
 from bdflow.errors import BdflowError, InputError, counted, os_error
 from bdflow.user_paths import escaped, local_path
-
-if TYPE_CHECKING:
-    from bdflow import Config
 
 app = typer.Typer(
     name="bdflow",
@@ -30,36 +29,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bundle_app = typer.Typer(help="Directories of model weights.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
 fetch_app = typer.Typer(help="Data sets, from where they are published.", no_args_is_help=True)
 app.add_typer(fetch_app, name="fetch")
+
+dataset_app = typer.Typer(help="Datasets, looked into before anything runs.", no_args_is_help=True)
+app.add_typer(dataset_app, name="dataset")
 
 
 @app.callback()
 def _begin() -> None:
     show_log()
-
-
-ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped recipe.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as reconstruct.steps=20; repeatable."),
-]
-SubjectsOption = Annotated[
-    str, typer.Option(metavar="S,S", help="Fill only these subjects' stores, such as subj01,subj02.")
-]
-RemakeOption = Annotated[bool, typer.Option("--remake", help="Replace stores that were made from something else.")]
-
-
-def _loaded(config: str, overrides: list[str] | None, subjects: str = "") -> Config:
-    """A configuration; what errors say to do is then said for it."""
-    remedies.about(config, overrides or (), _names(subjects))
-    return api.load_config(config, overrides or ())
-
-
-def _names(listed: str) -> list[str]:
-    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _command() -> str:
@@ -76,9 +56,9 @@ def run(
     overrides: SetOption = None,
 ) -> None:
     """Run the pipeline: ingest, features, regress, reconstruct, evaluate, report. Resumes where it was stopped."""
-    loaded = _loaded(config, overrides, subjects)
+    loaded = loaded_config(config, overrides, subjects)
     with _stoppable():
-        api.run(loaded, until=until, only=only, subjects=_names(subjects), remake=remake, command=_command())
+        api.run(loaded, until=until, only=only, subjects=names_of(subjects), remake=remake, command=_command())
 
 
 @contextmanager
@@ -130,10 +110,10 @@ def roi(
     overrides: SetOption = None,
 ) -> None:
     """What brain areas like to see: paint patterns of regions by the stored decoders, and draw the figures."""
-    loaded = _loaded(config, overrides)
+    loaded = loaded_config(config, overrides)
     with _stoppable():
         made = api.paint_regions(
-            loaded, region or (), mask=mask, subjects=_names(subjects), out=out, remake=remake, command=_command()
+            loaded, region or (), mask=mask, subjects=names_of(subjects), out=out, remake=remake, command=_command()
         )
     for path in (*made.stores, *made.figures):
         typer.echo(path)
@@ -144,9 +124,9 @@ def encode(
     config: ConfigArgument, subjects: SubjectsOption = "", remake: RemakeOption = False, overrides: SetOption = None
 ) -> None:
     """Encoding models: how well latents of each target space, or set of them, predict every voxel. See also `maps`."""
-    loaded = _loaded(config, overrides, subjects)
+    loaded = loaded_config(config, overrides, subjects)
     with _stoppable():
-        made = api.encode(loaded, subjects=_names(subjects), remake=remake, command=_command())
+        made = api.encode(loaded, subjects=names_of(subjects), remake=remake, command=_command())
     for store in made:
         typer.echo(store)
 
@@ -159,8 +139,21 @@ def maps(
     overrides: SetOption = None,
 ) -> None:
     """Voxel maps as NIfTI in each subject's space: noise ceiling, regions, patterns, importance, encoding models."""
-    for file in api.write_maps(_loaded(config, overrides, subjects), out, subjects=_names(subjects)):
+    for file in api.write_maps(loaded_config(config, overrides, subjects), out, subjects=names_of(subjects)):
         typer.echo(file)
+
+
+@app.command()
+def export(
+    config: ConfigArgument,
+    out: Annotated[str, typer.Option(metavar="DIR", help="A new directory.")],
+    photos: Annotated[bool, typer.Option("--photos", help="What was shown too. Mind whose photos they are.")] = False,
+    subjects: SubjectsOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Every picture as PNG by stimulus, images.csv, the scores, and a manifest with digests: for others to score."""
+    loaded = loaded_config(config, overrides, subjects)
+    typer.echo(api.export_pictures(loaded, out, subjects=names_of(subjects), photos=photos))
 
 
 @app.command()
@@ -171,7 +164,7 @@ def figures(
     overrides: SetOption = None,
 ) -> None:
     """Draw figures for papers from a finished study, as PNG and SVG."""
-    for file in api.draw_figures(_loaded(config, overrides, subjects), out, subjects=_names(subjects)):
+    for file in api.draw_figures(loaded_config(config, overrides, subjects), out, subjects=names_of(subjects)):
         typer.echo(file)
 
 
@@ -184,7 +177,7 @@ def status(
     overrides: SetOption = None,
 ) -> None:
     """Every store: shape, size on disk, partitions done, sealed or stale and why; or, by stage, what it took."""
-    loaded = _loaded(config, overrides)
+    loaded = loaded_config(config, overrides)
     if timings:
         console().print(timings_table(str(loaded.study), api.timings(loaded)))
     else:
@@ -199,7 +192,7 @@ def verify(
     overrides: SetOption = None,
 ) -> None:
     """Compare every file of the study with what was written; name what is damaged, and with --repair mend it."""
-    loaded = _loaded(config, overrides)
+    loaded = loaded_config(config, overrides)
     found = api.verify(loaded, repair=repair, command=_command())
     strange = [damage for damage in found if damage.file_is_foreign]
     mended = [damage for damage in found if repair and not damage.file_is_foreign]
@@ -222,23 +215,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
-def decode(
-    config: ConfigArgument,
-    patterns: Annotated[
-        str, typer.Argument(metavar="PATTERNS.npy", help="Responses in percent signal change, (patterns, voxels).")
-    ],
-    subject: Annotated[str, typer.Option(metavar="SUBJECT", help="Whose voxels they are.")],
-    out: Annotated[str, typer.Option(metavar="OUT.zarr", help="Where the latents go, a group for each space.")],
-    standardise: Annotated[
-        str, typer.Option(metavar="RULE", help="test_set, held_out or none (see reconstruct.standardise).")
-    ] = "none",
-    overrides: SetOption = None,
-) -> None:
-    """Decode any patterns of responses with the stored decoder; nothing is fitted again."""
-    loaded = _loaded(config, overrides)
-    many = api.decode_file(loaded, patterns, subject, out, standardise=standardise)
-    typer.echo(f"{counted(many, 'pattern')} of {subject} decoded: {out}")
+app.command()(decode)
 
 
 @app.command()
@@ -253,7 +230,7 @@ def plan(
     """Hours, GPU-hours, disk and memory of every stage, before anything runs; NSD need not be there."""
     from json import dumps
 
-    found = api.plan(_loaded(config, overrides), figures or ())
+    found = api.plan(loaded_config(config, overrides), figures or ())
     if json:
         typer.echo(dumps(found.as_json(), indent=1))
         return
@@ -285,14 +262,14 @@ def serve(
 ) -> None:
     """Pictures over HTTP: POST voxels of a subject, or latents, and get PNGs back. Runs until it is stopped."""
     api.serve(
-        _loaded(config, overrides, subjects),
+        loaded_config(config, overrides, subjects),
         host=host,
         port=port,
         token=None if no_token else token,
         items=max_items,
         nbytes=bytes_of("--max-body", max_body),
         waiting=max_waiting,
-        subjects=_names(subjects),
+        subjects=names_of(subjects),
     )
 
 
@@ -303,9 +280,10 @@ def simulate(
     shared: Annotated[int, typer.Option(help="Stimuli shown to every subject: the test set.")] = 0,
     own: Annotated[int, typer.Option(help="Stimuli shown to each subject alone: the training set.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
+    imagery: Annotated[bool, typer.Option("--imagery", help="Also a session of NSD-Imagery of each subject.")] = False,
 ) -> None:
     """Write a small dataset in exactly NSD's files, with a planted truth beside it."""
-    api.simulate(root, subjects=_names(subjects), shared=shared, own=own, seed=seed)
+    api.simulate(root, subjects=names_of(subjects), shared=shared, own=own, seed=seed, imagery=imagery)
     typer.echo(f"{root}: a simulated dataset in NSD's files; what was planted is in truth.json and truth.npz")
 
 
@@ -320,7 +298,7 @@ def demo(
     places = (("study", "study.zarr"), ("dataset.root", "nsd"), ("report.path", "report"))
     own = {override.partition("=")[0].strip() for override in overrides or ()}
     paths = [f"{key}={escaped(below / name)}" for key, name in places if not {key, key.partition(".")[0]} & own]
-    loaded = _loaded("demo", [*paths, *(overrides or ())])
+    loaded = loaded_config("demo", [*paths, *(overrides or ())])
     if isinstance(loaded.dataset.root, Path):
         typer.echo("simulating four subjects in NSD's files ...", err=True)
         api.simulate(loaded.dataset.root)
@@ -354,54 +332,35 @@ def fetch_nsd(
 ) -> None:
     """The files of NSD that a configuration reads, from its public bucket: sized, resumed, verified."""
     accept = accept_terms or confirmed
-    items = api.fetch_nsd(_loaded(config, overrides), to, source=source, accept_terms=accept, only_list=only_list)
+    items = api.fetch_nsd(loaded_config(config, overrides), to, source=source, accept_terms=accept, only_list=only_list)
     for item in items if only_list else ():
         typer.echo(f"{item.size:>16,}  {item.name}")
 
 
-BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="`tiny`, or a directory of weights.")]
-
-
-@bundle_app.command("init")
-def bundle_init(
-    folder: Annotated[str, typer.Argument(metavar="DIRECTORY", help="Holds the published files, in either layout.")],
+@dataset_app.command("split")
+def dataset_split(
+    config: ConfigArgument,
+    space: Annotated[str, typer.Option(metavar="SPACE", help="Target space whose latents are clustered.")],
+    out: Annotated[str, typer.Option(metavar="FILE.json", help="Where the split goes: name it in `dataset.split`.")],
+    clusters: Annotated[int, typer.Option(help="How many clusters.")] = 5,
+    test: Annotated[int, typer.Option(help="The cluster that is for testing, from 0, the largest first.")] = 0,
+    overrides: SetOption = None,
 ) -> None:
-    """Recognise published weights in a directory and write the manifest that makes it a bundle."""
-    written = api.init_bundle(folder)
-    typer.echo(f"wrote {written}. This looks into every file: {shlex.join(['bdflow', 'bundle', 'check', folder])}")
+    """Write a split by cluster: test stimuli that are unlike all training stimuli. Latents must be made before."""
+    split = api.write_split(loaded_config(config, overrides), out, space=space, clusters=clusters, test=test)
+    sizes = ", ".join(map(str, split["about"]["sizes"]))  # type: ignore[index]
+    typer.echo(f"{out}: clusters of {sizes} stimuli; cluster {test} is for testing")
 
 
-@bundle_app.command("check")
-def bundle_check(bundle: BundleArgument) -> None:
-    """Every missing, extra or misshapen tensor and every wrong file, at once."""
-    checked = api.check_bundle(bundle)
-    for problem in checked.problems:
-        typer.echo(problem)
-    if not checked.ok:
-        typer.echo(f"{checked.path}: {counted(len(checked.problems), 'problem')}")
-        raise typer.Exit(1)
-    typer.echo(f"{checked.path}: every file and tensor is as expected")
+@dataset_app.callback()
+def _dataset() -> None:
+    pass
 
 
-@bundle_app.command("info")
-def bundle_info(bundle: BundleArgument) -> None:
-    """Files, sizes, parameters, dtypes and licence of every network."""
-    from rich.table import Table
-
-    found = api.describe_bundle(bundle)
-    table = Table(box=None, pad_edge=False)
-    for name in ("network", "parameters", "dtype", "layout", "licence", "files"):
-        table.add_column(name, justify="right" if name == "parameters" else "left", overflow="fold")
-    for network in found.networks:
-        files = "\n".join(f"{file} ({human(size)})" for file, size in network.files)
-        parameters = f"{network.parameters:,}" if network.parameters else ""
-        licence = network.licence or ""
-        table.add_row(network.name, parameters, ", ".join(network.dtypes), network.layout, licence, files)
-    spaces = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found.spaces.items())
-    typer.echo(f"{found.name}  {found.path}  fingerprint {found.fingerprint}")
-    guess = "" if found.guess_size is None else f"guess {found.guess_size} px, "
-    typer.echo(f"target spaces: {spaces}; {guess}reconstruction {found.image_size} px")
-    console().print(table)
+@dataset_app.command("check")
+def dataset_check(config: ConfigArgument, overrides: SetOption = None) -> None:
+    """What is there: subjects, sessions, stimuli, repeats, regions, units, noise ceiling, splits, what is odd."""
+    typer.echo(api.check_dataset(loaded_config(config, overrides)).text())
 
 
 def main() -> None:

@@ -8,12 +8,14 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from bdflow.config import Config
+from bdflow.datasets.ceilings import noise_ceiling
 from bdflow.report.page import Row, Table, number
 from bdflow.report.plots import Line, Plot, heat_maps, histograms, lines
 from bdflow.stores import Store
 from bdflow.study import keys
 from bdflow.study.designs import averaged_design, by_rows, chosen_spaces, design_of
 from bdflow.study.keys import SHARED
+from bdflow.study.noise_ceilings import ceiling_of
 from bdflow.study.stage import MEAN, Context
 from bdflow.study.target_reader import layers_of
 from bdflow.study.trials import Account
@@ -213,6 +215,7 @@ COLUMNS = [
 
 def voxel_table(context: Context, stores: Stores) -> Table:
     rows, remarks = [], []
+    sources = dict.fromkeys(ceiling_of(context, subject).source for subject in context.subjects)
     for subject in context.subjects:
         betas, responses = stores[keys.betas(subject)], stores[_responses(context.config, subject)]
         test = responses.read("split") == "test"
@@ -231,6 +234,7 @@ def voxel_table(context: Context, stores: Stores) -> Table:
         [("", rows)],
         "Test repeats: mean number of trials averaged. Ceiling: median over voxels of the noise ceiling of these "
         "averages, the share of their variance that the stimulus explains, 100 ncsnr² / (ncsnr² + mean(1 / repeats)). "
+        f"ncsnr: {'; '.join(sources)}. "
         "Missing betas: no measurement, in no mean. Clipped: cut off at the ends of int16, used. " + " ".join(remarks),
     )
 
@@ -242,16 +246,11 @@ def ceiling_plot(context: Context, stores: Stores) -> Plot:
 
 def _ceiling(context: Context, stores: Stores, subject: str) -> np.ndarray:
     """Noise ceilings of the voxels decoded from, for averages over the test repeats, in percent."""
-    betas, responses = stores[keys.betas(subject)], stores[_responses(context.config, subject)]
+    responses = stores[_responses(context.config, subject)]
     valid, test = responses.read("valid").astype(bool), responses.read("split") == "test"
-    ceiling = noise_ceiling(betas.read("ncsnr")[valid], responses.read("repeats").astype(float)[test])
+    repeats = responses.read("repeats").astype(float)[test]
+    ceiling = noise_ceiling(ceiling_of(context, subject).ncsnr[valid], 1 / np.mean(1 / repeats))
     return ceiling[np.isfinite(ceiling)]
-
-
-def noise_ceiling(ncsnr: np.ndarray, repeats: np.ndarray) -> np.ndarray:
-    """Explainable variance in percent, by voxel, of responses averaged over `repeats` trials (NSD's formula)."""
-    square = ncsnr.astype(np.float64) ** 2
-    return 100 * square / (square + np.mean(1 / repeats))
 
 
 def tables(context: Context, stores: Stores) -> Sequence[Table]:

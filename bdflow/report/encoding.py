@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from bdflow.datasets.nsd import ROI_LABELS
 from bdflow.report.page import Cell, Row, Table, number
 from bdflow.study import region_patterns
 from bdflow.study.encoding_models import FALSE_DISCOVERIES, key_of, models, passes
@@ -48,9 +47,14 @@ def tables(context: Context) -> list[Table]:
 
 
 def _columns(context: Context) -> Iterable[str]:
-    """The labels of the mask if they are few, or the paper's areas."""
-    own = ROI_LABELS.get(context.config.dataset.mask, ())
-    return own if 1 < len(own) <= FEW else AREAS
+    """The regions of the mask if they are few, or the paper's areas, or else the dataset's collections."""
+    words = region_patterns.vocabulary(context.config)
+    of_mask = [region.partition("/")[2] for region in words.regions if region.partition("/")[0] == words.mask]
+    if 1 < len(of_mask) <= FEW:
+        return of_mask
+    if all(name in words.names() for name in AREAS):
+        return AREAS
+    return list(dict.fromkeys(region.partition("/")[0] for region in words.regions))[:FEW]
 
 
 def _regions(context: Context, subject: str) -> dict[str, np.ndarray]:

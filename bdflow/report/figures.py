@@ -100,13 +100,13 @@ def _available(scores: Scores) -> list[int]:
     return [m for m, why in enumerate(scores.missing) if not why]
 
 
-def _ranked(scores: Scores) -> list[int]:
-    """nsd_ids, best first by the first metric there is, averaged over subjects."""
+def _ranked(scores: Scores) -> list[str]:
+    """Ids of stimuli, best first by the first metric there is, averaged over subjects."""
     m = _available(scores)[0]
     mean = scores.average[0, m]
     sign = 1 if scores.lower_is_better(scores.metrics[m]) else -1
     order = np.argsort(np.where(np.isfinite(mean), sign * mean, np.inf), kind="stable")
-    return [int(scores.nsd_id[i]) for i in order if np.isfinite(mean[i])]
+    return [str(scores.stimulus_id[i]) for i in order if np.isfinite(mean[i])]
 
 
 def score_figure(scores: Scores, *, comparable: bool) -> Figure:
@@ -160,9 +160,9 @@ def distribution_figure(scores: Scores) -> Figure:
     return figure
 
 
-def _image(made: Store | Joined | Selected, nsd_id: int) -> np.ndarray | None:
+def _image(made: Store | Joined | Selected, stimulus_id: str) -> np.ndarray | None:
     store = made.images if isinstance(made, Selected) else made
-    at = np.flatnonzero(store.read("nsd_id") == nsd_id)
+    at = np.flatnonzero(store.read("stimulus_id") == stimulus_id)
     if not at.size:
         return None
     rows = slice(int(at[0]), int(at[0]) + 1)
@@ -186,7 +186,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], titles: Seque
     return figure
 
 
-def subject_figure(context: Context, stores: Stores, scores: Scores, chosen: Sequence[int]) -> Figure:
+def subject_figure(context: Context, stores: Stores, scores: Scores, chosen: Sequence[str]) -> Figure:
     """Photo, guess of the first subject, and everyone's reconstructions in the first variant."""
     config, first = context.config, scores.subjects[0]
     painter, variant = pictures_of(config)[0]
@@ -198,7 +198,7 @@ def subject_figure(context: Context, stores: Stores, scores: Scores, chosen: Seq
     return sheet([(name, [_image(store, i) for i in chosen]) for name, store in rows])
 
 
-def variant_figure(context: Context, stores: Stores, scores: Scores, chosen: Sequence[int]) -> Figure:
+def variant_figure(context: Context, stores: Stores, scores: Scores, chosen: Sequence[str]) -> Figure:
     """Photo and every variant of the first subject."""
     first = scores.subjects[0]
     rows: list[tuple[str, Store | Joined | Selected]] = [("shown", photos(context, stores))]

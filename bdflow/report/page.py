@@ -72,6 +72,8 @@ class Page:
     versions: Sequence[tuple[str, str]]
     fingerprints: Table
     encoding: Sequence[Table] = ()
+    similarities: Sequence[Plot] = ()
+    similarity_series: Sequence[str] = ()
     files: Sequence[str] = ()
     footer: str = ""
     sections: Sequence[tuple[str, str]] = field(

@@ -40,7 +40,8 @@ def histograms(
 
     The median is a stroke, the quartiles a thick line; `known` are published means, drawn across.
     """
-    left, width, height, gap = 132, 300, 30, 6
+    left = max(132, 7 * max((len(label) for label, _, _ in rows), default=0) + 12)  # pixels of a letter
+    width, height, gap = 300, 30, 6
     finite = [values[np.isfinite(values)] for _, values, _ in rows]
     everything = np.concatenate([*finite, np.array([value for _, value in known])])
     if not everything.size:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bdflow.datasets.nsd import noise_ceiling
+from bdflow.datasets.ceilings import noise_ceiling
 from bdflow.regions.rescale import stretched
 from bdflow.report.page import Sheet
 from bdflow.stores import Store
 from bdflow.study import encoding_models, keys, region_patterns
+from bdflow.study.noise_ceilings import ceiling_of
 from bdflow.study.stage import MEAN, Context
 from bdflow.study.voxel_maps import REPEATS, importance, positions
 
@@ -111,7 +112,9 @@ def _slices(context: Context, keep: Callable[[str, np.ndarray], str]) -> Sheet:
 def _maps(context: Context, subject: str) -> dict[str, np.ndarray]:
     """Maps (voxels,): floating point to be shown by value, integers as labels."""
     betas: Store = context.ready(keys.betas(subject))
-    found: dict[str, np.ndarray] = {"noise ceiling": noise_ceiling(betas.read("ncsnr"), REPEATS).astype(np.float32)}
+    found: dict[str, np.ndarray] = {
+        "noise ceiling": noise_ceiling(ceiling_of(context, subject).ncsnr, REPEATS).astype(np.float32)
+    }
     for name, values in importance(context, subject).items():
         found[f"importance for {name.removeprefix('importance_')}"] = values
     shown = {one.name: one for one in encoding_models.maps(context, subject)}
@@ -121,10 +124,14 @@ def _maps(context: Context, subject: str) -> dict[str, np.ndarray]:
             found[f"r from {one.model}, where it passes"] = np.where(passes, one.values, np.float32(np.nan))
         elif one.kind in TITLES:
             found[TITLES[one.kind].format(model=one.model, band=one.band)] = one.values
-    labels = betas.read("roi_label")
-    for name, values in zip(betas.read("roi").tolist(), labels, strict=True):
-        if name != context.config.dataset.mask:
-            found[name] = values.astype(np.int16)
+    mask = region_patterns.vocabulary(context.config).mask
+    number: dict[str, int] = {}
+    for region, inside in zip(betas.read("region").tolist(), betas.read("roi"), strict=True):
+        collection = region.partition("/")[0]
+        if collection != mask:
+            number[collection] = number.get(collection, 0) + 1
+            labels = found.setdefault(collection, np.zeros(len(inside), np.int16))
+            labels[inside == 1] = number[collection]
     return found
 
 

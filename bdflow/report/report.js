@@ -13,9 +13,10 @@
     made.append(...children);
     return made;
   };
-  const nsd = (i) => "nsd" + String(stimuli[i][0]).padStart(5, "0");
+  const id = (i) => stimuli[i][0];
+  const anchor = (i) => `stimulus-${encodeURIComponent(id(i))}`;
   const caption = (i) => stimuli[i][1][0] ?? "no caption";
-  const file = (folder, i, suffix) => `images/${encodeURIComponent(folder)}/${nsd(i)}${suffix && "-" + suffix.replace("/", "-")}.webp`;
+  const file = (folder, i, suffix) => `images/${encodeURIComponent(folder)}/${String(i).padStart(5, "0")}${suffix && "-" + suffix.replace("/", "-")}.webp`;
   const number = (value, digits) => (value === null || Number.isNaN(value) ? "–" : value.toFixed(digits).replace("-", "−"));
   const people = subjects.map((_, s) => s).filter((s) => subjects[s].person);
   const score = (i, s, v, m) => {
@@ -51,10 +52,12 @@
   };
   const arrange = () => {
     const words = view.find.toLowerCase().split(/\s+/).filter(Boolean);
-    const number = /^\d+$/.test(view.find.trim()) ? Number(view.find) : null;
+    const asked = view.find.trim().replace(/^nsd\s*/i, "");
+    const number = /^\d+$/.test(asked) ? Number(asked) : null;
     const found = stimuli.map((_, i) => i).filter((i) => {
       const text = stimuli[i][1].join("\n").toLowerCase();
-      return stimuli[i][0] === number || words.every((word) => text.includes(word));
+      const name = id(i).toLowerCase(), same = number !== null && /^\d+$/.test(name) && Number(name) === number;
+      return same || words.every((word) => name.includes(word) || text.includes(word));
     });
     const value = values(), lower = metrics[place(metrics, view.metric)]?.lower;
     const key = value.map((x) => (lower ? x : -x));
@@ -65,8 +68,8 @@
     }
     const sign = view.order === "worst" ? -1 : 1;
     found.sort((a, b) => {
-      if (view.order === "nsd") return stimuli[a][0] - stimuli[b][0];
-      return Number.isNaN(key[a]) - Number.isNaN(key[b]) || sign * (key[a] - key[b]) || stimuli[a][0] - stimuli[b][0];
+      if (view.order === "stimulus") return a - b;
+      return Number.isNaN(key[a]) - Number.isNaN(key[b]) || sign * (key[a] - key[b]) || a - b;
     });
     return { found, value };
   };
@@ -79,16 +82,16 @@
     if (!shown[s][i]) return element("div", { class: "cell absent", "data-subject": name }, "not shown");
     if (kinds[place(kinds, line)].absent.includes(subjects[s].name)) return element("div", { class: "cell absent", "data-subject": name }, "no such control");
     const m = place(metrics, view.metric), v = place(variants, line);
-    const alt = v < 0 ? `Guess for ${nsd(i)} from ${name}` : `Reconstruction of ${nsd(i)} from ${name}, ${line}`;
+    const alt = v < 0 ? `Guess for ${id(i)} from ${name}` : `Reconstruction of ${id(i)} from ${name}, ${line}`;
     const text = v < 0 || m < 0 ? "" : number(score(i, s, v, m), 3);
     return element("button", { type: "button", class: "cell", "data-subject": name, title: alt, onclick: () => details(i, s, line) },
       picture(file(subjects[s].name, i, line), alt), element("span", {}, text));
   };
   const row = (i) => {
-    const article = element("article", { id: nsd(i), "data-nsd": stimuli[i][0] });
+    const article = element("article", { id: anchor(i), "data-stimulus": id(i) });
     const x = Number.isNaN(value[i]) ? "" : `${view.metric} ${number(value[i], 3)}`;
     article.append(
-      element("h3", {}, element("b", {}, `nsd ${nsd(i).slice(3)}`), " ", element("span", {}, caption(i)), " ", element("small", {}, x)),
+      element("h3", {}, element("b", {}, id(i)), " ", element("span", {}, caption(i)), " ", element("small", {}, x)),
       element("div", { class: "truth", style: `grid-row: 2 / span ${Math.max(1, lines.length)}` }, picture(file("shown", i, ""), `Photo shown: ${caption(i)}`), element("span", {}, "shown")),
     );
     for (const line of lines) {
@@ -145,12 +148,12 @@
     const store = variant === null ? `guesses/${painter}/${subjects[s].name}` : `reconstructions/${painter}/${subjects[s].name}/${variant}`;
     $("details").replaceChildren(
       element("form", { method: "dialog" }, element("button", { "aria-label": "Close" }, "✕")),
-      element("h3", {}, `nsd ${nsd(i).slice(3)}, ${subjects[s].label}, ${line}`),
+      element("h3", {}, `${id(i)}, ${subjects[s].label}, ${line}`),
       element("div", { class: "pair" }, figure(file("shown", i, ""), "shown"), ...(guess ? [figure(file(subjects[s].name, i, guess.name), guess.name)] : []),
         ...(v < 0 ? [] : [figure(file(subjects[s].name, i, line), line)])),
       element("ul", {}, ...stimuli[i][1].map((text) => element("li", {}, text))),
       ...(v < 0 ? [] : [element("table", {}, element("thead", {}, head), element("tbody", {}, ...body))]),
-      element("p", { class: "note" }, "In full size: ", element("code", {}, `study["${store}"].to_dataset().swap_dims(stimulus="nsd_id").image.sel(nsd_id=${stimuli[i][0]})`)),
+      element("p", { class: "note" }, "In full size: ", element("code", {}, `study["${store}"].to_dataset().swap_dims(stimulus="stimulus_id").image.sel(stimulus_id=${JSON.stringify(id(i))})`)),
     );
     $("details").showModal();
   };

@@ -50,7 +50,7 @@ class Scores:
     variants : kinds of pictures, `painter/variant` where there are several painters.
     metrics : as the metrics stores name them.
     missing : why a metric has no scores; empty if it has.
-    nsd_id : the test stimuli of any subject, (stimulus,).
+    stimulus_id : the test stimuli of any subject, (stimulus,).
     value : (subject, variant, metric, stimulus); not a number where there is no score.
     """
 
@@ -58,7 +58,7 @@ class Scores:
     variants: tuple[str, ...]
     metrics: tuple[str, ...]
     missing: tuple[str, ...]
-    nsd_id: np.ndarray
+    stimulus_id: np.ndarray
     value: np.ndarray
 
     @classmethod
@@ -68,13 +68,13 @@ class Scores:
         first = next(iter(found.values()))
         metrics, missing = (tuple(str(item) for item in first.read(name)) for name in ("metric", "missing"))
         labels = [picture_label(config, *picture) for picture in pictures_of(config)]
-        ids = np.unique(np.concatenate([store.read("nsd_id") for store in found.values()]))
+        ids = np.unique(np.concatenate([store.read("stimulus_id") for store in found.values()]))
         value = np.full((len(subjects), len(labels), len(metrics), len(ids)), np.nan)
         for (painter, subject), store in found.items():
             rows = [
                 labels.index(picture_label(config, painter, str(variant))) for variant in store.read("variant").tolist()
             ]
-            at = np.ix_(np.array(rows), np.arange(len(metrics)), np.searchsorted(ids, store.read("nsd_id")))
+            at = np.ix_(np.array(rows), np.arange(len(metrics)), np.searchsorted(ids, store.read("stimulus_id")))
             value[subjects.index(subject)][at] = store.read("value")
         return cls(tuple(subjects), tuple(labels), metrics, missing, ids, value)
 
@@ -219,7 +219,8 @@ class Scores:
                 differences,
             ),
             "images.csv": table(
-                ["nsd_id", "subject", "variant", *self.metrics, *(f"rank of {m}" for m in self.metrics)], self._images()
+                ["stimulus_id", "subject", "variant", *self.metrics, *(f"rank of {m}" for m in self.metrics)],
+                self._images(),
             ),
         }
 
@@ -232,9 +233,9 @@ class Scores:
             for v, variant in enumerate(self.variants):
                 value = self.value[s, v]
                 rank = ranks(value * signs[:, None])
-                for i, nsd_id in enumerate(self.nsd_id.tolist()):
+                for i, stimulus_id in enumerate(self.stimulus_id.tolist()):
                     if np.isfinite(value[:, i]).any():
-                        yield [nsd_id, subject, variant, *value[:, i], *rank[:, i]]
+                        yield [stimulus_id, subject, variant, *value[:, i], *rank[:, i]]
 
 
 def _mean(value: np.ndarray) -> np.ndarray:

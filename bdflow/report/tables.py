@@ -12,12 +12,13 @@ from bdflow.config import Config
 from bdflow.errors import counted
 from bdflow.metrics import published
 from bdflow.metrics.statistics import INTERVAL, PAIRED, TEST, Difference, Estimate
-from bdflow.report import decoding, encoding
+from bdflow.report import decoding, encoding, similarity
 from bdflow.report.page import Cell, Page, Row, Sheet, Table, number
 from bdflow.report.plots import Plot, histograms
 from bdflow.report.scores import AVERAGE, Scores, Tested, full_of
 from bdflow.stores import Store
 from bdflow.study.painting import picture_label, pictures_of
+from bdflow.study.region_patterns import vocabulary
 from bdflow.study.stage import MEAN, TRUE, Context
 
 TITLE = "Seen images, reconstructed from fMRI"
@@ -91,11 +92,11 @@ def page(
         notice=DEMO if bundle == "tiny" else "",
         facts=(
             ("subjects", ", ".join(context.subjects)),
-            ("test stimuli", str(len(scores.nsd_id))),
+            ("test stimuli", str(len(scores.stimulus_id))),
             ("variants", ", ".join(variant for variant in scores.variants if variant.split("/")[-1] not in CONTROLS)),
             *((("controls", ", ".join(controls)),) if controls else ()),
             ("networks", f"{bundle}, {config.networks.dtype}"),
-            ("mask", config.dataset.mask),
+            ("mask", vocabulary(config).mask or "all voxels"),
             ("seed", str(config.seed)),
             *((("beyond the prior", verdict(scores)),) if scores.tested else ()),
         ),
@@ -115,6 +116,8 @@ def page(
             if table.groups
         ],
         distributions=distributions(scores, comparable=comparable),
+        similarity_series=similarity.names(config),
+        similarities=tuple(similarity.plots(context, stores, scores)),
         decoding=decoding.tables(context, stores),
         decoding_plots=decoding.plots(context, stores),
         decoding_series=[decoding.name(subject) for subject in context.decoded],

@@ -20,7 +20,7 @@ from PIL import Image
 
 from bdflow.config import Config, yaml_text
 from bdflow.errors import InputError
-from bdflow.report import decoding, page, regions, tables
+from bdflow.report import decoding, page, regions, similarity, tables
 from bdflow.report.scores import Scores
 from bdflow.stores import Store
 from bdflow.stores.journal import entries
@@ -84,7 +84,7 @@ def write(context: Context) -> Path:
 def read_stores(context: Context) -> dict[str, Store]:
     """Every store that the report and the figures read, sealed, by path."""
     config = context.config
-    paths = [*_photos(context), *decoding.paths(context)]
+    paths = [*_photos(context), *decoding.paths(context), *similarity.paths(context)]
     for subject in context.painted:
         for painter in config.painters:
             paths.append(keys.metrics(painter, subject))
@@ -111,7 +111,7 @@ def _configuration(context: Context) -> str:
 def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, object]:
     """What the gallery's script knows: names, captions, and the scores of every picture."""
     stimuli, first = photos(context, stores), next(iter(context.config.painters))
-    rows = stimuli.rows("nsd_id", scores.nsd_id)
+    rows = stimuli.rows("stimulus_id", scores.stimulus_id)
     order = np.argsort(rows)
     texts = stimuli.read("caption", {"stimulus": rows[order]})[np.argsort(order)]
     return {
@@ -128,8 +128,8 @@ def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict
         ],
         "thumbnail": context.config.report.thumbnail,
         "stimuli": [
-            [nsd_id, [str(text) for text in captions if text]]
-            for nsd_id, captions in zip(scores.nsd_id.tolist(), texts, strict=True)
+            [stimulus_id, [str(text) for text in captions if text]]
+            for stimulus_id, captions in zip(scores.stimulus_id.tolist(), texts, strict=True)
         ],
         "scores": [
             [
@@ -140,7 +140,8 @@ def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict
             for by_variant in scores.value
         ],
         "shown": [
-            np.isin(scores.nsd_id, stores[keys.metrics(first, s)].read("nsd_id")).tolist() for s in scores.subjects
+            np.isin(scores.stimulus_id, stores[keys.metrics(first, s)].read("stimulus_id")).tolist()
+            for s in scores.subjects
         ],
     }
 
@@ -183,18 +184,21 @@ def _is_of(config: Config, line: Line, subject: str) -> bool:
 
 
 class _Pictures:
-    """Writes the thumbnails below `folder`/images: `shown`, and by subject the guess and each variant."""
+    """Writes the thumbnails below `folder`/images: `shown`, and by subject the guess and each variant, named by the
+    number of the stimulus among those of the report: an id may be no name of a file.
+    """
 
     def __init__(self, context: Context, stores: dict[str, Store], folder: Path, pool: Executor) -> None:
         self.config, self.subjects, self.photos = context.config, context.painted, photos(context, stores)
         self.stores, self.folder, self.pixels = stores, folder, context.config.report.thumbnail
         self.pool, self.files, self.nbytes = pool, 0, 0
+        first = next(iter(self.config.painters))
+        shown = [stores[keys.metrics(first, subject)].read("stimulus_id") for subject in self.subjects]
+        self.ids = np.unique(np.concatenate(shown))
+        self.numbers = {stimulus: number for number, stimulus in enumerate(self.ids.tolist())}
 
     def write(self) -> None:
-        first = next(iter(self.config.painters))
-        shown = [self.stores[keys.metrics(first, subject)].read("nsd_id") for subject in self.subjects]
-        ids = np.unique(np.concatenate(shown))
-        self._thumbnails(self.photos, "shown", "", np.sort(self.photos.rows("nsd_id", ids)))
+        self._thumbnails(self.photos, "shown", "", np.sort(self.photos.rows("stimulus_id", self.ids)))
         for subject in self.subjects:
             for line in _lines(self.config):
                 if not _is_of(self.config, line, subject):
@@ -216,7 +220,7 @@ class _Pictures:
         self, made: Store | Joined | Selected, folder: str, suffix: str, rows: np.ndarray | None = None
     ) -> None:
         store = made.images if isinstance(made, Selected) else made
-        ids = store.read("nsd_id")
+        ids = store.read("stimulus_id")
         rows = np.arange(len(ids)) if rows is None else rows
         place = self.folder / "images" / folder
         place.mkdir(parents=True, exist_ok=True)
@@ -224,8 +228,8 @@ class _Pictures:
             block = rows[start:stop]
             images = made.shown(block) if isinstance(made, Selected) else made.read("image", {"stimulus": block})
             thumbnails = self.pool.map(thumbnail, images, [self.pixels] * len(images))
-            for nsd_id, data in zip(ids[block].tolist(), thumbnails, strict=True):
-                (place / f"nsd{nsd_id:05d}{suffix}.webp").write_bytes(data)
+            for stimulus_id, data in zip(ids[block].tolist(), thumbnails, strict=True):
+                (place / f"{self.numbers[stimulus_id]:05d}{suffix}.webp").write_bytes(data)
                 self.files, self.nbytes = self.files + 1, self.nbytes + len(data)
 
 

@@ -55,10 +55,12 @@ def check_report(page: Path, tree: xarray.DataTree) -> None:
         browser.press("#order button", "worst first")
         browser.scroll_through()
         value = np.mean([tree[f"metrics/brain_diffuser/{name}"].value.values[0, 0] for name in names[:4]], axis=0)
-        score = dict(zip(tree["metrics/brain_diffuser/subj01"].nsd_id.values.tolist(), value.tolist(), strict=True))
+        score = dict(
+            zip(tree["metrics/brain_diffuser/subj01"].stimulus_id.values.tolist(), value.tolist(), strict=True)
+        )
         order = browser.order()
         assert sorted(order) == sorted(score)
-        steps = np.diff([score[nsd_id] for nsd_id in order])
+        steps = np.diff([score[stimulus_id] for stimulus_id in order])
         assert steps.min() > -2e-4, "worst first; the page knows four digits"
         assert browser.pictures() == (total * (1 + len(names) * (len(first) + len(others))), [])
         assert browser.loaded_from() == {"file:"}

@@ -50,7 +50,7 @@ def test_the_pictures_of_two_painters_stand_below_one_another(tmp_path: Path) ->
         assert browser.pictures() == (len(TEST) * (1 + len(SUBJECTS) * 5), [])
         browser.find("61")
         browser.all("#rows button.cell")[-1].click()
-        assert browser.one("#details h3").text == "nsd 00061, subj02, two/full"
+        assert browser.one("#details h3").text == "00061, subj02, two/full"
         assert [text.text for text in browser.all("#details figcaption")] == ["shown", "two/guess", "two/full"]
         assert 'study["reconstructions/two/subj02/full"]' in browser.one("#details code").text
         assert browser.complaints() == []
@@ -65,14 +65,14 @@ def test_it_sorts_by_any_metric_subject_and_variant(page: Browser, study) -> Non
     page.press("#order button", "median first")
     away = np.abs(mean - np.median(mean))  # of six stimuli the two in the middle are as far from it
     far = dict(zip(TEST.tolist(), away.tolist(), strict=True))
-    assert np.diff([far[nsd_id] for nsd_id in page.order()]).min() > -1e-6
+    assert np.diff([far[stimulus_id] for stimulus_id in page.order()]).min() > -1e-6
     assert sorted(page.order()[:2]) == sorted(by(away)[:2])
     page.choose("#metric", "SSIM (paper)")
     page.choose("#by-subject", "subj02")
     page.choose("#by-variant", "no_vdvae")
     page.press("#order button", "best first")
     assert page.order() == by(-value[1, 1, 1])
-    page.press("#order button", "by nsd_id")
+    page.press("#order button", "by id")
     assert page.order() == sorted(TEST.tolist())
 
 
@@ -109,8 +109,8 @@ def test_a_view_is_kept_in_the_address(page: Browser) -> None:
 def test_a_picture_opens_with_all_its_scores(page: Browser, study) -> None:
     page.find("61")
     page.all("#rows button.cell")[-1].click()
-    assert page.one("#details h3").text == "nsd 00061, subj02, full"
-    value = study[1][1, 0, :, TEST.tolist().index(61)]
+    assert page.one("#details h3").text == "00061, subj02, full"
+    value = study[1][1, 0, :, TEST.tolist().index("00061")]
     cells = [cell.text.replace("−", "-") for cell in page.all("#details td")]
     assert [float(cells[0]), float(cells[2])] == pytest.approx(value[:2], abs=6e-4)
     assert cells[1] == f"{1 + (study[1][1, 0, 0] > value[0]).sum()} of 6"
@@ -121,7 +121,7 @@ def test_a_picture_opens_with_all_its_scores(page: Browser, study) -> None:
 def test_a_guess_opens_without_scores(page: Browser) -> None:
     page.find("61")
     page.all("#rows button.cell")[0].click()
-    assert page.one("#details h3").text == "nsd 00061, subj01, guess"
+    assert page.one("#details h3").text == "00061, subj01, guess"
     assert [text.text for text in page.all("#details figcaption")] == ["shown", "guess"]
     assert page.all("#details table") == []
     assert page.complaints() == []
@@ -129,7 +129,7 @@ def test_a_guess_opens_without_scores(page: Browser) -> None:
 
 def test_captions_are_text(page: Browser) -> None:
     page.find("friends")
-    assert page.order() == [7]
+    assert page.order() == ["00007"]
     assert page.one("#rows article h3 span").text == EVIL
     assert len(page.all("script")) == 2
     assert page.complaints() == []
@@ -143,8 +143,8 @@ def test_it_makes_few_rows_of_982_stimuli_and_5_subjects(tmp_path: Path, monkeyp
     variants = ("full", "only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision")
     monkeypatch.setattr(test_report, "SUBJECTS", subjects)
     monkeypatch.setattr(test_report, "VARIANTS", variants)
-    monkeypatch.setattr(test_report, "TEST", np.arange(982))
-    monkeypatch.setattr(test_report, "TRAIN", np.arange(982, 985))
+    monkeypatch.setattr(test_report, "TEST", np.array([f"{i:05d}" for i in range(982)]))
+    monkeypatch.setattr(test_report, "TRAIN", np.array([f"{i:05d}" for i in range(982, 985)]))
     monkeypatch.setattr(test_report, "SIDE", 40)
     context = test_report.build(tmp_path, chunks={"images": 64})
     page = writer.write(context)
@@ -159,7 +159,7 @@ def test_it_makes_few_rows_of_982_stimuli_and_5_subjects(tmp_path: Path, monkeyp
         for variant in variants[1:]:
             browser.press("#variants button", variant)
         browser.find("caption 61")
-        found = sum("61" in str(nsd_id) for nsd_id in range(982))
+        found = sum("61" in str(stimulus_id) for stimulus_id in range(982))
         assert browser.one("#count").text == f"{found} of 982 stimuli"
         browser.find("")
         assert len(browser.order()) < 100, "rows are made as they are scrolled to"

@@ -54,8 +54,8 @@ def test_sheets_show_the_best_by_the_first_metric(context: Context) -> None:
     scores = Scores.read(read_stores(context), context.config, context.painted)
     ranked = figures._ranked(scores)
     assert sorted(ranked) == sorted(TEST.tolist())
-    mean = dict(zip(scores.nsd_id.tolist(), scores.average[0, 0], strict=True))
-    assert ranked == sorted(ranked, key=lambda nsd_id: -mean[nsd_id])
+    mean = dict(zip(scores.stimulus_id.tolist(), scores.average[0, 0], strict=True))
+    assert ranked == sorted(ranked, key=lambda stimulus_id: -mean[stimulus_id])
     figure = figures.subject_figure(context, read_stores(context), scores, ranked[:3])
     names = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
     assert names == ["shown", "subj01, guess", *SUBJECTS]

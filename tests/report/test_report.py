@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from bdflow.config import Config, parse
+from bdflow.datasets.contract import Encoding
 from bdflow.errors import InputError
 from bdflow.metrics import published, statistics
 from bdflow.models.weights.bundle import open_bundle
@@ -24,13 +25,13 @@ from bdflow.report import decoding, plots, tables, writer
 from bdflow.report.scores import Scores, ranks
 from bdflow.stores import ArraySpec, NotReady, Provenance, StoreSpec, Study, text
 from bdflow.stores.journal import Journal
-from bdflow.study import catalog
+from bdflow.study import catalog, score_catalog
 from bdflow.study.stage import Context
 from tests.conftest import SPACES, painter, spaces
 
 SUBJECTS, VARIANTS, METRICS = ("subj01", "subj02"), ("full", "no_vdvae"), ("PixCorr", "SSIM (paper)", "SwAV")
 WHY = "no weights: none were found"
-TEST, TRAIN = np.array([61, 7, 19, 23, 3, 40]), np.array([100, 101, 102])
+TEST, TRAIN = np.array(["00061", "00007", "00019", "00023", "00003", "00040"]), np.array(["00100", "00101", "00102"])
 EVIL = '<script>alert("x")</script> & friends'
 PIXELS = 64
 SIDE = 100
@@ -89,31 +90,33 @@ def build(tmp_path: Path, **sections: object) -> Context:
     make = Builder(study)
     ids, per = np.concatenate([TEST, TRAIN]), config.chunks.images
     split = text(["test"] * len(TEST) + ["train"] * len(TRAIN))
-    captions = np.array([[f"caption {i}", ""] for i in ids], dtype=np.dtypes.StringDType())
+    captions = np.array([[f"caption {int(i)}", ""] for i in ids], dtype=np.dtypes.StringDType())
     captions[1] = ["", EVIL]
     spec, pictures = catalog.stimuli(per), {"y": SIDE, "x": SIDE, "rgb": 3}
     dims = {dim for array in spec.arrays for dim in array.dims}
     sizes = {"stimulus": len(ids), **pictures, **{dim: 2 for dim in dims if dim.startswith("caption")}}
-    make.add("stimuli/shared", spec, sizes, nsd_id=ids, split=split, caption=captions)
+    make.add("stimuli/shared", spec, sizes, stimulus_id=ids, split=split, caption=captions)
     for subject in SUBJECTS:
-        make.add(f"stimuli/{subject}", spec, sizes | {"stimulus": 0}, nsd_id=ids[:0], split=split[:0])
+        make.add(f"stimuli/{subject}", spec, sizes | {"stimulus": 0}, stimulus_id=ids[:0], split=split[:0])
     layers = open_bundle("tiny").layers
     spec, sizes = catalog.targets((1988,), "f2", per, 600, layers), {"stimulus": len(ids), "feature": 1988}
-    make.add("targets/vdvae/shared", spec, sizes, nsd_id=ids, split=split)
+    make.add("targets/vdvae/shared", spec, sizes, stimulus_id=ids, split=split)
     for subject in SUBJECTS:
         voxels = np.arange(8)
         make.add(
             f"betas/{subject}",
-            catalog.betas(10),
-            {"trial": 20, "voxel": 8, "roi": 1, "axis": 3, "world": 4, "index": 4, "code": 1},
+            catalog.betas(10, Encoding("int16", divisor=300, cut_off=True)),
+            {"trial": 20, "voxel": 8, "region": 1, "axis": 3, "world": 4, "index": 4, "code": 1},
             grid=np.full(3, 8),
             affine=np.eye(4),
             affine_form=np.zeros(1),
             **dict.fromkeys("ijk", voxels),
-            nsd_id=np.resize(ids, 20),
-            session=np.ones(20),
-            roi=text(["nsdgeneral"]),
-            roi_label=np.ones((1, 8)),
+            stimulus_id=np.resize(ids, 20),
+            session=text(["session01"] * 20),
+            run=np.zeros(20),
+            condition=text([""] * 20),
+            region=text(["nsdgeneral/nsdgeneral"]),
+            roi=np.ones((1, 8)),
             ncsnr=np.linspace(0.2, 1.6, 8),
             valid=np.ones((20, 8), "u1"),
             valid_voxels=np.array([0] + [8] * 19, "i4"),
@@ -122,12 +125,13 @@ def build(tmp_path: Path, **sections: object) -> Context:
             f"responses/{subject}/averaged",
             catalog.responses(4),
             {"stimulus": len(ids), "voxel": 8},
-            nsd_id=ids,
+            stimulus_id=ids,
             split=split,
             repeats=np.array([3] * len(TEST) + [1] * len(TRAIN)),
             trial=np.arange(len(ids)),
             valid=np.array([1, 1, 1, 1, 1, 1, 0, 1], "u1"),
             voxel_mean=np.array([0, 0, 0, 0, 0, 0, np.nan, 0], "f4"),
+            ncsnr_repeats=np.full(8, np.nan, "f4"),
             missing_trials=np.array([1, 1, 1, 5, 1, 1, 11, 1], "i4"),  # one trial is lost in every voxel
             clipped_trials=np.array([0, 2, 0, 0, 0, 0, 0, 1], "i4"),
         )
@@ -137,30 +141,30 @@ def build(tmp_path: Path, **sections: object) -> Context:
                 f"predictions/{subject}/{space}",
                 catalog.predictions(shape, 600),
                 {"stimulus": len(TEST), **dict(zip(catalog.space_dims(shape), shape, strict=True))},
-                nsd_id=TEST,
+                stimulus_id=TEST,
             )
         for name, settings in config.painters.items():
             make.add(
                 f"guesses/{name}/{subject}",
                 catalog.guesses(per),
                 {"stimulus": len(TEST), "y": 32, "x": 32, "rgb": 3},
-                nsd_id=TEST,
+                stimulus_id=TEST,
             )
             for variant in settings.variants:
                 path = f"reconstructions/{name}/{subject}/{variant}"
                 sizes = {"stimulus": len(TEST), "picture": 1, **pictures}
-                make.add(path, catalog.reconstructions(per), sizes, nsd_id=TEST)
+                make.add(path, catalog.reconstructions(per), sizes, stimulus_id=TEST)
             value = make.rng.normal(size=(len(settings.variants), len(METRICS), len(TEST))).astype("f4")
             value[:, 2] = np.nan
             make.add(
                 f"metrics/{name}/{subject}",
-                catalog.metrics(per),
+                score_catalog.metrics(per),
                 {"variant": len(settings.variants), "metric": len(METRICS), "stimulus": len(TEST)},
                 variant=text(settings.variants),
                 metric=text(METRICS),
                 missing=text(["", "", WHY]),
                 value=value,
-                nsd_id=TEST,
+                stimulus_id=TEST,
             )
     for seconds in ([1.0, 2.0], [4.0]):
         attrs = {"stage": "reconstruct", "unit": "batches", "wall_seconds": 2.0}
@@ -223,17 +227,20 @@ def gallery(page: Path) -> dict[str, Any]:
 
 def test_every_stimulus_has_the_pictures_of_the_stores(context: Context, page: Path) -> None:
     assert page == context.config.report.path / "index.html"
-    assert [nsd_id for nsd_id, _ in gallery(page)["stimuli"]] == sorted(TEST.tolist())
+    assert [stimulus_id for stimulus_id, _ in gallery(page)["stimuli"]] == sorted(TEST.tolist())
+    place = {stimulus: number for number, stimulus in enumerate(sorted(TEST.tolist()))}
     stores = {f"guesses/brain_diffuser/{s}": (s, "-guess") for s in SUBJECTS}
     stores |= {f"reconstructions/brain_diffuser/{s}/{v}": (s, f"-{v}") for s in SUBJECTS for v in VARIANTS}
     for path, (folder, suffix) in {"stimuli/shared": ("shown", ""), **stores}.items():
         store = context.study.store(path)
-        for row, nsd_id in enumerate(store.read("nsd_id").tolist()):
-            if nsd_id not in TEST:
+        for row, stimulus_id in enumerate(store.read("stimulus_id").tolist()):
+            if stimulus_id not in TEST:
                 continue
             of_item = store.read("image", {"stimulus": slice(row, row + 1)})[0]
             truth = small(of_item[0] if "picture" in store.sizes else of_item)
-            found = np.asarray(Image.open(page.parent / f"images/{folder}/nsd{nsd_id:05d}{suffix}.webp").convert("RGB"))
+            found = np.asarray(
+                Image.open(page.parent / f"images/{folder}/{place[stimulus_id]:05d}{suffix}.webp").convert("RGB")
+            )
             assert found.shape == truth.shape
             assert np.abs(found.astype(float) - truth).mean() < 6
     assert len(list(page.parent.rglob("*.webp"))) == (1 + len(stores)) * len(TEST)
@@ -244,14 +251,14 @@ def test_the_gallery_knows_every_score_and_caption(context: Context, page: Path)
     assert [s["name"] for s in data["subjects"]] == list(SUBJECTS)
     assert [v["name"] for v in data["variants"]] == list(VARIANTS)
     assert data["metrics"] == [{"name": "PixCorr", "lower": False}, {"name": "SSIM (paper)", "lower": False}]
-    ids = [nsd_id for nsd_id, _ in data["stimuli"]]
+    ids = [stimulus_id for stimulus_id, _ in data["stimuli"]]
     for s, subject in enumerate(SUBJECTS):
         store = context.study.store(f"metrics/brain_diffuser/{subject}")
-        expected = store.read("value")[:, :2][..., store.rows("nsd_id", np.array(ids))]
+        expected = store.read("value")[:, :2][..., store.rows("stimulus_id", np.array(ids))]
         np.testing.assert_allclose(data["scores"][s], expected, rtol=1e-3)
     captions = dict(data["stimuli"])
-    assert captions[61] == ["caption 61"]
-    assert captions[7] == [EVIL]
+    assert captions["00061"] == ["caption 61"]
+    assert captions["00007"] == [EVIL]
 
 
 BOTH = {"one": painter(variants=list(VARIANTS))["brain_diffuser"], "two": painter(variants=["full"])["brain_diffuser"]}
@@ -269,8 +276,9 @@ def test_each_painter_has_its_guess_and_its_pictures(tmp_path: Path) -> None:
             if line["variant"] is not None:
                 parts = ["reconstructions", line["painter"], subject, line["variant"]]
             store = context.study.store("/".join(parts))
-            for nsd_id, image in zip(store.read("nsd_id").tolist(), store.read("image"), strict=True):
-                path = page.parent / f"images/{subject}/nsd{nsd_id:05d}-{line['name'].replace('/', '-')}.webp"
+            for stimulus_id, image in zip(store.read("stimulus_id").tolist(), store.read("image"), strict=True):
+                number, name = sorted(TEST.tolist()).index(stimulus_id), line["name"].replace("/", "-")
+                path = page.parent / f"images/{subject}/{number:05d}-{name}.webp"
                 found = np.asarray(Image.open(path).convert("RGB"))
                 truth = small(image if line["variant"] is None else image[0])
                 assert np.abs(found.astype(float) - truth).mean() < 6
@@ -306,7 +314,7 @@ def test_every_image_and_its_ranks_are_in_a_file(context: Context, page: Path) -
     value = store.read("value")[1, 0]
     for row in rows:
         if (row["subject"], row["variant"]) == ("subj02", "no_vdvae"):
-            at = store.read("nsd_id").tolist().index(int(row["nsd_id"]))
+            at = store.read("stimulus_id").tolist().index(row["stimulus_id"])
             assert float(row["PixCorr"]) == pytest.approx(value[at], rel=1e-5)
             assert int(row["rank of PixCorr"]) == 1 + (value > value[at]).sum()
             assert row["SwAV"] == row["rank of SwAV"] == ""
@@ -521,7 +529,7 @@ def test_a_flat_picture_has_no_score(tmp_path: Path) -> None:
         store.arrays["value"][...] = value
     page = writer.write(context)
     read = Read(page)
-    at = [nsd_id for nsd_id, _ in gallery(page)["stimuli"]].index(TEST[2])
+    at = [stimulus_id for stimulus_id, _ in gallery(page)["stimuli"]].index(TEST[2])
     assert gallery(page)["scores"][0][0][0][at] is None
     assert "4 scores are undefined" in read.text
     assert not any("nan" in cell for row in read.rows for cell in row)

@@ -51,17 +51,17 @@ def images(config: Config, subject: str, kind: str, of: str = "brain_diffuser") 
 
 
 def trained(config: Config, subject: str) -> np.ndarray:
-    """nsd_ids of a subject's training stimuli, from its responses; of the mean, of everybody's."""
+    """stimulus_ids of a subject's training stimuli, from its responses; of the mean, of everybody's."""
     found = []
     for of in SUBJECTS if subject == MEAN else (subject,):
         responses = Store(config.study, f"responses/{of}/averaged")
-        found.append(responses.read("nsd_id")[responses.read("split") != "test"])
+        found.append(responses.read("stimulus_id")[responses.read("split") != "test"])
     return np.unique(np.concatenate(found))
 
 
 def photos(config: Config, ids: np.ndarray, pixels: int) -> np.ndarray:
     stimuli = whole(config.study, "stimuli")
-    found = stimuli.read("image")[stimuli.rows("nsd_id", ids)]
+    found = stimuli.read("image")[stimuli.rows("stimulus_id", ids)]
     return np.stack([np.asarray(Image.fromarray(p).resize((pixels, pixels), Image.Resampling.LANCZOS)) for p in found])
 
 
@@ -77,6 +77,11 @@ def test_every_control_is_a_store_and_a_row(made: Config) -> None:
     assert Store(made.study, f"metrics/brain_diffuser/{TRUE}").read("variant").tolist() == ["full", "only_vdvae"]
     page = (made.report.path / "index.html").read_text(encoding="utf-8")
     assert "the training photo nearest to the prediction" in page
+    for of, space, first in (("brain_diffuser", "clip_vision", "full"), ("second", "clip_text", "no_vdvae")):
+        for metric in ("PixCorr", "CLIP (bundle)"):
+            assert f"{of}, {metric}, and likeness to training" in page
+        assert f"cosine with the nearest training stimulus, in {space}" in page
+        assert f"Spearman&#39;s rho: {first} " in page or f"Spearman's rho: {first} " in page
     with (made.report.path / "tables/scores.csv").open() as file:
         rows = {(row["subject"], row["variant"]) for row in csv.DictReader(file)}
     assert {("subj01", f"brain_diffuser/{control}") for control in CONTROLS} < rows
@@ -109,9 +114,9 @@ def test_retrieval_shows_the_nearest_training_photos(
 ) -> None:
     """By cosines of whole latents, z-scored by the training stimuli."""
     predictions, targets = Store(made.study, f"predictions/{subject}/{space}"), whole(made.study, f"targets/{space}")
-    ids, pool = predictions.read("nsd_id"), trained(made, subject)
+    ids, pool = predictions.read("stimulus_id"), trained(made, subject)
     latent = targets.read("latent").astype(float)
-    train, own = (latent[targets.rows("nsd_id", wanted)].reshape(len(wanted), -1) for wanted in (pool, ids))
+    train, own = (latent[targets.rows("stimulus_id", wanted)].reshape(len(wanted), -1) for wanted in (pool, ids))
     made_of = predictions.read("latent").reshape(len(ids), -1).astype(float)
     mean, scale = train.mean(axis=0), train.std(axis=0)
     kept = scale > 0
@@ -125,10 +130,10 @@ def test_retrieval_shows_the_nearest_training_photos(
         cosine = q @ z.T / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(z, axis=1)
         order = np.argsort(-cosine, axis=1)[:, :count]
         np.testing.assert_allclose(store.read(name), np.take_along_axis(cosine, order, axis=1), atol=1e-5)
-        nearest = store.read("train_nsd_id" if name == "agreement" else "similar_nsd_id")
+        nearest = store.read("train_stimulus_id" if name == "agreement" else "similar_stimulus_id")
         np.testing.assert_array_equal(nearest, pool[order])
     shown = images(made, subject, "retrieval", of)
-    for row, neighbours in enumerate(store.read("train_nsd_id")):
+    for row, neighbours in enumerate(store.read("train_stimulus_id")):
         np.testing.assert_array_equal(shown[row], photos(made, neighbours, shown.shape[2]))
 
 
@@ -162,7 +167,7 @@ def test_what_does_not_fit_is_refused(content: dict[str, Any], change: dict[str,
 
 
 def test_a_single_test_stimulus_has_no_prior(content: dict[str, Any], made: Config, tmp_path: Path) -> None:
-    ids = Store(made.study, "metrics/brain_diffuser/subj01").read("nsd_id")
+    ids = Store(made.study, "metrics/brain_diffuser/subj01").read("stimulus_id")
     (tmp_path / "one.txt").write_text(f"{ids[0]}\n")
     dataset = {**content["dataset"], "split": str(tmp_path / "one.txt")}
     one = content | {"study": str(tmp_path / "study.zarr"), "reconstruct": {}, "subjects": ["subj01"]}

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bdflow import random
 from bdflow.cli.main import app
 from bdflow.config import Config, parse
-from bdflow.datasets.nsd import noise_ceiling
+from bdflow.datasets.ceilings import noise_ceiling
 from bdflow.pipeline import STAGES, Pipeline, stages_until
 from bdflow.report import encoding
 from bdflow.report.regions import _maps
@@ -24,6 +24,7 @@ from bdflow.stores import Store
 from bdflow.study import encoding_models, region_patterns, voxel_maps
 from tests.conftest import SPACES, snapshot
 from tests.support.parts import whole
+from tests.support.regions import voxels_in
 
 SUBJECT = "subj01"
 FLOC = ("faces", "words", "places", "bodies")
@@ -62,7 +63,7 @@ def z_scored(config: Config, space: str) -> tuple[np.ndarray, np.ndarray, np.nda
     Latents are divided by the square root of their number, and turned to the axes they vary along: ridge is the same.
     """
     responses, targets = Store(config.study, f"responses/{SUBJECT}/averaged"), whole(config.study, f"targets/{space}")
-    latent = targets.read("latent").astype(float)[targets.rows("nsd_id", responses.read("nsd_id"))]
+    latent = targets.read("latent").astype(float)[targets.rows("stimulus_id", responses.read("stimulus_id"))]
     train = responses.read("split") != "test"
     latent = latent.reshape(len(latent), -1)
     latent = latent[:, latent[train].std(axis=0) > 0]
@@ -109,9 +110,8 @@ def test_the_penalty_is_the_best_of_the_grid_when_stimuli_are_left_out_one_by_on
 def areas(config: Config) -> dict[str, np.ndarray]:
     """(voxels,) bool of early areas, and of category areas beyond them."""
     betas = Store(config.study, f"betas/{SUBJECT}")
-    label = dict(zip(betas.read("roi").tolist(), betas.read("roi_label"), strict=True))
-    early = label["prf-visualrois"] > 0
-    return {"early": early, "category": np.any([label[f"floc-{name}"] > 0 for name in FLOC], axis=0) & ~early}
+    early = voxels_in(betas, "prf-visualrois")
+    return {"early": early, "category": np.any([voxels_in(betas, f"floc-{name}") for name in FLOC], axis=0) & ~early}
 
 
 def test_voxels_are_predicted_from_what_was_planted_in_them(made):

@@ -108,7 +108,7 @@ def test_a_reduced_space_is_scikit_learns_pca_of_the_training_stimuli(encoded: t
         ("encoding", "middle"), ("responses", "averaged"),
     ))  # fmt: skip
     targets = whole(config.study, "targets/middle")
-    latent = targets.read("latent").astype(float)[targets.rows("nsd_id", responses.read("nsd_id"))]
+    latent = targets.read("latent").astype(float)[targets.rows("stimulus_id", responses.read("stimulus_id"))]
     train, response = responses.read("split") != "test", responses.read("response").astype(float)
     latent = (latent - latent[train].mean(axis=0)) / latent[train].std(axis=0, ddof=1) / np.sqrt(latent.shape[1])
     fitted = PCA(COMPONENTS, svd_solver="full").fit(latent[train])

@@ -92,7 +92,7 @@ def copied(study, tmp_path) -> Path:
 def pictures(study: Path, subject: str, variant: str) -> tuple[np.ndarray, np.ndarray]:
     """Photos and reconstructions, uint8."""
     store, stimuli = Store(study, f"reconstructions/brain_diffuser/{subject}/{variant}"), whole(study, "stimuli")
-    rows = stimuli.rows("nsd_id", store.read("nsd_id"))
+    rows = stimuli.rows("stimulus_id", store.read("stimulus_id"))
     return stimuli.read("image")[rows], store.read("image")[:, 0]
 
 

@@ -40,7 +40,7 @@ def as_presented(config: Config, rows: str) -> tuple[np.ndarray, np.ndarray, np.
     train = train[np.argsort(responses.read("trial")[train])]
     test = np.flatnonzero(responses.read("split") == "test")
     mean, scale = x[train].mean(axis=0), x[train].std(axis=0, ddof=1)
-    y = targets.read("latent").astype(float)[targets.rows("nsd_id", responses.read("nsd_id")[train])]
+    y = targets.read("latent").astype(float)[targets.rows("stimulus_id", responses.read("stimulus_id")[train])]
     return (x[train] - mean) / scale, (x[test] - mean) / scale, y
 
 

@@ -58,8 +58,8 @@ def values(study: Any) -> dict[str, np.ndarray]:
 
 
 def photos(study: Any) -> np.ndarray:
-    stimuli, ids = whole(study, "stimuli"), Store(study, "reconstructions/bd/subj01/full").read("nsd_id")
-    return stimuli.read("image")[stimuli.rows("nsd_id", ids)]
+    stimuli, ids = whole(study, "stimuli"), Store(study, "reconstructions/bd/subj01/full").read("stimulus_id")
+    return stimuli.read("image")[stimuli.rows("stimulus_id", ids)]
 
 
 def test_pictures_are_a_dimension_and_the_first_is_what_it_was_alone(root: Path, several: Config) -> None:

@@ -69,14 +69,14 @@ def xy(study: Path, space: str, subject: str = SUBJECT) -> tuple[np.ndarray, np.
     test = responses.read("split") == "test"
     x = responses.read("response").astype("f8")[:, responses.read("valid") == 1]
     z, z_test, _, _ = ridge.z_score(x[~test], x[test])
-    y = targets.read("latent").astype("f8")[targets.rows("nsd_id", responses.read("nsd_id"))]
+    y = targets.read("latent").astype("f8")[targets.rows("stimulus_id", responses.read("stimulus_id"))]
     y = y.reshape(len(y), -1)
     return z, z_test, y[~test], y[test]
 
 
 def held_out(study: Path, subject: str = SUBJECT) -> np.ndarray:
     store = Store(study, f"validation/{subject}/averaged")
-    return np.sort(store.rows("train_nsd_id", store.read("held_out_nsd_id")))
+    return np.sort(store.rows("train_stimulus_id", store.read("held_out_stimulus_id")))
 
 
 def left_out_scores(z, y, rows, alpha, fold=None) -> np.ndarray:
@@ -386,13 +386,13 @@ def test_columns_come_in_pieces_in_the_order_asked_for(tmp_path, per_piece):
         "targets",
         (
             ArraySpec("latent", ("stimulus", "token", "feature"), "f2", "latent", chunks={"stimulus": 8, "token": 2}),
-            ArraySpec("nsd_id", ("stimulus",), "i4", "id", role="coordinate"),
+            ArraySpec("stimulus_id", ("stimulus",), "i4", "id", role="coordinate"),
         ),
         {"stimulus": 8},
     )
     values = np.random.default_rng(0).normal(size=(45, 5, 3)).astype("f2")
     sizes = {"stimulus": 45, "token": 5, "feature": 3}
-    store = study.declare("targets/x", spec, sizes, {"nsd_id": np.arange(45)}, Provenance("test"))
+    store = study.declare("targets/x", spec, sizes, {"stimulus_id": np.arange(45)}, Provenance("test"))
     for partition in store.missing():
         region = spec.region(sizes, partition)["stimulus"]
         store.write(partition, {"latent": values[region]})

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from bdflow.cli.main import app
 from bdflow.config import Config, parse
-from bdflow.datasets.nsd import noise_ceiling
+from bdflow.datasets.ceilings import noise_ceiling
 from bdflow.errors import InputError
 from bdflow.pipeline import Pipeline, stages_until
 from bdflow.regions.rescale import rescaled
@@ -25,6 +25,7 @@ from bdflow.stores import Store
 from bdflow.study import decoder, region_patterns, voxel_maps
 from bdflow.study.painting import painting
 from tests.conftest import SPACES, SUBJECTS, painter, snapshot, spaces
+from tests.support.regions import voxels_in
 
 SETS = {"areas": ["V1", "faces | bodies"], "bands": ["ecc 2-4 - ecc 1-2", "random 20"]}
 
@@ -80,13 +81,12 @@ def test_patterns_are_the_labels_of_the_betas(made, chosen):
         assert found.read("region").tolist() == SETS[chosen]
         pattern = found.read("pattern")
         np.testing.assert_array_equal(found.read("voxels"), (pattern != 0).sum(axis=1))
-        label = dict(zip(betas.read("roi").tolist(), betas.read("roi_label"), strict=True))
         if chosen == "areas":
-            np.testing.assert_array_equal(pattern[0], np.isin(label["prf-visualrois"], (1, 2)))
-            np.testing.assert_array_equal(pattern[1], (label["floc-faces"] > 0) | (label["floc-bodies"] > 0))
+            np.testing.assert_array_equal(pattern[0], voxels_in(betas, "prf-visualrois", "V1v", "V1d"))
+            np.testing.assert_array_equal(pattern[1], voxels_in(betas, "floc-faces") | voxels_in(betas, "floc-bodies"))
         else:
-            ecc = label["prf-eccrois"]
-            np.testing.assert_array_equal(pattern[0], 1.0 * (ecc == 4) - (ecc == 3))
+            far, near = (voxels_in(betas, "prf-eccrois", name) for name in ("ecc4", "ecc2"))
+            np.testing.assert_array_equal(pattern[0], 1.0 * far - near)
             assert pattern[1].sum() == 20
 
 
@@ -209,7 +209,7 @@ def test_a_vector_is_a_pattern_and_another_length_is_refused(made, tmp_path):
 @pytest.mark.parametrize(
     ("masks", "sets", "word"),
     [
-        ({"faces": {"subj01": "x.nii"}}, {"own": ["faces"]}, "not one of NSD's"),
+        ({"faces": {"subj01": "x.nii"}}, {"own": ["faces"]}, "two meanings"),
         ({"mine": {}}, {"own": ["mine"]}, "no subject with every mask"),
     ],
 )
@@ -248,12 +248,11 @@ def test_maps_hold_the_stores_values_voxel_by_voxel_in_the_subjects_grid(made, t
         betas = Store(made.study, f"betas/{subject}")
         at = tuple(betas.read(axis) for axis in "ijk")
         own = nibabel.load(made.dataset.root / f"nsddata/ppdata/{subject}/func1pt8mm/roi/nsdgeneral.nii.gz")
-        label = dict(zip(betas.read("roi").tolist(), betas.read("roi_label"), strict=True))
         expected = {
             "noise_ceiling": noise_ceiling(betas.read("ncsnr"), 3).astype("f4"),
             "decoded_from": Store(made.study, f"responses/{subject}/averaged").read("valid"),
-            "region_V1": np.isin(label["prf-visualrois"], (1, 2)),
-            "region_faces": label["floc-faces"] > 0,
+            "region_V1": voxels_in(betas, "prf-visualrois", "V1v", "V1d"),
+            "region_faces": voxels_in(betas, "floc-faces"),
             "importance_clip_text": Store(made.study, f"importance/{subject}/clip_text").read("importance"),
             "pattern_bands_01_ecc_2-4_minus_ecc_1-2": store(made, f"bands/{subject}/patterns").read("pattern")[0],
         }

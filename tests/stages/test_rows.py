@@ -16,6 +16,7 @@ from bdflow.study import decoder
 from bdflow.study.system import Streamed
 from tests.conftest import SUBJECTS
 from tests.support.parts import whole
+from tests.support.regions import voxels_in
 
 SUBJECT = SUBJECTS[0]
 SPACES = {
@@ -44,15 +45,14 @@ def made(settings, tmp_path_factory) -> Pipeline:
 def rows_of(study: Path, space: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Training rows and averaged test stimuli, from the betas; and the stimulus of each."""
     of, betas, stimuli = SPACES[space], Store(study, f"betas/{SUBJECT}"), whole(study, "stimuli")
-    beta, shown = betas.read("beta") / 300.0, betas.read("nsd_id")
+    beta, shown = betas.read("beta") / 300.0, betas.read("stimulus_id")
     if of.get("session_zscore"):
         for session in np.unique(betas.read("session")):
             at = betas.read("session") == session
             beta[at] = (beta[at] - beta[at].mean(axis=0)) / beta[at].std(axis=0)
-    test = stimuli.read("nsd_id")[stimuli.read("split") == "test"]
+    test = stimuli.read("stimulus_id")[stimuli.read("split") == "test"]
     if "regions" in of:
-        labels = dict(zip(betas.read("roi").tolist(), betas.read("roi_label"), strict=True))
-        beta = beta[:, np.isin(labels["prf-visualrois"], (1, 2, 3, 4))]
+        beta = beta[:, voxels_in(betas, "prf-visualrois", "V1v", "V1d", "V2v", "V2d")]
     tested = np.stack([beta[shown == stimulus].mean(axis=0) for stimulus in test])
     train = np.isin(shown, test, invert=True)
     if of.get("rows") == "trials":
@@ -65,14 +65,14 @@ def reference(study: Path, space: str) -> np.ndarray:
     """What scikit-learn predicts for the test stimuli of SUBJECT, in float64."""
     x, ids, x_test, test = rows_of(study, space)
     targets = whole(study, f"targets/{space}")
-    y = targets.read("latent").astype(float)[targets.rows("nsd_id", ids)].reshape(len(ids), -1)
+    y = targets.read("latent").astype(float)[targets.rows("stimulus_id", ids)].reshape(len(ids), -1)
     scale = x.std(axis=0, ddof=1)
     x, x_test = (
         (x - x.mean(axis=0))[:, scale > 0] / scale[scale > 0],
         (x_test - x.mean(axis=0))[:, scale > 0] / scale[scale > 0],
     )
     model = Ridge(alpha=100, fit_intercept=SPACES[space].get("intercept", True)).fit(x, y)
-    order = np.argsort(np.argsort(Store(study, f"predictions/{SUBJECT}/{space}").read("nsd_id")))
+    order = np.argsort(np.argsort(Store(study, f"predictions/{SUBJECT}/{space}").read("stimulus_id")))
     return model.predict(x_test)[np.argsort(test)][order]
 
 
@@ -108,7 +108,7 @@ def test_statistics_count_each_trial(made):
     study = Path(made.config.study)
     _, ids, _, _ = rows_of(study, "trials")
     targets = whole(study, "targets/trials")
-    y = targets.read("latent").astype(float)[targets.rows("nsd_id", ids)]
+    y = targets.read("latent").astype(float)[targets.rows("stimulus_id", ids)]
     store = Store(study, f"predictions/{SUBJECT}/trials")
     np.testing.assert_allclose(store.read("train_mean"), y.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(store.read("train_std"), y.std(axis=0), atol=1e-5)
@@ -155,13 +155,13 @@ def test_all_trials_of_a_stimulus_are_left_out_together(made, settings, tmp_path
     pipeline.run(("ingest", "features", "regress"))
     study = Path(pipeline.config.study)
     store, targets = Store(study, f"validation/{SUBJECT}/trials"), whole(study, "targets/trials")
-    known = store.read("train_nsd_id")
-    y = targets.read("latent").astype(float)[targets.rows("nsd_id", known)].reshape(len(known), -1)
+    known = store.read("train_stimulus_id")
+    y = targets.read("latent").astype(float)[targets.rows("stimulus_id", known)].reshape(len(known), -1)
     predicted = store.read("matrix")[0] @ y
     x, ids, _, _ = rows_of(study, "trials")
     x = (x - x.mean(axis=0)) / np.where(x.std(axis=0) > 0, x.std(axis=0, ddof=1), 1)
     of_row = y[[known.tolist().index(stimulus) for stimulus in ids]]
-    for row, stimulus in enumerate(store.read("held_out_nsd_id")):
+    for row, stimulus in enumerate(store.read("held_out_stimulus_id")):
         own = store.read("matrix")[0, row][known == stimulus]
         assert abs(own).max() < 1e-6, "nothing of itself"
         if method == "leave_one_out":

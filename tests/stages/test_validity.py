@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdflow.config import parse
-from bdflow.datasets.nsd import NSDReader
+from bdflow.datasets.reader import Reader
 from bdflow.errors import InputError
 from bdflow.pipeline import Pipeline
 from bdflow.simulation.files import write_nifti
-from bdflow.stages.ingest import session_z_scored
 from bdflow.stores import Store
+from bdflow.study.trials import session_z_scored
 from tests.conftest import SUBJECTS, small_settings
 from tests.support import logs
 
@@ -96,7 +96,7 @@ def test_rows_are_means_over_measurements(made, kind):
     study, _ = made
     betas, rows, of = Store(study, f"betas/{SUBJECT}"), Store(study, f"responses/{SUBJECT}/{kind}"), KINDS[kind]
     beta = np.where(betas.read("valid") == 1, betas.read("beta") / 300.0, np.nan)
-    shown, session = betas.read("nsd_id"), betas.read("session")
+    shown, session = betas.read("stimulus_id"), betas.read("session")
     if of.get("session_zscore"):
         for number in np.unique(session):
             part = beta[session == number]
@@ -104,7 +104,7 @@ def test_rows_are_means_over_measurements(made, kind):
                 patch.setattr("warnings.warn", lambda *a, **k: None)
                 beta[session == number] = (part - np.nanmean(part, axis=0)) / np.nanstd(part, axis=0)
     lost_trial = 26 + 7
-    ids, split = rows.read("nsd_id"), rows.read("split")
+    ids, split = rows.read("stimulus_id"), rows.read("split")
     expected = []
     for stimulus in dict.fromkeys(ids.tolist()):
         trials = [t for t in np.flatnonzero(shown == stimulus) if t != lost_trial]
@@ -130,9 +130,9 @@ def test_rows_are_means_over_measurements(made, kind):
 def test_repeats_do_not_count_a_trial_that_has_nothing(made):
     study, _ = made
     betas, rows = Store(study, f"betas/{SUBJECT}"), Store(study, f"responses/{SUBJECT}/averaged")
-    stimulus = betas.read("nsd_id")[26 + 7]
-    shown = int((betas.read("nsd_id") == stimulus).sum())
-    assert rows.read("repeats")[rows.rows("nsd_id", np.array([stimulus]))[0]] == shown - 1
+    stimulus = betas.read("stimulus_id")[26 + 7]
+    shown = int((betas.read("stimulus_id") == stimulus).sum())
+    assert rows.read("repeats")[rows.rows("stimulus_id", np.array([stimulus]))[0]] == shown - 1
 
 
 def test_what_is_missing_or_cut_off_is_said(nsd, tmp_path, caplog):
@@ -166,9 +166,9 @@ def test_stimuli_of_lost_trials_alone_are_left_out(nsd, tmp_path, caplog):
     """Every trial of one training stimulus, and of one test stimulus, holds nothing."""
     root = Path(shutil.copytree(nsd, tmp_path / "nsd"))
     reader_config = config(root, tmp_path)
-    reader = NSDReader(reader_config)
-    shown, split = reader.shown(SUBJECT), reader.split
-    gone = [int(split.train[SUBJECT][0]), int(split.test[SUBJECT][0])]
+    reader = Reader(reader_config)
+    shown, split = reader.trials(SUBJECT).stimulus, reader.split[SUBJECT]
+    gone = [min(split.train), min(split.test)]
     for session in (1, 2, 3):
         image = nib.load(root / BETAS.format(session))
         data = (np.asarray(image.dataobj) / 300).astype(np.float32)
@@ -181,9 +181,9 @@ def test_stimuli_of_lost_trials_alone_are_left_out(nsd, tmp_path, caplog):
         pipeline.run(("ingest", "features", "regress"), remake=True)
     assert "and with them 2 stimuli that were shown in no other" in logs.text(caplog)
     rows = Store(pipeline.config.study, f"responses/{SUBJECT}/averaged")
-    assert not set(gone) & set(rows.read("nsd_id").tolist())
+    assert not set(gone) & set(rows.read("stimulus_id").tolist())
     assert (rows.read("valid") == 1).all(), "no voxel is dropped for them"
-    assert gone[1] not in Store(pipeline.config.study, f"predictions/{SUBJECT}/averaged").read("nsd_id")
+    assert gone[1] not in Store(pipeline.config.study, f"predictions/{SUBJECT}/averaged").read("stimulus_id")
 
 
 @settings(max_examples=60, deadline=None)

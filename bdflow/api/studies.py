@@ -1,8 +1,8 @@
-"""What bdflow does, as functions: the command line calls these and nothing else. Heavy imports happen inside them."""
+"""What bdflow does with a study: run it, look at it, decode, paint, serve. Heavy imports happen inside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,8 @@ if TYPE_CHECKING:
     import xarray
 
     from bdflow.config import Config
-    from bdflow.datasets.nsd.download import Item
     from bdflow.estimate.plan import Plan
-    from bdflow.models.weights.bundle import BundleDescription, BundleReport
     from bdflow.pipeline import Pipeline, Row
-    from bdflow.simulation.dataset import SimulateOptions
     from bdflow.stores import Damage
     from bdflow.timings import Timing
 
@@ -27,15 +24,13 @@ __all__ = [
     "RegionPictures",
     "Row",
     "Timing",
-    "check_bundle",
     "decode",
+    "decode_dataset",
     "decode_file",
-    "describe_bundle",
     "draw_figures",
     "duration",
     "encode",
-    "fetch_nsd",
-    "init_bundle",
+    "export_pictures",
     "load_config",
     "paint_regions",
     "plan",
@@ -44,7 +39,6 @@ __all__ = [
     "rounding",
     "run",
     "serve",
-    "simulate",
     "status",
     "timings",
     "verify",
@@ -72,7 +66,8 @@ def recipes() -> dict[str, Path]:
     return shipped()
 
 
-def _pipeline(config: Config | str | Path, subjects: Sequence[str] = ()) -> Pipeline:
+def pipeline_of(config: Config | str | Path, subjects: Sequence[str] = ()) -> Pipeline:
+    """The pipeline of a configuration, for the functions of this package. Raises InputError."""
     from bdflow.pipeline import Pipeline
 
     loaded = load_config(config) if isinstance(config, str | Path) else config
@@ -106,23 +101,10 @@ def run(
     (and `remake` is off), or a stage left out is not done. StoreError, ClusterError : as each says; what is written
     stays valid.
     """
-    from bdflow.pipeline import NAMES, ON_DEMAND, stages_until
+    from bdflow.pipeline import chosen_stages
 
-    for option, value, names in (("until", until, NAMES), ("only", only, (*NAMES, *ON_DEMAND))):
-        if value and value not in names:
-            raise InputError(
-                option, found=repr(value), expected="a stage: " + ", ".join(names), action="choose one of these"
-            )
-    if until and only:
-        raise InputError(
-            "until, only",
-            found="both",
-            expected="one of them",
-            meaning="`until` stops after a stage; `only` runs one stage alone.",
-            action="leave one of them out",
-        )
-    stages: Sequence[str] = (only,) if only else tuple(stages_until(until or NAMES[-1]))
-    _pipeline(config, subjects).run(stages, remake=remake, command=command)
+    stages = chosen_stages(until, only)
+    pipeline_of(config, subjects).run(stages, remake=remake, command=command)
 
 
 @os_errors_named()
@@ -133,7 +115,7 @@ def status(config: Config | str | Path) -> list[Row]:
     ------
     InputError : a configuration or input that cannot be used.
     """
-    return _pipeline(config).status()
+    return pipeline_of(config).status()
 
 
 def rounding() -> str:
@@ -146,7 +128,7 @@ def rounding() -> str:
 @os_errors_named()
 def timings(config: Config | str | Path) -> list[Timing]:
     """What partitions took in all runs of the study, by stage and work: seconds, bytes, retries, workers."""
-    return _pipeline(config).timings()
+    return pipeline_of(config).timings()
 
 
 @os_errors_named()
@@ -161,7 +143,7 @@ def plan(config: Config | str | Path, figures: Sequence[str | Path] = ()) -> Pla
     ------
     InputError : a configuration or file that cannot be used.
     """
-    return _pipeline(config).plan([local_path("figures", file) for file in figures])
+    return pipeline_of(config).plan([local_path("figures", file) for file in figures])
 
 
 def plan_text(found: Plan) -> tuple[object, list[str]]:
@@ -184,7 +166,7 @@ def verify(config: Config | str | Path, *, repair: bool = False, command: str = 
     ------
     NotReady : no study there. CorruptChunk : damage in a store of another configuration, which cannot be repaired.
     """
-    return _pipeline(config).verify(repair=repair, command=command)
+    return pipeline_of(config).verify(repair=repair, command=command)
 
 
 @os_errors_named()
@@ -208,8 +190,8 @@ def decode(
     """
     from bdflow.study import decoder
 
-    _check_rule(standardise)
-    return decoder.decoded_tree(_pipeline(config, (subject,)).context(), subject, patterns, standardise)
+    decoder.check_rule(standardise)
+    return decoder.decoded_tree(pipeline_of(config, (subject,)).context(), subject, patterns, standardise)
 
 
 @os_errors_named()
@@ -220,65 +202,41 @@ def decode_file(
     and InputError if `out` exists or `patterns` is not an array."""
     from bdflow.study import decoder
 
-    _check_rule(standardise)
+    decoder.check_rule(standardise)
     target = local_path("out", out)
     values = decoder.read_array(local_path("patterns", patterns), "an array (patterns, voxels)")
-    decoder.write(_pipeline(config, (subject,)).context(), subject, values, target, standardise)
+    decoder.write(pipeline_of(config, (subject,)).context(), subject, values, target, standardise)
     return len(values)
 
 
-def _check_rule(rule: str) -> None:
-    from bdflow.regression.ridge import RULES
-
-    if rule not in RULES:
-        raise InputError(
-            "standardise", found=repr(rule), expected="one of " + ", ".join(RULES), action="choose one of these"
-        )
-
-
 @os_errors_named()
-def simulate(
-    root: str | Path,
-    options: SimulateOptions | None = None,
+def decode_dataset(
+    config: Config | str | Path,
+    other: Config | str | Path,
+    out: str | Path,
     *,
     subjects: Sequence[str] = (),
-    shared: int = 0,
-    own: int = 0,
-    seed: int = 0,
-) -> None:
-    """Write a small dataset in exactly NSD's files, with a planted truth beside it.
+    standardise: str = "none",
+) -> dict[str, int]:
+    """Decode the trials of another dataset, averaged by stimulus and condition, with a study's stored decoders; nothing
+    is fitted again. Returns the number of rows of each subject. A Zarr group for each subject and space is written.
 
     Parameters
     ----------
-    root : directory to write.
-    options : every size; or, instead of it, the usual ones:
-    subjects : such as ("subj01",). shared, own : stimuli of the test set, and of each subject's training set.
-    seed : of everything that is drawn. What is empty or 0 keeps its default.
+    other : a configuration, of which `dataset` and `subjects` count; a file may leave out all but `dataset`.
+    out : a new directory, for `xarray.open_datatree`.
+    subjects : by default those of the study that `other` names too. standardise : see `decode`.
 
     Raises
     ------
-    InputError : a size out of range, or both `options` and single sizes; another dataset at `root`.
+    InputError : voxels, units or subjects that do not fit; `out` exists. NotReady : the stage `regress` is not done.
     """
-    from bdflow.simulation.dataset import SimulateOptions
-    from bdflow.simulation.dataset import simulate as write
+    from bdflow.study.other_dataset import open_other, write_decoded
 
-    if options is None:
-        usual = SimulateOptions(seed=seed)
-        options = SimulateOptions(
-            subjects=tuple(subjects) or usual.subjects,
-            n_shared=shared or usual.n_shared,
-            n_own=own or usual.n_own,
-            seed=seed,
-        )
-    elif subjects or shared or own or seed:
-        raise InputError(
-            "simulate",
-            found="`options` and single sizes (subjects, shared, own or seed)",
-            expected="one of them",
-            meaning="Both say how large the dataset is.",
-            action="leave out the single sizes, or `options`",
-        )
-    write(local_path("root", root), options)
+    target = local_path("out", out)
+    study = load_config(config) if isinstance(config, str | Path) else config
+    data, chosen = open_other(study, other, subjects)
+    return write_decoded(pipeline_of(study, chosen).context(), data, target, standardise)
 
 
 @dataclass(frozen=True)
@@ -315,10 +273,10 @@ def paint_regions(
     from bdflow.study.region_patterns import on_demand
 
     target, file = local_path("out", out), None if mask is None else local_path("mask", mask)
-    pipeline = _pipeline(config, subjects)
+    pipeline = pipeline_of(config, subjects)
     if regions or file:
         chosen = pipeline.subjects if subjects else ()
-        pipeline = _pipeline(on_demand(pipeline.config, regions, file, chosen), pipeline.subjects)
+        pipeline = pipeline_of(on_demand(pipeline.config, regions, file, chosen), pipeline.subjects)
     if not pipeline.config.roi.sets:
         raise InputError(
             "roi.sets",
@@ -347,7 +305,7 @@ def encode(
     ------
     NotReady : `ingest` or `features` is not done.
     """
-    pipeline = _pipeline(config, subjects)
+    pipeline = pipeline_of(config, subjects)
     pipeline.run(("encoding_features", "encode"), remake=remake, command=command)
     return pipeline.encoding_models()
 
@@ -355,13 +313,30 @@ def encode(
 @os_errors_named()
 def write_maps(config: Config | str | Path, out: str | Path, *, subjects: Sequence[str] = ()) -> list[Path]:
     """Voxel maps as NIfTI in each subject's space, a folder for each below `out`. Raises NotReady."""
-    return _pipeline(config, subjects).maps(local_path("out", out))
+    return pipeline_of(config, subjects).maps(local_path("out", out))
+
+
+@os_errors_named()
+def export_pictures(
+    config: Config | str | Path, out: str | Path, *, subjects: Sequence[str] = (), photos: bool = False
+) -> Path:
+    """Write every picture of a study as PNG, a table of them, the scores and a manifest of digests; return the folder.
+
+    Parameters
+    ----------
+    out : a new folder. photos : what was shown too; mind whose photos they are.
+
+    Raises
+    ------
+    InputError : there is something at `out`. NotReady : the stage `evaluate` is not done.
+    """
+    return pipeline_of(config, subjects).pictures(local_path("out", out), photos=photos)
 
 
 @os_errors_named()
 def draw_figures(config: Config | str | Path, out: str | Path, *, subjects: Sequence[str] = ()) -> list[Path]:
     """Figures for papers from a finished study, as PNG and SVG. Raises NotReady."""
-    return _pipeline(config, subjects).figures(local_path("out", out))
+    return pipeline_of(config, subjects).figures(local_path("out", out))
 
 
 @os_errors_named()
@@ -379,55 +354,8 @@ def serve(
     """Pictures over HTTP until it is stopped, see docs/serve.md. `items`, `nbytes`: the most of one request; `waiting`:
     pictures accepted and not yet answered. `token`: empty makes one, None answers everybody on this machine. Raises
     InputError, NotReady."""
-    pipeline = _pipeline(config, subjects)
+    pipeline = pipeline_of(config, subjects)
     pipeline.serve(host=host, port=port, token=token, items=items, nbytes=nbytes, waiting=waiting)
-
-
-@os_errors_named()
-def fetch_nsd(
-    config: Config | str | Path,
-    to: str | Path | None = None,
-    *,
-    source: str = "",
-    accept_terms: bool | Callable[[str], bool] = False,
-    only_list: bool = False,
-) -> list[Item]:
-    """Fetch the files of NSD that a configuration reads; return them, with their sizes in bytes.
-
-    `accept_terms` may be a function that asks; with `only_list` nothing is fetched. Raises InputError.
-    """
-    from bdflow.datasets.nsd.download import SOURCE, command
-
-    loaded = load_config(config) if isinstance(config, str | Path) else config
-    return command(loaded, None if to is None else local_path("to", to), source or SOURCE, accept_terms, only_list)
-
-
-@os_errors_named()
-def init_bundle(folder: str | Path) -> Path:
-    """Recognise published weights in a directory and write the manifest that makes it a bundle. Raises InputError."""
-    from bdflow.models.weights.manifest import write_manifest
-
-    return write_manifest(local_path("folder", folder))
-
-
-def _bundle(bundle: str | Path) -> str | Path:
-    return bundle if bundle == "tiny" else local_path("bundle", bundle)
-
-
-@os_errors_named()
-def check_bundle(bundle: str | Path) -> BundleReport:
-    """Every missing, extra or misshapen tensor and every wrong file, at once."""
-    from bdflow.models.weights.bundle import check_bundle as check
-
-    return check(_bundle(bundle))
-
-
-@os_errors_named()
-def describe_bundle(bundle: str | Path) -> BundleDescription:
-    """Files, sizes, parameters, dtypes and licence of every network. Raises InputError."""
-    from bdflow.models.weights.bundle import describe_bundle as describe
-
-    return describe(_bundle(bundle))
 
 
 def duration(seconds: float) -> str:

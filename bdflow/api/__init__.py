@@ -1,0 +1,65 @@
+"""What bdflow does, as functions: the command line calls these and nothing else. Heavy imports happen inside them."""
+
+from typing import TYPE_CHECKING
+
+from bdflow.api.data import check_dataset, fetch_nsd, simulate, write_split
+from bdflow.api.studies import (
+    RegionPictures,
+    decode,
+    decode_dataset,
+    decode_file,
+    draw_figures,
+    duration,
+    encode,
+    export_pictures,
+    load_config,
+    paint_regions,
+    plan,
+    plan_text,
+    recipes,
+    rounding,
+    run,
+    serve,
+    status,
+    timings,
+    verify,
+    write_maps,
+)
+from bdflow.api.weights import check_bundle, describe_bundle, init_bundle
+from bdflow.errors import InputError
+
+if TYPE_CHECKING:
+    from bdflow.api.studies import Row, Timing
+
+__all__ = [
+    "InputError",
+    "RegionPictures",
+    "Row",
+    "Timing",
+    "check_bundle",
+    "check_dataset",
+    "decode",
+    "decode_dataset",
+    "decode_file",
+    "describe_bundle",
+    "draw_figures",
+    "duration",
+    "encode",
+    "export_pictures",
+    "fetch_nsd",
+    "init_bundle",
+    "load_config",
+    "paint_regions",
+    "plan",
+    "plan_text",
+    "recipes",
+    "rounding",
+    "run",
+    "serve",
+    "simulate",
+    "status",
+    "timings",
+    "verify",
+    "write_maps",
+    "write_split",
+]
