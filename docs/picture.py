@@ -15,7 +15,7 @@ NAMES = {"mean": "mean of predictions", "true": "true latents"}
 
 def main(study: str, out: str) -> None:
     tree = xarray.open_datatree(study, engine="zarr", chunks={})
-    shown = tree["stimuli/shared"].to_dataset().swap_dims(stimulus="nsd_id").image
+    shown = tree["stimuli/shared"].to_dataset().swap_dims(stimulus="stimulus_id").image
     rows = [("shown", shown)]
     for painter in tree["reconstructions"].children:
         subjects = list(tree[f"reconstructions/{painter}"].children)
@@ -26,10 +26,10 @@ def main(study: str, out: str) -> None:
         paths += [(NAMES.get(subject, subject), f"reconstructions/{painter}/{subject}/full") for subject in wanted]
         for name, path in paths:
             if f"/{path}" in tree.groups:
-                images = tree[path].to_dataset().swap_dims(stimulus="nsd_id").image
+                images = tree[path].to_dataset().swap_dims(stimulus="stimulus_id").image
                 images = images.isel(picture=0) if "picture" in images.dims else images
                 rows.append((f"{painter}, {name}" if several else name, images))
-    ids = rows[1][1].nsd_id.values
+    ids = rows[1][1].stimulus_id.values
     chosen = ids[np.linspace(0, len(ids) - 1, COLUMNS).round().astype(int)]
 
     size = (MARGIN + COLUMNS * (SIDE + GAP), len(rows) * (SIDE + GAP))
@@ -38,8 +38,8 @@ def main(study: str, out: str) -> None:
     for r, (name, images) in enumerate(rows):
         top = r * (SIDE + GAP)
         draw.multiline_text((4, top + SIDE // 2 - 14), name.replace(", ", "\n"), fill="black", font=font)
-        for c, nsd_id in enumerate(chosen):
-            image = Image.fromarray(images.sel(nsd_id=nsd_id).values)
+        for c, stimulus_id in enumerate(chosen):
+            image = Image.fromarray(images.sel(stimulus_id=stimulus_id).values)
             sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (MARGIN + c * (SIDE + GAP), top))
     sheet.save(out, optimize=True)
 
