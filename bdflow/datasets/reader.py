@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -57,14 +58,16 @@ class Reader:
 
     # --- stimuli ----------------------------------------------------------------------------------------------
 
-    def stimulus_inputs(self, subjects: Sequence[str]) -> Mapping[str, str]:
+    def stimulus_inputs(self, part: str) -> Mapping[str, str]:
         """Digests of the files that say which stimuli there are and show them, and of the split, by what they are; and
-        the sessions of these subjects, where all that there are are used.
+        of which stimuli are in this part, where that is up to which sessions there are.
         """
         found = {name: identity(file) for name, file in self.dataset.stimulus_files().items()}
-        for subject in subjects:
-            if self.settings.sessions_of(subject) is None:
-                found[f"sessions {subject}"] = ", ".join(self.sessions(subject))
+        if self.settings.sessions is None:
+            content = "\n".join(
+                "\t".join(pair) for pair in zip(*(of.tolist() for of in self.stimuli(part)), strict=True)
+            )
+            found["part"] = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         return {**found, "split": SHARED if self.settings.split == SHARED else digest_of(self._split_of_subjects)}
 
     @cached_property
@@ -225,9 +228,11 @@ class Reader:
         length, trials, mask = self.most_trials(subject), self.trials(subject), self.mask(subject)
         rows = slice(partition * length, min((partition + 1) * length, len(trials.session)))
         sessions, index = trials.session[rows], trials.index[rows]
-        parts = []
+        parts, following = [], trials.session[rows.stop : rows.stop + 1].tolist()
         for session in dict.fromkeys(sessions.tolist()):
             parts.append(_chosen(self._betas_of(subject, session, mask), index[sessions == session]))
+        if following != sessions[-1:].tolist():  # no other block needs the last session
+            self._session = None
         if len(parts) == 1:
             return parts[0]
         return SessionBetas(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "valid")))
@@ -238,7 +243,7 @@ class Reader:
         return _chosen(self._betas_of(subject, session, self.mask(subject)), trials.index[trials.session == session])
 
     def _betas_of(self, subject: str, session: str, mask: np.ndarray) -> SessionBetas:
-        """A session's betas; the last one read is kept, since two blocks may share it."""
+        """A session's betas; the last one read is kept while the next block may need it too."""
         if self._session is None or self._session[0] != (subject, session):
             self._session = None
             self._session = (subject, session), self.dataset.betas(subject, session, mask)

@@ -39,10 +39,9 @@ class Ingest(Stage):
                 "dataset": content(config.dataset, "stimuli") | data.content("stimuli"),
                 "part": part,
             }
-            of = config.subjects if part == SHARED else (part,)
-            settings["sessions"] = _sessions(config, of)
+            settings["sessions"] = _sessions(config, config.subjects if part == SHARED else (part,))
             layout, cut = partial(_stimuli, config, part), content(chunks, "stimuli")
-            yield StoreDecl(keys.stimuli(part), layout, settings, partial(data.stimulus_inputs, of), chunks=cut)
+            yield StoreDecl(keys.stimuli(part), layout, settings, partial(data.stimulus_inputs, part), chunks=cut)
         for subject in config.subjects:
             betas = keys.betas(subject)
             inputs = partial(data.beta_inputs, subject)
@@ -78,11 +77,12 @@ class Ingest(Stage):
 
 
 def _sessions(config: Config, subjects: Iterable[str]) -> object:
-    """The sessions of some subjects as a setting: one where all have the same, or each subject's own."""
-    chosen = {subject: config.dataset.sessions_of(subject) for subject in sorted(subjects)}
-    own = {s: list(of) if isinstance(of, tuple) else of for s, of in chosen.items()}
-    first = next(iter(own.values()))
-    return first if all(of == first for of in own.values()) else own
+    """The sessions of some subjects as a setting: one where all have the same, or the different ones. A further subject
+    with sessions that another has changes nothing.
+    """
+    chosen = [config.dataset.sessions_of(subject) for subject in subjects]
+    own = [list(of) if isinstance(of, tuple) else of for of in dict.fromkeys(chosen)]
+    return own[0] if len(own) == 1 else sorted(own, key=str)
 
 
 def _stimuli(config: Config, part: str, counts: Counts) -> catalog.Laid:

@@ -262,6 +262,7 @@ def arrays_of(path: Path, regions: bool, sessions: int) -> None:
         ),
         "/subjects/anna": xarray.Dataset(subject, coordinates),
         "/subjects/ben": xarray.Dataset(other),
+        "/subjects/carl": xarray.Dataset(other),
     }
     zarr.open_group(path, mode="w", attributes={"bdflow_dataset": 1, "name": "own"})
     for group, content in parts.items():
@@ -313,6 +314,21 @@ def test_a_session_that_is_added_makes_stale_what_it_changes(tmp_path: Path) -> 
     assert {states[key] for key in ("betas/anna", "stimuli/anna", "stimuli/shared")} == {"stale"}
     Pipeline(config).run(("ingest",), remake=True)
     assert Store(config.study, "responses/anna/averaged").read("repeats").tolist() == [3] * 8
+
+
+def test_a_subject_that_is_added_leaves_the_others(tmp_path: Path) -> None:
+    """With `sessions: null`, and with other numbers of sessions by subject."""
+    arrays_of(tmp_path / "own.zarr", True, 2)
+    content = own(tmp_path).model_dump(mode="json")
+    for number, sessions in enumerate((None, {"anna": 2, "ben": 1, "carl": 2})):
+        content |= {"study": str(tmp_path / f"{number}.zarr"), "subjects": ["anna", "ben"]}
+        content["dataset"]["sessions"] = sessions
+        Pipeline(parse(content)).run(("ingest",))
+        more = parse(content | {"subjects": ["anna", "ben", "carl"]})
+        states = {row.path: row.state.kind for row in Pipeline(more).status()}
+        kept = {key for key in states if key.split("/")[0] in ("betas", "stimuli", "responses") and "carl" not in key}
+        assert {states[key] for key in kept} == {"sealed"}
+        assert states["betas/carl"] == "absent"
 
 
 def test_pictures_of_another_size_are_found_beforehand(tmp_path: Path) -> None:
