@@ -18,7 +18,7 @@ def noise_ceiling(ncsnr: np.ndarray, n_repeats: float) -> np.ndarray:
     """Percent of variance of means over `n_repeats` trials that a model can explain: float64, of the shape of `ncsnr`;
     NaN where that is.
     """
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):  # of tiny ncsnr, whose ceiling is 0
         return 100 / (1 + 1 / (n_repeats * np.square(ncsnr, dtype=np.float64)))
 
 

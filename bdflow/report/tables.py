@@ -81,8 +81,7 @@ def page(
     configuration: str,
 ) -> Page:
     config = context.config
-    versions = _versions(stores)
-    bundle = config.networks.bundle
+    versions, bundle = _versions(stores), config.networks.bundle
     kinds = sorted({painter.kind for painter in config.painters.values()})
     comparable = bundle != "tiny" and "versatile_diffusion" in kinds
     controls = list(dict.fromkeys(control for painter in config.painters.values() for control in painter.controls))
