@@ -232,7 +232,7 @@ def test_subjects_one_after_the_other_give_the_same_bytes(settings, finished, tm
 
 @pytest.mark.slow(kind="orders of work")
 def test_stages_one_by_one_give_the_same_bytes(settings, finished, tmp_path):
-    with pytest.raises(NotReady, match=r"stimuli: found no such store(.|\n)*run the stage `ingest`"):
+    with pytest.raises(NotReady, match=r"stimuli/shared: found no such store(.|\n)*run the stage `ingest`"):
         run(settings, tmp_path, ("features",))
     for stage in TO_EVALUATE:
         study = run(settings, tmp_path, (stage,))

@@ -292,7 +292,7 @@ def test_a_study_is_painted_by_settings_alone(published: Path, settings: Any, tm
     from bdflow import random
 
     start, encode = (
-        torch.from_numpy(np.stack([random.normal((4, 16, 16), 0, purpose, "true", int(i)) for i in ids]))
+        torch.from_numpy(np.stack([random.normal((4, 16, 16), 0, purpose, "true", str(i)) for i in ids]))
         for purpose in ("diffusion start", "guess posterior")
     )
     options = config.painters["takagi"].paint_options
