@@ -162,6 +162,7 @@ def judge(bundle: Path, work: Path) -> dict[str, float]:
         log.info("%s: %.4f", name, value)
     (bundle / SCORES).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     (bundle / CARD).write_text(card(bundle, scores), encoding="utf-8")
+    work.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures).save(work / "held_out.png")
     return scores
 
