@@ -18,13 +18,21 @@ from bdflow.models.weights.bundle import Bundle, open_bundle
 from bdflow.training import losses
 from bdflow.training.bundle import untrained
 from bdflow.training.scenes import Scenes
-from bdflow.training.settings import BATCH, HORIZON, LEAST_LEFT, MOST_UNSETTLED, N_PAINTED, STEPS
+from bdflow.training.settings import (
+    BATCH,
+    FREE_NATS,
+    HORIZON,
+    KL_WEIGHT,
+    LEAST_LEFT,
+    MOST_UNSETTLED,
+    N_PAINTED,
+    STEPS,
+)
 
 log = logging.getLogger(__name__)
 
 DROPPED = 0.1
 MIXINGS, MIXING_SHARES = (0.0, 1.0, 0.4), (0.1, 0.1, 0.5)  # the rest of the steps: uniform
-KL_WEIGHT = 0.2
 STRENGTH, STABLE_STRENGTH = 0.75, 0.8  # of Brain-Diffuser, of Takagi & Nishimoto
 LossOf = Callable[[int, float, np.random.Generator, torch.Generator], Tensor]
 
@@ -85,7 +93,7 @@ def vdvae_task(scenes: Scenes, short: bool) -> Task:
     def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         rows = np.sort(rng.choice(len(scenes.ids), BATCH["vdvae"], replace=False))
         images = torch.from_numpy(np.array(scenes.guess[rows]))
-        return losses.vdvae_loss(module, images, generator, kl_weight=KL_WEIGHT, from_prior=0.5)[0]
+        return losses.vdvae_loss(module, images, generator, kl_weight=KL_WEIGHT, from_prior=0.5, free_nats=FREE_NATS)[0]
 
     return Task(
         "vdvae",

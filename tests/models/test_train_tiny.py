@@ -91,6 +91,23 @@ def test_stable_diffusion_starts_as_the_dual_guided_unet_under_text_alone() -> N
     assert relative(moved, expected) > 1e-3
 
 
+def test_regressed_channels_cost_their_free_nats_at_least() -> None:
+    vdvae = open_bundle("tiny").load("vdvae").float()
+    images = torch.randint(0, 256, (4, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+    def loss(free_nats: float) -> tuple[float, float]:
+        with torch.inference_mode():
+            draw = torch.Generator().manual_seed(1)
+            found = losses.vdvae_loss(vdvae, images, draw, kl_weight=0.5, from_prior=0.5, free_nats=free_nats)
+        return float(found[0]), float(found[1])
+
+    costs, kl = zip(*(loss(free) for free in (0.0, 0.1, 1e4, 3e4)), strict=True)
+    assert len(set(kl)) == 1
+    assert costs[0] < costs[1] < costs[2]
+    bits = 1 / (np.log(2) * images[0].numel())
+    assert costs[3] - costs[2] == pytest.approx(0.5 * vdvae.config.n_latents * 2e4 * bits, rel=1e-5)
+
+
 def test_conditions_are_shrunk_towards_their_mean() -> None:
     draw = torch.Generator().manual_seed(0)
     conditions, mean = torch.randn(2, 3, 4, generator=draw), torch.randn(3, 4, generator=draw)
@@ -203,10 +220,9 @@ def test_two_way_counts_the_others() -> None:
 @pytest.mark.slow
 def test_the_shipped_bundle_has_the_scores_it_is_said_to_have() -> None:
     said = json.loads((TINY / SCORES).read_text())
-    stimulus_ids = [FIRST_ID["held_out"] + index for index in range(N_HELD_OUT)]
-    found, _ = held_out_scores(
-        "tiny", [scene(stimulus_id, 0, SCENE_SIZE) for stimulus_id in stimulus_ids], stimulus_ids
-    )
+    numbers = [FIRST_ID["held_out"] + index for index in range(N_HELD_OUT)]
+    scenes = [scene(number, 0, SCENE_SIZE) for number in numbers]
+    found, _ = held_out_scores("tiny", scenes, [str(number) for number in numbers])
     assert found.keys() == said.keys()
     for name, value in found.items():
         assert value == pytest.approx(said[name], abs=PSNR_TOLERANCE if "dB" in name else SCORE_TOLERANCE), name
