@@ -163,6 +163,7 @@ def test_the_photos_themselves_score_one_and_those_of_others_do_not(settings, st
     assert np.mean(shuffled["PixCorr"]) < np.mean(same["PixCorr"])
 
 
+@pytest.mark.slow(kind="evaluation begun again")
 def test_other_distractors_are_named_and_cost_no_look_at_a_picture(settings, copied, sections, monkeypatch):
     monkeypatch.setattr(Panel, "__call__", lambda *_: pytest.fail("a judge looked again"))
     before = values(copied / "study.zarr", "subj01", "full")
@@ -202,6 +203,7 @@ def test_other_weights_make_scores_stale_and_name_themselves(settings, copied, s
     assert np.isnan(values(study, "subj01", "full")["EffNet-B"]).all()
 
 
+@pytest.mark.slow(kind="evaluation begun again")
 def test_evaluation_resumed_and_cut_otherwise_gives_the_same_bytes(settings, study, copied, sections):
     store = Store(copied / "study.zarr", "similarities/brain_diffuser/subj02")
     store.forget(3)
@@ -229,6 +231,7 @@ def test_the_mean_is_the_average_of_what_each_subjects_pictures_are_made_from(st
         assert Store(study, f"reconstructions/brain_diffuser/mean/{variant}").sealed
 
 
+@pytest.mark.slow(kind="evaluation begun again")
 def test_the_mean_waits_for_all_subjects(settings, tmp_path, sections, study):
     shutil.copytree(study, tmp_path / "study.zarr")
     for path in (
