@@ -165,7 +165,8 @@ def open_zarr(path: Path, scale: Scale | None, option: str, *, shown: bool) -> A
 
     Raises
     ------
-    InputError : no such array; a store of a study that is not sealed; chunks that are damaged.
+    InputError : no such array; a store of a study that is not sealed; chunks that are damaged. StoreError : chunks of a store
+        of a study that are lost or damaged.
     """
     import zarr
 
@@ -177,7 +178,7 @@ def open_zarr(path: Path, scale: Scale | None, option: str, *, shown: bool) -> A
         else:
             folder, group = path, opened
             found = {name: item for name, item in opened.arrays() if item.ndim in (4, 5)}
-            name = "image" if "image" in found else _only(path, list(found))
+            name = "image" if "image" in found else _only(path, sorted(found))
         attributes: Mapping[str, Any] = getattr(group, "attrs", {})
         beside = {key: np.asarray(group[key][...]) for key in (*ZARR_IDS, "split") if key in group}
         values: Any = _Whole(opened if isinstance(opened, zarr.Array) else group[name], path)
@@ -194,7 +195,10 @@ def open_zarr(path: Path, scale: Scale | None, option: str, *, shown: bool) -> A
                 meaning="Pictures that are not there yet would be black.",
                 action="finish the study (`bdflow run CONFIG`), then score it",
             )
-        values = _Stored(Store(folder.parent, folder.name), name)
+        store = Store(folder.parent, folder.name)
+        for lost in store.missing_chunks():
+            raise lost
+        values = _Stored(store, name)
     n = values.shape[0]
     ids = next((_texts(str(path), beside[key]) for key in ZARR_IDS if beside.get(key, _NONE).shape == (n,)), None)
     split = beside.get("split", _NONE)

@@ -17,6 +17,8 @@ Scale = Literal["0..1", "-1..1", "0..255"]
 SCALES: dict[str, tuple[float, float]] = {"0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0), "0..255": (0.0, 255.0)}
 COLOURS = 3
 ROWS_AT_ONCE = 16
+SMALLEST = 8
+"""Pixels of a side, below which an axis is more likely something else."""
 EXPECTED = "pictures as (n, y, x, 3) or (n, 3, y, x); several of a stimulus as (n, k, y, x, 3) or (n, k, 3, y, x)"
 
 
@@ -48,6 +50,10 @@ def layout(where: str, shape: tuple[int, ...]) -> tuple[int, bool]:
             why = "Four channels, of which one may be transparency: compose the pictures over their background first"
         else:
             why = "No axis of length 3 is where colours stand"
+        raise _refused(where, f"an array of shape {said}", why)
+    height, width = shape[-2:] if first else shape[-3:-1]
+    if min(height, width) < SMALLEST:
+        why = f"These would be pictures of {width} x {height} pixels; at least {SMALLEST} are looked for"
         raise _refused(where, f"an array of shape {said}", why)
     return (1 if len(shape) == 4 else shape[1]), first
 
