@@ -165,8 +165,8 @@ def open_zarr(path: Path, scale: Scale | None, option: str, *, shown: bool) -> A
 
     Raises
     ------
-    InputError : no such array; a store of a study that is not sealed; chunks that are damaged. StoreError : chunks of a store
-        of a study that are lost or damaged.
+    InputError : no such array; a store of a study that is not sealed; an array that cannot be read.
+    StoreError : chunks of a study's store that are lost or damaged.
     """
     import zarr
 

@@ -22,7 +22,6 @@ from bdflow.stores import NotReady, Store
 from tests.conftest import SUBJECTS, painter
 from tests.support.parts import whole
 
-
 METRICS = ("PixCorr", "SSIM", "CLIP (bundle)")
 
 
