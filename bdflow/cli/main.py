@@ -18,6 +18,7 @@ from bdflow.cli import remedies
 from bdflow.cli.bundles import bundle_app
 from bdflow.cli.decoding import decode
 from bdflow.cli.options import ConfigArgument, RemakeOption, SetOption, SubjectsOption, loaded_config, names_of
+from bdflow.cli.scoring import score
 from bdflow.cli.text import bytes_of, confirmed, console, show_log, status_table, timings_table
 from bdflow.errors import BdflowError, InputError, counted, os_error
 from bdflow.user_paths import escaped, local_path
@@ -216,6 +217,7 @@ def verify(
 
 
 app.command()(decode)
+app.command()(score)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import bdflow
 from bdflow.config import PUBLISHED_METRICS, parse
 from bdflow.errors import InputError
 from bdflow.metrics import image_metrics
@@ -110,6 +111,17 @@ def test_judges_look_at_each_photo_once_and_at_each_reconstruction_once(study, l
         "clip_bundle",
         "effnet_b",
     ]
+
+
+def test_pictures_of_the_study_score_the_same_by_themselves(study, weights):
+    """`bdflow.score` of the stores, with every kind of judge: the study's scores, up to the rounding of float32."""
+    key = "reconstructions/brain_diffuser/subj01/full"
+    found = bdflow.score(study / "stimuli/shared", study / key, EVALUATED, weights=weights, bundle="tiny", batch_size=4)
+    expected = values(study, "subj01", "full")
+    assert set(found.missing) == {"CLIP"}
+    assert {*found.values, "CLIP"} == set(expected)
+    for metric, scores in found.values.items():
+        np.testing.assert_allclose(scores, expected[metric], rtol=0, atol=1e-6 if metric == "EffNet-B" else 1e-7)
 
 
 @pytest.mark.parametrize(("subject", "variant"), [("subj02", "full"), ("mean", "only_vdvae"), ("true", "full")])
