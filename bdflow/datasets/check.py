@@ -5,14 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bdflow.config import Config
 from bdflow.datasets.ceilings import noise_ceiling
 from bdflow.datasets.contract import Encoding
-from bdflow.datasets.reader import Reader, open_dataset
+from bdflow.datasets.reader import Reader
 from bdflow.datasets.splits import SHARED
 from bdflow.errors import counted, listed
 
@@ -137,9 +137,10 @@ def check_dataset(config: Config) -> DatasetAccount:
 
     Raises
     ------
-    InputError : a file that is missing, damaged or does not fit the others; a subject without test or training stimuli.
+    InputError : a file that is missing, damaged or does not fit the others; a subject without test or training stimuli,
+        but for a split that is for testing alone.
     """
-    data = open_dataset(config)
+    data = Reader(config, tests_alone=True)
     subjects = {subject: _subject(data, subject) for subject in config.subjects}
     parts = [data.stimuli(part)[0] for part in (SHARED, *config.subjects)]
     used = np.concatenate(parts)
@@ -157,7 +158,8 @@ def check_dataset(config: Config) -> DatasetAccount:
         data.encoding(),
     )
     data.read_photos(used[:: max(1, len(used) // _PICTURES)])
-    return DatasetAccount(**{**vars(account), "odd": tuple(_odd(account))})
+    advice = "" if all(of.train for of in subjects.values()) else data.split[config.subjects[0]].advice
+    return replace(account, odd=tuple(_odd(account, advice)))
 
 
 def _subject(data: Reader, subject: str) -> SubjectAccount:
@@ -197,8 +199,14 @@ def _subject(data: Reader, subject: str) -> SubjectAccount:
     )
 
 
-def _odd(account: DatasetAccount) -> Iterator[str]:
-    """What is unusual, and what bdflow makes of it."""
+def _odd(account: DatasetAccount, no_training: str) -> Iterator[str]:
+    """What is unusual, and what bdflow makes of it. `no_training` : what to do without training stimuli."""
+    if not all(of.train for of in account.subjects.values()):
+        yield (
+            f"the split {account.split} has no training stimuli, so that `bdflow run` refuses it. What to do: "
+            + (no_training or "run `bdflow decode STUDY --dataset THIS`, or name another split in `dataset.split`")
+            + "."
+        )
     if account.captions.get(0):
         none = account.captions[0]
         yield (

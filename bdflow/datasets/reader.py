@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bdflow.config import Config
+from bdflow.config import OF_DATASET, Config
 from bdflow.datasets.ceilings import ncsnr_of
 from bdflow.datasets.contract import Dataset, Encoding, Numbered, SessionBetas, Split, Trials
 from bdflow.datasets.formats.grids import check_same_grid, stated
@@ -41,10 +41,11 @@ class Reader:
     Attributes
     ----------
     dataset : the whole dataset (`bdflow.datasets.contract.Dataset`).
+    tests_alone : whether a split that is for testing alone will do: only to look at a dataset.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.settings = config, config.dataset
+    def __init__(self, config: Config, *, tests_alone: bool = False) -> None:
+        self.config, self.settings, self.tests_alone = config, config.dataset, tests_alone
         self.dataset: Dataset = resolve(self.settings.kind, DATASETS, "dataset.kind")(self.settings)
         self._trials: dict[str, Trials] = {}
         self._masks: dict[str, np.ndarray] = {}
@@ -91,7 +92,8 @@ class Reader:
     def split(self) -> dict[str, Split]:
         """Test and training stimuli of every subject: those that it was shown in the sessions that are used.
 
-        Raises InputError where a subject is left without either.
+        Raises InputError where a subject is left without either; with `tests_alone`, only without test stimuli where
+        the split is for testing alone.
         """
         found = {}
         for subject in self.config.subjects:
@@ -99,16 +101,29 @@ class Reader:
             given = self._split_of_subjects[subject]
             test = frozenset(shown & given.test)
             train = frozenset(shown - given.test if given.train is None else (shown & given.train) - given.test)
-            found[subject] = Split(test, train)
-            for part, stimuli in (("test", test), ("training", train)):
-                if not stimuli:
-                    raise InputError(
-                        f"split {self.settings.split}, {subject}",
-                        found=f"no {part} stimulus among the {len(shown)} that were shown",
-                        expected=f"at least one {part} stimulus",
-                        action="use more sessions, or another split (`dataset.split`)",
-                    )
+            found[subject] = Split(test, train, given.advice)
+            by_design = given.train is not None and not given.train
+            if not test or (not train and not (self.tests_alone and by_design)):
+                raise self._without(subject, "test" if not test else "training", given, len(shown))
         return found
+
+    def _without(self, subject: str, part: str, given: Split, shown: int) -> InputError:
+        """The error of a subject that a split leaves without test or training stimuli."""
+        where, meaning = f"split {self.settings.split}, {subject}", ""
+        found = f"no {part} stimulus among the {shown} that were shown"
+        action = "use more sessions, or another split (`dataset.split`)"
+        if part == "training":
+            splits = self.dataset.splits()
+            advice = given.advice or next((split.advice for split in splits.values() if split.advice), "")
+            own = [f"{OF_DATASET}{name}" for name, split in splits.items() if split.train is None or split.train]
+            if self.settings.split == SHARED:
+                meaning = "All of them are shared: several subjects see each."
+                action = "name a file of test ids in `dataset.split`"
+                action += f", or a split of the dataset: {listed(own, 12)}" if own else ""
+            elif given.train is not None and not given.train:
+                meaning = "This split is for testing alone, by the decoders of another study."
+            action = advice or action
+        return InputError(where, found=found, expected=f"at least one {part} stimulus", meaning=meaning, action=action)
 
     def stimuli(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """The stimuli of a part: ids (n,) str, and `test` or `train` of each; test ones first, each in the dataset's
