@@ -30,7 +30,7 @@ class SubjectAccount:
     sessions : trials of each session that is used.
     conditions : trials of each condition; empty where there is one kind alone.
     shown, shared, test, train : stimuli that were shown (of those with a picture), of which several subjects see, and
-        for testing and training.
+        for testing and training. left_out : those without a caption that are left out of both.
     repeats : how many stimuli were shown once, twice, ...
     unknown : trials of no stimulus, or of one without a picture.
     shape, voxels : of the volumes; in the mask.
@@ -61,6 +61,7 @@ class SubjectAccount:
     regions: Mapping[str, int]
     ceiling: str
     ceiling_percent: tuple[float, float, float] | None
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class DatasetAccount:
     stimuli : with a picture.
     picture : height and width as they are stored.
     captions : how many stimuli of the study have none, one, two, ...
+    left_out : those that it leaves out, since they have no caption.
     splits : names of the splits that come with it.
     split, encoding : as used.
     odd : what a user should know, a sentence each.
@@ -90,6 +92,7 @@ class DatasetAccount:
     splits: tuple[str, ...]
     split: str
     encoding: Encoding
+    left_out: tuple[str, ...] = ()
     odd: tuple[str, ...] = field(default_factory=tuple)
 
     def text(self) -> str:
@@ -156,6 +159,7 @@ def check_dataset(config: Config) -> DatasetAccount:
         tuple(data.dataset.splits()),
         config.dataset.split,
         data.encoding(),
+        tuple(one for part in (SHARED, *config.subjects) for one in data.left_out(part)),
     )
     data.read_photos(used[:: max(1, len(used) // _PICTURES)])
     advice = "" if all(of.train for of in subjects.values()) else data.split[config.subjects[0]].advice
@@ -196,6 +200,7 @@ def _subject(data: Reader, subject: str) -> SubjectAccount:
         dict(zip(data.region_names(subject), data.regions(subject).sum(axis=1).tolist(), strict=True)),
         "" if stated is None else stated.unit + (f", {stated.repeats} repeats" if stated.repeats else ""),
         (low, middle, high) if percent.size else None,
+        len(data.left_out_of(subject)),
     )
 
 
@@ -211,8 +216,12 @@ def _odd(account: DatasetAccount, no_training: str) -> Iterator[str]:
         none = account.captions[0]
         yield (
             f"{counted(none, 'stimulus has', 'stimuli have')} no caption. Target spaces made from captions need one of "
-            "every stimulus: leave such spaces out of the recipe, or add captions."
+            "every stimulus: leave such spaces out of the recipe, add captions, or leave these stimuli out by "
+            "`dataset.without_caption: leave_out`."
         )
+    if account.left_out:
+        gone = counted(len(account.left_out), "stimulus", "stimuli")
+        yield f"{gone} without a caption left out of training and test, in every space: {listed(account.left_out, 12)}."
     for name, of in account.subjects.items():
         if len(set(of.sessions.values())) > 1:
             yield f"{name}: sessions differ in their number of trials, which is no fault."
@@ -221,7 +230,7 @@ def _odd(account: DatasetAccount, no_training: str) -> Iterator[str]:
                 f"{name}: {counted(of.unknown, 'trial')} without a stimulus that has a picture. Their betas are kept "
                 "and enter no row."
             )
-        left = of.shown - of.test - of.train
+        left = of.shown - of.test - of.train - of.left_out
         if left:
             yield f"{name}: {counted(left, 'stimulus', 'stimuli')} in neither part of the split; they are left out."
         empty = [region for region, voxels in of.regions.items() if not voxels]
