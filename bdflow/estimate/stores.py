@@ -61,7 +61,7 @@ class PlannedCounts:
         return 0
 
     def photo(self) -> tuple[int, int]:
-        return self.sizes.photo, self.sizes.photo
+        return self.sizes.photo
 
     def captions(self) -> int:
         return self.sizes.captions
