@@ -50,8 +50,8 @@ class Encoding:
     cut_off : whether int16's ends, -32768 and 32767, are betas that were larger. They are measurements all the same.
     """
 
-    dtype: Literal["int16", "float32"] = "float32"
-    units: Units = "percent signal change"
+    dtype: Literal["int16", "float32"]
+    units: Units
     divisor: float = 1.0
     cut_off: bool = False
 

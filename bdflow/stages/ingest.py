@@ -103,7 +103,7 @@ def _betas(config: Config, subject: str, counts: Counts) -> catalog.Laid:
 def _responses(config: Config, subject: str, design: Design, counts: Counts) -> catalog.Laid:
     rows = counts.train_rows(subject, design.rows) + counts.test_stimuli(subject)
     units = open_dataset(config).encoding().units
-    spec = catalog.responses(config.chunks.voxels, design.rows, design.session_zscore, units)
+    spec = catalog.responses(config.chunks.voxels, units, rows=design.rows, z_scored=design.session_zscore)
     return spec, {catalog.row_dim(design.rows): rows, "voxel": counts.voxels(subject)}
 
 

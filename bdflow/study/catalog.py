@@ -108,9 +108,7 @@ def row_dim(rows: str) -> str:
     return "stimulus" if rows == "averaged" else "row"
 
 
-def responses(
-    voxels_per_partition: int, rows: str = "averaged", z_scored: bool = False, of: Units = "percent signal change"
-) -> StoreSpec:
+def responses(voxels_per_partition: int, of: Units, *, rows: str = "averaged", z_scored: bool = False) -> StoreSpec:
     """Rows for ridge; `of`: units of the betas."""
     chunks, dim = {"voxel": voxels_per_partition}, row_dim(rows)
     units = "1" if z_scored else UNITS[of]

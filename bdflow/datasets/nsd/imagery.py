@@ -127,7 +127,7 @@ class NSDImagery(SingleSession):
 
     def content(self) -> Mapping[str, Mapping[str, object]]:
         """Which trials are read."""
-        return dict.fromkeys(("stimuli", "betas"), self.options.model_dump())
+        return dict.fromkeys(("stimuli", "betas"), self.options.model_dump(exclude_none=True))
 
     def stimulus_files(self) -> Mapping[str, AnyPath]:
         root = self.nsd.root
