@@ -182,7 +182,11 @@ def status(
     if timings:
         console().print(timings_table(str(loaded.study), api.timings(loaded)))
     else:
-        console().print(status_table(str(loaded.study), api.status(loaded)))
+        rows = api.status(loaded)
+        console().print(status_table(str(loaded.study), rows))
+        for row in rows:
+            if row.remark:
+                typer.echo(f"\n{row.path}: {row.remark}.")
         typer.echo(f"\n{api.rounding()}")
 
 

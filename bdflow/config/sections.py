@@ -1,7 +1,8 @@
 """The configuration of a study: every setting of the paper, each annotated where it does not shape content.
 
 Every setting enters the fingerprints of the stores whose section it stands in, unless it says otherwise here:
-`NOT_CONTENT` for where work runs and where files lie, `shapes(...)` for what only some kinds of stores depend on.
+`NOT_CONTENT` for where work runs and where files lie, `shapes(...)` for what only some kinds of stores depend on,
+`where(...)` for what has an effect only beside other settings.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bdflow.cluster.types import SlurmSettings
-from bdflow.config.base import NOT_CONTENT, Section, content, shapes
+from bdflow.config.base import NOT_CONTENT, Section, content, shapes, where
 from bdflow.config.encoding import EncodeSettings
 from bdflow.config.painting import PainterSettings
 from bdflow.config.sessions import Sessions, sessions_of
@@ -55,6 +56,11 @@ Standardise = Literal["test_set", "held_out", "none"]
 # --- the dataset ----------------------------------------------------------------------------------------------
 
 
+def _looks_at_values(of: DatasetSettings) -> bool:
+    """Whether a kind of dataset asks what to do with outliers and NaN: NSD's, and perhaps a class of one's own."""
+    return of.kind not in ("laion_fmri", "glmsingle", "arrays")
+
+
 class DatasetSettings(Section):
     """Where the data is, and what of it is used. `kind` names the dataset: `nsd`, another of `bdflow.datasets.reader`,
     or a class of one's own, `package.module:Class` (`bdflow.datasets.contract.Dataset`).
@@ -68,6 +74,8 @@ class DatasetSettings(Section):
         dataset), or a file of stimulus ids (docs/datasets.md).
     image_size : pixels of a side of the photos as they are stored, or (y, x); null: as they are, if all are alike.
     image_fit : how a picture of another shape is brought to that size: `crop`, `pad` (grey), `stretch`.
+    without_caption : of stimuli without a caption, where a space is made of captions: `refuse`; or `leave_out`, of
+        every space, so that all have the same rows.
     bad_voxels : of voxels that cannot be decoded from, constant ones and those without a valid beta for some
         stimulus.
     outliers : of betas beyond what int16 of 1/300 percent holds, as floating-point files may have: `refuse`; `clip`, as
@@ -86,10 +94,13 @@ class DatasetSettings(Section):
     mask: Annotated[RegionName | None, shapes("betas")] = None
     split: Annotated[str, path_or("shared", OF_DATASET), NOT_CONTENT] = "shared"
     image_size: Annotated[Pixels | tuple[Pixels, Pixels] | None, shapes("stimuli")] = None
-    image_fit: Annotated[Literal["crop", "pad", "stretch"], shapes("stimuli")] = "crop"
+    image_fit: Annotated[
+        Literal["crop", "pad", "stretch"], shapes("stimuli"), where(lambda of: of.image_size is not None)
+    ] = "crop"
+    without_caption: Annotated[Literal["refuse", "leave_out"], shapes("stimuli")] = "refuse"
     bad_voxels: Annotated[Literal["drop", "refuse"], shapes("responses")] = "drop"
-    outliers: Annotated[Literal["refuse", "clip", "invalid"], shapes("betas")] = "refuse"
-    not_a_number: Annotated[Literal["refuse", "invalid"], shapes("betas")] = "refuse"
+    outliers: Annotated[Literal["refuse", "clip", "invalid"], shapes("betas"), where(_looks_at_values)] = "refuse"
+    not_a_number: Annotated[Literal["refuse", "invalid"], shapes("betas"), where(_looks_at_values)] = "refuse"
     options: Annotated[Options, NOT_CONTENT] = Field(default_factory=dict)
 
     def sessions_of(self, subject: str) -> int | tuple[int | str, ...] | None:
@@ -239,13 +250,20 @@ class ReconstructSettings(Section):
     subject_mean: Annotated[Switch, NOT_CONTENT] = False
 
 
+def _has_distractors(of: EvaluateSettings) -> bool:
+    """Whether any metric is identification among what `distractors` says: all but those of pixels, distances, and
+    those that are always among reconstructions.
+    """
+    return not {*of.metrics} <= {"PixCorr", "SSIM", "EffNet-B", "SwAV", *TAKAGI_METRICS}
+
+
 class EvaluateSettings(Section):
     """Which metrics (those named `Takagi` are always identification among reconstructions, as Takagi & Nishimoto),
     by which protocol the others, and where the judging networks' weights lie besides the usual caches."""
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = PUBLISHED_METRICS
-    ssim: Literal["paper", "2d"] = "paper"
-    distractors: Literal["photos", "reconstructions"] = "photos"
+    ssim: Annotated[Literal["paper", "2d"], where(lambda of: "SSIM" in of.metrics)] = "paper"
+    distractors: Annotated[Literal["photos", "reconstructions"], where(_has_distractors)] = "photos"
     weights: Annotated[LocalPath | None, NOT_CONTENT] = None
 
 

@@ -107,7 +107,7 @@ class Evaluate(Stage):
                     settings = {
                         "variants": list(shown_of(config, painter, subject)),
                         "metrics": seen,
-                        "select": of.select,
+                        "select": content(of, "similarities").get("select"),
                     }
                     upstream = (*pictures, *(keys.judge(metric) for metric in seen))
                     layout = partial(_similarities, config, painter, subject, len(seen))
@@ -119,7 +119,7 @@ class Evaluate(Stage):
                     "variants": list(shown_of(config, painter, subject)),
                     "evaluate": content(config.evaluate, "metrics"),
                     "missing": missing(config, weights),
-                    "select": of.select,
+                    "select": content(of, "metrics").get("select"),
                 }
                 shown = parts.stimuli(parts.of_pictures(config, subject))
                 upstream = (*shown, *pictures, *((similarities,) if seen else ()))

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from bdflow.config import Config
+from bdflow.errors import counted, listed
 from bdflow.stores import Store
 from bdflow.stores.store import Selection, positions
 from bdflow.study import keys
@@ -45,6 +46,16 @@ def stimuli(parts: Iterable[str]) -> tuple[str, ...]:
 def targets(space: str, parts: Iterable[str]) -> tuple[str, ...]:
     """Keys of the latents of these parts."""
     return tuple(keys.targets(space, part) for part in parts)
+
+
+def left_out(stores: Iterable[Store]) -> list[str]:
+    """In words, which stimuli of these parts the study leaves out; nothing, where it leaves out none."""
+    known = [store for store in stores if "without_caption" in store.arrays]
+    ids = [str(one) for store in known for one in store.read("without_caption")]
+    if not ids:
+        return []
+    which = f"{counted(len(ids), 'stimulus', 'stimuli')} without a caption ({listed(ids, 6)})"
+    return [f"{which} left out of training and test, in every space"]
 
 
 def joined(context: Context, wanted: Sequence[str]) -> Joined:

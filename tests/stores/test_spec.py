@@ -88,9 +88,9 @@ def test_target_spaces_are_cut_into_blocks_of_columns(shape, columns, cut):
 def test_every_store_of_the_catalog_documents_every_array():
     specs = [
         catalog.stimuli(64),
-        catalog.betas(750, Encoding("int16", divisor=300, cut_off=True)),
-        catalog.betas(1066, Encoding()),
-        catalog.responses(1024),
+        catalog.betas(750, Encoding("int16", "percent signal change", 300, cut_off=True)),
+        catalog.betas(1066, Encoding("float32", "percent signal change")),
+        catalog.responses(1024, "percent signal change"),
         catalog.targets((257, 768), "f2", 512, 4096),
         catalog.decoders(),
         catalog.predictions((91168,), 4096),
