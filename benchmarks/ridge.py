@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -300,11 +301,11 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
     result: dict[str, Any] = {"scale": options.scale, "executor": options.executor, "cores": cores}
     result["disk write, disk read (B/s)"] = disk_rates(root)
     resources = Resources(workers=options.workers, threads=options.threads)
-    with open_executor("dask") as executor:
+    with open_executor("dask" if find_spec("distributed") else "serial") as executor:
         executor.run(
             partial(Writer, stores),
             [(path, i) for path, store in stores.items() for i in store.missing()],
-            resources=resources,
+            resources=Resources(workers=os.cpu_count() or 1),
         )
         for store in stores.values():
             if not store.sealed:

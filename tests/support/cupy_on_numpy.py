@@ -98,7 +98,8 @@ class ndarray:
 
     def reshape(self, *shape: Any) -> ndarray:
         found = self._a.reshape(*shape)
-        return ndarray(found, self._memory) if np.shares_memory(found, self._a) else _new(found, self)
+        shared = not found.size or np.shares_memory(found, self._a)
+        return ndarray(found, self._memory) if shared else _new(found, self)
 
     def astype(self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> Any:
         return self if not copy and self.dtype == dtype else _new(self._a.astype(dtype), self)
