@@ -116,6 +116,12 @@ class Joined:
                     found.append((store, wanted[here] - low))
         return found or [(self.first, slice(0, 0))]
 
+    def cut(self, rows: np.ndarray) -> list[tuple[Store, np.ndarray]]:
+        """Each part that holds some of these positions, which ascend, and those by its own positions."""
+        found = zip(self.stores, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
+        cut = [(store, rows[(rows >= low) & (rows < high)] - low) for store, low, high in found]
+        return [(store, here) for store, here in cut if len(here)]
+
     def run(self, rows: slice) -> tuple[Store, slice]:
         """The part in which the first of some rows lies, and those of them that lie in it, by its own positions."""
         at = int(np.searchsorted(self.starts, rows.start, side="right")) - 1
