@@ -85,7 +85,7 @@ def score(
         duplicates,
         size,
         None if weights is None else local_path("weights", weights),
-        bundle,
+        bundle if bundle is None or bundle == "tiny" else local_path("bundle", bundle),
         device,
         batch_size,
         threads,

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from bdflow.errors import counted
 from bdflow.metrics.statistics import INTERVAL
 from bdflow.report.page import FOLDER, Cell, Row, Table, number, templates
-from bdflow.report.plots import Plot, histograms
+from bdflow.report.plots import SERIES, Plot, histograms
 from bdflow.report.scores import ranks
 from bdflow.report.writer import thumbnail
 from bdflow.scoring.opening import Matched, Set
@@ -116,7 +116,8 @@ def _table(scores: Scores) -> Table:
 
 
 def _histogram(metric: str, sets: Mapping[str, SetScores]) -> Plot:
-    rows = [(name or ONLY, one.values[metric], i) for i, (name, one) in enumerate(sets.items())]
+    apart = len(sets) <= SERIES  # more sets than colours: one colour for all
+    rows = [(name or ONLY, one.values[metric], i if apart else 0) for i, (name, one) in enumerate(sets.items())]
     return histograms(arrowed(metric), rows)
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 KNOWN = (*PIXELS, *JUDGE_OF, BUNDLE_CLIP)
+LOOKED_AT = 64
+"""Stimuli, to tell whether red and blue are exchanged."""
 GROUPS = {"published": PUBLISHED_METRICS, "takagi": TAKAGI_METRICS}
 
 
@@ -165,6 +167,7 @@ class _Run:
         self.matched, self.options, self.panel, self.seen = matched, options, panel, seen
         self.digests: dict[int, str] = {}
         self.same: dict[str, int] = defaultdict(int)
+        self.exchanged: dict[str, list[float]] = defaultdict(list)
         self.features: dict[str, Tensor] = {}
         used = sorted({row for one in matched.sets for row in one.photos})
         self.column = {row: i for i, row in enumerate(used)}
@@ -221,6 +224,8 @@ class _Run:
                 digest = _digest(images[0])
                 looks.add(digest)
                 alike += digest == self.digests[one.photos[i]]
+                if "PixCorr" in pixels and len(self.exchanged[one.name]) < LOOKED_AT:
+                    self.exchanged[one.name].append(_gain_of_exchange(photo, images[0]))
                 for metric, value in self._pixels(photo, images, list(pixels), i, one).items():
                     pixels[metric][i] = value
             if self.panel is not None:
@@ -263,6 +268,12 @@ class _Run:
                 yield f"{self.same[f'{name}/photo']} {every} are their photos, pixel by pixel"
             if self.same[f"{name}/other"]:
                 yield f"{self.same[f'{name}/other']} {every} are the same as another picture"
+            gains = np.array([gain for gain in self.exchanged[name] if np.isfinite(gain)])
+            if gains.size > 1 and (gains > 0).mean() >= 0.9 and gains.mean() > 0.02:
+                yield (
+                    f"with red and blue exchanged, the pictures{of} would agree better with the photos: is one of the "
+                    "two in BGR?"
+                )
             for metric, values in one.values.items():
                 gaps = int((~np.isfinite(values)).sum())
                 if gaps:
@@ -270,6 +281,12 @@ class _Run:
                         f"{metric}{of} is not defined for {gaps} of {len(values)} stimuli (pictures of one flat "
                         "colour): its mean is over the others"
                     )
+
+
+def _gain_of_exchange(photo: np.ndarray, picture: np.ndarray) -> float:
+    """By how much PixCorr rises if red and blue of the picture are exchanged."""
+    picture = image_metrics.at_size(picture, *photo.shape[:2])
+    return image_metrics.pixcorr(photo, picture[..., ::-1]) - image_metrics.pixcorr(photo, picture)
 
 
 def _digest(image: np.ndarray) -> str:

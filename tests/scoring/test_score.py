@@ -166,6 +166,13 @@ def test_results_do_not_depend_on_batches_or_threads():
         np.testing.assert_allclose(parts.values[metric], values, atol=1e-6)
 
 
+def test_exchanged_colours_are_noticed():
+    photos, made = planted()
+    assert bdflow.score(photos, made, PIXELS).notices == ()
+    (notice,) = bdflow.score(photos, made[..., ::-1], PIXELS).notices
+    assert "BGR" in notice
+
+
 def test_a_flat_picture_has_no_correlation_and_this_is_said():
     photos, made = planted()
     made[2] = 90
