@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bdflow.config import Config, StageExecution
 from bdflow.errors import InputError, counted
 from bdflow.estimate.rates import Figures
@@ -297,10 +299,11 @@ class _Reckoning:
             ((_, length),) = catalog.column_blocks(shape, config.chunks.columns).items()
             columns = max(columns, math.prod(shape) * length // shape[0])
         given = (extents, columns, config.chunks.voxels, catalog.KERNEL_ROWS)
+        column_bytes = self.sizes.stimuli * np.dtype(config.features.dtype).itemsize
         try:
-            return max(ridge_plan(*given, budget, folds(config)).needs.values())
+            return max(ridge_plan(*given, budget, folds(config), column_bytes).needs.values())
         except InputError:
-            return max(ridge_plan(*given, None, folds(config)).needs.values())
+            return max(ridge_plan(*given, None, folds(config), column_bytes).needs.values())
 
     @staticmethod
     def families(networks: Iterable[Networks]) -> list[Networks]:

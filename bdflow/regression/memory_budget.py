@@ -90,8 +90,8 @@ def plan(
 
     def predictions(piece_rows: int, whole: bool = False) -> int:
         # a piece in float32, beside two blocks (one worked on, one read) or three pieces as they are stored
-        held = 2 * column_bytes + 4 * piece_rows if whole else 10 * piece_rows
-        return _with_base(hats + columns * (held + 12 * rows + finished))
+        held = 2 * column_bytes + 4 * piece_rows + finished if whole else 10 * piece_rows
+        return _with_base(hats + columns * (held + 12 * rows))
 
     most = max(LEAST_ROWS, PIECE // (4 * columns) // LEAST_ROWS * LEAST_ROWS)
     if budget is None:

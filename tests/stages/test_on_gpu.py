@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from bdflow.config import Config, parse
 from bdflow.errors import InputError
 from bdflow.pipeline import Pipeline, stages_until
 from bdflow.stages.regress import stage as regress_stage
+from bdflow.stages.regress.predictor import BLOCKS
 from bdflow.stores import Study
 from bdflow.study import decoder
+from bdflow.study.target_reader import SharedBlocks
 from tests.conftest import SUBJECTS
 from tests.support import cupy_on_numpy
 from tests.support.gpu_streams import Machine
@@ -134,6 +137,38 @@ def test_patterns_are_decoded_from_what_a_gpu_made(run):
     found = decoder.decode(context, SUBJECTS[0], patterns[order], "vdvae")
     expected = cpu[f"predictions/{SUBJECTS[0]}/vdvae/latent"][order]
     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+
+
+@PLAYED
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_two_blocks_are_in_memory_and_the_third_waits(run, machine, monkeypatch, gpus):
+    config, expected = run(gpus)
+    shutil.rmtree(config.study / "predictions")
+    pipeline = Pipeline(config)
+    work = regress_stage._start_predictions(pipeline.context())
+    worker, tasks = work.make_worker(), list(work.tasks)
+    with monkeypatch.context() as broken:
+        broken.setattr(SharedBlocks, "read", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            worker.prepare(tasks[0])
+    assert worker._free.qsize() == BLOCKS, "what could not be read is free again"
+    ready = [worker.prepare(task) for task in tasks[:BLOCKS]]
+    assert not np.shares_memory(ready[0].block, ready[1].block)
+    assert worker._free.empty()
+    made = {}
+    with ThreadPoolExecutor(1) as reader:
+        for number, task in enumerate(tasks):
+            if number + BLOCKS < len(tasks):
+                ready.append(reader.submit(worker.prepare, tasks[number + BLOCKS]))
+            prepared = ready[number] if number < BLOCKS else ready[number].result()
+            made[task] = worker.work(prepared)
+            if number:  # results stay on the device until they are written, while the next are computed
+                worker.finish(tasks[number - 1], made.pop(tasks[number - 1]))
+    worker.finish(tasks[-1], made.pop(tasks[-1]))
+    machine.end()
+    for subject in SUBJECTS:
+        found = Study(config.study).store(f"predictions/{subject}/vdvae").read("latent")
+        np.testing.assert_array_equal(found, expected[f"predictions/{subject}/vdvae/latent"])
 
 
 def test_without_cupy_nothing_is_begun(tmp_path, settings, monkeypatch):

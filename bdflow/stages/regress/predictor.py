@@ -111,6 +111,7 @@ class Prepared:
     """
 
     space: str
+    partition: int
     region: dict[str, slice]
     subjects: list[str]
     targets: Targets
@@ -150,7 +151,7 @@ class Predictor:
         subjects = [s for s, store in self.stores[space].items() if not store.markers()[partition]]
         first = next(iter(self.stores[space].values()))
         targets = self._targets_of(space)
-        prepared = Prepared(space, first.spec.region(first.sizes, partition), subjects, targets)
+        prepared = Prepared(space, partition, first.spec.region(first.sizes, partition), subjects, targets)
         if targets.shared is None or not subjects:
             return prepared
         prepared.buffer, left = self._free.get()
@@ -179,11 +180,19 @@ class Predictor:
     # --- work ---------------------------------------------------------------------------------------------------------
 
     def work(self, prepared: Prepared) -> dict[str, tuple[Results, np.ndarray]]:
-        """Predictions, statistics and scores of each subject, as what gives them, and the penalty of each latent."""
+        """Predictions, statistics and scores of each subject, as what gives them, and the penalty of each latent. Where
+        memory is scarce those of a subject are written before the next's are computed, and none is left.
+        """
+        made: dict[str, tuple[Results, np.ndarray]] = {}
         try:
             self.decoders.load(prepared.space)
             seen: dict[bytes, list[Any]] = {}
-            return {subject: self._predicted(prepared, subject, seen) for subject in prepared.subjects}
+            for subject in prepared.subjects:
+                made[subject] = self._predicted(prepared, subject, seen)
+                if prepared.block is None:
+                    self.finish((prepared.space, prepared.partition), made)
+                    made = {}
+            return made
         finally:
             if prepared.buffer:
                 self._free.put((prepared.buffer, self.copies.left()))

@@ -251,8 +251,9 @@ def _plan(context: Context) -> Plan:
             voxels = context.counts.design_voxels(subject, design)
             responses = _responses(context, subject, design)
             extents[f"{subject}, {design.name}"] = extent_of(config, spaces, responses, voxels)
-    stimuli = sum(context.counts.stimuli(part) for part in (SHARED, *context.subjects))
-    column_bytes = stimuli * np.dtype(config.features.dtype).itemsize
+    of = parts.targets(next(iter(config.decoded_spaces)), (SHARED, *context.subjects))
+    latents = [context.ready(key) for key in of]
+    column_bytes = sum(store.sizes["stimulus"] * store.arrays["latent"].dtype.itemsize for store in latents)
     return plan_of(config, extents, [context.counts.shape(space) for space in config.decoded_spaces], column_bytes)
 
 
