@@ -108,14 +108,16 @@ class SpeedSettings(Section):
         `nothing` once for all.
     channels_last : memory order of the convolutions' images.
     attention : `fused` (torch's scaled_dot_product_attention) or `plain`.
-    compile : how the UNet is called: `none` (as it is), `torch_compile`, or `cuda_graphs`, recorded once a batch shape.
+    compile : how the UNet and both halves of the autoencoder are called. `none`: as they are. `default`,
+        `reduce_overhead` and `max_autotune`: compiled, once a batch shape, by the mode of `torch.compile` of that name.
+        `cuda_graphs`: the UNet's kernels are recorded once a batch shape, without being compiled.
     """
 
     joint_guidance: Switch = True
     cached_conditions: Switch = True
     channels_last: Switch = False
     attention: Literal["fused", "plain"] = "fused"
-    compile: Literal["none", "torch_compile", "cuda_graphs"] = "none"
+    compile: Literal["none", "default", "reduce_overhead", "max_autotune", "cuda_graphs"] = "none"
 
 
 class NetworkSettings(Section):

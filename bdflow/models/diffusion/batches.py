@@ -18,6 +18,11 @@ def pinned(values: Tensor, device: str) -> Tensor:
     return values.pin_memory() if device.startswith("cuda") else values
 
 
+def moved(values: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Values on a device in another type: they go as they are, beside its work, and are converted there."""
+    return values.to(device, non_blocking=True).to(dtype)
+
+
 class Batches:
     """How one network's items are cut into batches.
 
