@@ -48,7 +48,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "channels_last": {"channels_last": True},
     "attention fused": {"attention": "fused"},
 }
-COMPILED = {"torch_compile": {"compile": "torch_compile"}, "cuda_graphs": {"compile": "cuda_graphs"}}
+COMPILED = {name: {"compile": name} for name in ("default", "reduce_overhead", "max_autotune", "cuda_graphs")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = {
     "50 steps, exact": {},

@@ -100,6 +100,9 @@ class DatasetSettings(Section):
 # --- networks -------------------------------------------------------------------------------------------------
 
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
 class SpeedSettings(Section):
     """Switches that make painting faster and change no picture by more than rounding (docs/painting.md).
 
@@ -123,11 +126,15 @@ class SpeedSettings(Section):
 class NetworkSettings(Section):
     """Which frozen networks, where they run and in which precision, and how they are called. The bundle's content
     counts, not where it lies.
+
+    dtype : of all networks but the VDVAE and the judges, which compute in float32.
+    vdvae_dtype : of the VDVAE: it draws each pixel's value from a mixture, where a small difference may turn a choice.
     """
 
     bundle: Annotated[str, path_or("tiny"), NOT_CONTENT] = "tiny"
     device: Annotated[str, NOT_CONTENT] = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Precision = "float32"
+    vdvae_dtype: Annotated[Precision, NOT_CONTENT] = "float32"  # but of what the VDVAE makes: `dtype_of`
     speed: Annotated[SpeedSettings, NOT_CONTENT] = SpeedSettings()
 
     @property
@@ -135,12 +142,15 @@ class NetworkSettings(Section):
         """The device without its number."""
         return self.device.partition(":")[0]
 
-    def arithmetic(self, *, switches: bool = False, **batches: int) -> dict[str, object]:
-        """What decides how results of these networks round: the kind of device and, in half precision, where it moves
-        pixels by several levels, how many items go through at once and the `speed` switches, where they matter.
+    def arithmetic(self, *, dtype: str = "", switches: bool = False, **batches: int) -> dict[str, object]:
+        """What decides how results of these networks round: the kind of device; on CUDA whether float32 is multiplied
+        as TF32, which it never is; and in half precision, where it moves pixels by several levels, how many items go
+        through at once and the `speed` switches, where they matter. `dtype`: of the network, if it is another one.
         """
         found: dict[str, object] = {"device": self.device_kind}
-        if self.dtype != "float32":
+        if self.device_kind == "cuda":
+            found["tf32"] = False  # as bdflow.models.weights.precision settles it
+        if (dtype or self.dtype) != "float32":
             found["batches"] = batches
             if switches:
                 found["speed"] = self.speed.model_dump()

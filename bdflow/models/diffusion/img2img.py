@@ -65,15 +65,17 @@ class Schedule:
 class PaintBatches:
     """The batches of each stage of painting; what they learn about memory stays with them."""
 
-    def __init__(self, sizes: BatchSizes | None = None, *, halve: bool = True) -> None:
+    def __init__(
+        self, sizes: BatchSizes | None = None, *, halve: bool = True, halve_guesses: bool | None = None
+    ) -> None:
         sizes = sizes or BatchSizes()
         self.guess, self.encode, self.denoise, self.decode = (
-            Batches(what, size, fixed=sizes.fixed, halve=halve)
-            for what, size in (
-                ("decoding guesses", sizes.guess),
-                ("encoding guesses", sizes.encode),
-                ("denoising", sizes.denoise),
-                ("decoding pictures", sizes.decode),
+            Batches(what, size, fixed=sizes.fixed, buckets=sizes.buckets, halve=may)
+            for what, size, may in (
+                ("decoding guesses", sizes.guess, halve if halve_guesses is None else halve_guesses),
+                ("encoding guesses", sizes.encode, halve),
+                ("denoising", sizes.denoise, halve),
+                ("decoding pictures", sizes.decode, halve),
             )
         )
 
