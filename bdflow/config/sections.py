@@ -111,6 +111,9 @@ class DatasetSettings(Section):
 # --- networks -------------------------------------------------------------------------------------------------
 
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
 class SpeedSettings(Section):
     """Switches that make painting faster and change no picture by more than rounding (docs/painting.md).
 
@@ -119,24 +122,30 @@ class SpeedSettings(Section):
         `nothing` once for all.
     channels_last : memory order of the convolutions' images.
     attention : `fused` (torch's scaled_dot_product_attention) or `plain`.
-    compile : how the UNet is called: `none` (as it is), `torch_compile`, or `cuda_graphs`, recorded once a batch shape.
+    compile : how the UNet and both halves of the autoencoder are called. `none`: as they are. `default`,
+        `reduce_overhead` and `max_autotune`: compiled, once a batch shape, by the mode of `torch.compile` of that name.
+        `cuda_graphs`: the UNet's kernels are recorded once a batch shape, without being compiled.
     """
 
     joint_guidance: Switch = True
     cached_conditions: Switch = True
     channels_last: Switch = False
     attention: Literal["fused", "plain"] = "fused"
-    compile: Literal["none", "torch_compile", "cuda_graphs"] = "none"
+    compile: Literal["none", "default", "reduce_overhead", "max_autotune", "cuda_graphs"] = "none"
 
 
 class NetworkSettings(Section):
     """Which frozen networks, where they run and in which precision, and how they are called. The bundle's content
     counts, not where it lies.
+
+    dtype : of all networks but the VDVAE and the judges, which compute in float32.
+    vdvae_dtype : of the VDVAE: it draws each pixel's value from a mixture, where a small difference may turn a choice.
     """
 
     bundle: Annotated[str, path_or("tiny"), NOT_CONTENT] = "tiny"
     device: Annotated[str, NOT_CONTENT] = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Precision = "float32"
+    vdvae_dtype: Annotated[Precision, NOT_CONTENT] = "float32"  # but of what the VDVAE makes: `dtype_of`
     speed: Annotated[SpeedSettings, NOT_CONTENT] = SpeedSettings()
 
     @property
@@ -144,12 +153,15 @@ class NetworkSettings(Section):
         """The device without its number."""
         return self.device.partition(":")[0]
 
-    def arithmetic(self, *, switches: bool = False, **batches: int) -> dict[str, object]:
-        """What decides how results of these networks round: the kind of device and, in half precision, where it moves
-        pixels by several levels, how many items go through at once and the `speed` switches, where they matter.
+    def arithmetic(self, *, dtype: str = "", switches: bool = False, **batches: int) -> dict[str, object]:
+        """What decides how results of these networks round: the kind of device; on CUDA whether float32 is multiplied
+        as TF32, which it never is; and in half precision, where it moves pixels by several levels, how many items go
+        through at once and the `speed` switches, where they matter. `dtype`: of the network, if it is another one.
         """
         found: dict[str, object] = {"device": self.device_kind}
-        if self.dtype != "float32":
+        if self.device_kind == "cuda":
+            found["tf32"] = False  # as bdflow.models.weights.precision settles it
+        if (dtype or self.dtype) != "float32":
             found["batches"] = batches
             if switches:
                 found["speed"] = self.speed.model_dump()

@@ -91,7 +91,7 @@ class Evaluate(Stage):
         if not config.painters:
             return
         weights = weights_of(config)
-        seen, rounding = judged(config, weights), {"device": config.networks.device_kind}
+        seen, rounding = judged(config, weights), config.networks.arithmetic(dtype="float32")
         settings: dict[str, Any]
         for metric in seen:
             about, chunks = {"metric": metric}, content(config.chunks, "judges")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from bdflow.errors import InputError, counted, listed
 from bdflow.models.weights.pickled import ITEM_BYTES, UnusualPickle, ZippedTensor, read_archive
+from bdflow.models.weights.precision import settle
 from bdflow.models.weights.reading import FileEnds, Piece, filling, pieces_of, room
 
 FLOATS = {"float64", "float32", "float16", "bfloat16"}
@@ -353,6 +354,7 @@ def fit_into(
     that hold all that is wanted and are being filled already. Raises InputError that lists every difference between
     files and module, and what to do (`action`).
     """
+    settle()
     counters = "num_batches_tracked"  # of training steps; batch norms that are loaded without them start at 0
     state = module.state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(counters)}
