@@ -354,7 +354,7 @@ def dataset_split(
 ) -> None:
     """Write a split by cluster: test stimuli that are unlike all training stimuli. Latents must be made before."""
     split = api.write_split(loaded_config(config, overrides), out, space=space, clusters=clusters, test=test)
-    sizes = ", ".join(map(str, split["about"]["sizes"]))  # type: ignore[index]
+    sizes = ", ".join(map(str, split["about"]["sizes"]))
     typer.echo(f"{out}: clusters of {sizes} stimuli; cluster {test} is for testing")
 
 

@@ -189,15 +189,27 @@ class Decoder:
         """Raw latents (k, ...) float32 of z-scored patterns (k, voxels), in each of these target spaces. Patterns may
         be given by space, where spaces are decoded from rows of different kinds.
         """
+        shapes = {space: self._predictions(space).arrays["alpha"].shape for space in spaces}
         found: dict[str, np.ndarray] = {}
+        for space, block, values in self.blocks(z_scored, spaces):
+            if space not in found:
+                found[space] = np.empty((len(values), *shapes[space]), np.float32)
+            found[space][:, block] = values
+        return {space: found[space] for space in spaces}
+
+    def blocks(
+        self, z_scored: np.ndarray | Mapping[str, np.ndarray], spaces: Sequence[str]
+    ) -> Iterator[tuple[str, slice, np.ndarray]]:
+        """What `latents` gives, by blocks of columns: a space, where the block lies along the first dimension of its
+        latents, and the raw latents (k, ...) float32 of all patterns there. One block is in memory at a time.
+        """
         config = self.context.config
         for design, members in designs(config).items():
             wanted = [space for space in spaces if space in members]
             if not wanted:
                 continue
             patterns = z_scored if isinstance(z_scored, np.ndarray) else z_scored[wanted[0]]
-            stores = {space: self.context.ready(keys.predictions(self.subject, space)) for space in wanted}
-            alphas = {space: store.read("alpha") for space, store in stores.items()}
+            alphas = {space: self._predictions(space).read("alpha") for space in wanted}
             used = np.unique(np.concatenate([alpha.ravel() for alpha in alphas.values()])).astype(float).tolist()
             solver = self._solver(design)
             hats = self._system(design).hat_matrices(solver.of_patterns(patterns), used)
@@ -205,10 +217,17 @@ class Decoder:
                 alpha: np.asarray(to_host(solver.grouping.sum_columns(hat)), dtype=np.float32)
                 for alpha, hat in zip(used, hats, strict=True)
             }
-            found |= {space: self._walk(design, matrices, space, alpha) for space, alpha in alphas.items()}
-        return {space: found[space] for space in spaces}
+            for space, alpha in alphas.items():
+                for block, values in self._walk(design, matrices, space, alpha):
+                    yield space, block, values
 
-    def _walk(self, design: Design, matrices: dict[float, np.ndarray], space: str, alpha: np.ndarray) -> np.ndarray:
+    def _predictions(self, space: str) -> Store:
+        """The store that says the penalty of each latent of a space, `alpha`."""
+        return self.context.ready(keys.predictions(self.subject, space))
+
+    def _walk(
+        self, design: Design, matrices: dict[float, np.ndarray], space: str, alpha: np.ndarray
+    ) -> Iterator[tuple[slice, np.ndarray]]:
         context = self.context
         decoder = context.ready(keys.decoder(self.subject, design.name))
         shown = parts.of_pictures(context.config, self.subject)
@@ -220,7 +239,6 @@ class Decoder:
         width = min(length, alpha.shape[0])
         per_piece = max(512, PIECE // (4 * width * int(np.prod(alpha.shape[1:]))))
         columns = Columns(targets, targets.rows("stimulus_id", decoder.read("train_stimulus_id")), per_piece)
-        found = np.empty((len(chosen[0]), *alpha.shape), dtype=np.float32)
         scratch = streaming.Scratch()
         for start in range(0, alpha.shape[0], width):
             block = slice(start, min(start + width, alpha.shape[0]))
@@ -230,8 +248,7 @@ class Decoder:
             values = walked.product
             if design.intercept:
                 values = values + (walked.first + walked.mean).astype(np.float32)
-            found[:, block] = values.reshape(len(values), *alpha[block].shape)
-        return found
+            yield block, np.asarray(values, np.float32).reshape(len(values), *alpha[block].shape)
 
 
 def check_rule(rule: str) -> None:

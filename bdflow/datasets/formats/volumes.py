@@ -56,6 +56,26 @@ def voxel_mask(volume: Volume, path: str | AnyPath | None = None) -> np.ndarray:
     return mask
 
 
+def read_validity(path: AnyPath) -> Volume | None:
+    """Whether a session measured each voxel, bool; None where there is no such file.
+
+    Raises
+    ------
+    InputError : a damaged file; values other than 0 and 1.
+    """
+    if not path.is_file():
+        return None
+    volume = read_volume(path)
+    if not np.isin(volume.data, (0, 1)).all():
+        raise InputError(
+            path,
+            found=f"values {np.unique(volume.data)[:5].tolist()}",
+            expected="1 where the session measured the voxel, 0 elsewhere",
+            action="fetch the file again",
+        )
+    return replace(volume, data=volume.data == 1)
+
+
 def _image(path: AnyPath) -> Any:
     import nibabel as nib
 

@@ -19,7 +19,9 @@ from bdflow.config import Config, parse
 from bdflow.datasets.reader import open_dataset
 from bdflow.errors import InputError
 from bdflow.pipeline import Pipeline
+from bdflow.regression import ridge
 from bdflow.stores import NotReady, Store
+from bdflow.study import other_dataset
 from tests.datasets.test_doors import features
 from tests.support import logs
 
@@ -76,6 +78,7 @@ def study_of(root: Path, name: str = "study", **dataset: Any) -> Config:
             "spaces": spaces,
             "report": {"path": str(root / "report")},
             "features": {"dtype": "float32"},
+            "chunks": {"columns": 5},  # of twelve latents: decoded and written in blocks of 5, 5 and 2
         }
     )
 
@@ -236,6 +239,27 @@ def test_patterns_are_in_the_unit_of_the_rows(root: Path, tmp_path: Path, caplog
     done = CliRunner().invoke(app, [*command, "--out", out, "--units", "percent signal change"], catch_exceptions=False)
     assert done.exit_code == 0
     assert set(xarray.open_datatree(out, engine="zarr", consolidated=False).children) == {"plain"}
+
+
+def test_latents_are_decoded_and_written_in_blocks(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No more of a space is in memory than one block of columns; blocks make up what `latents` gives."""
+    sizes = []
+    seen = other_dataset.restandardised
+    monkeypatch.setattr(
+        other_dataset, "restandardised", lambda raw, *rest: sizes.append(raw.shape[1]) or seen(raw, *rest)
+    )
+    api.decode_dataset(
+        study_of(root), other(SAMPLE), tmp_path / "out.zarr", subjects=["subj01"], standardise="test_set"
+    )
+    assert sizes == [5, 5, 2] * len(SPACES)
+    raw = xarray.open_zarr(root / "imagery.zarr", group="subj01/plain", consolidated=False).load()
+    found = xarray.open_zarr(tmp_path / "out.zarr", group="subj01/plain", consolidated=False).load()
+    rule = Store(study_of(root).study, "predictions/subj01/plain")
+    to_mean, to_std, mean, std = (rule.read(name) for name in ridge.RULES["test_set"])
+    np.testing.assert_allclose(
+        found.latent, (raw.latent - mean) / np.where(std > 0, std, 1) * to_std + to_mean, rtol=1e-4, atol=1e-3
+    )
+    assert found.latent.attrs == {"long_name": "decoded latent", "units": "1"}
 
 
 def test_a_minimal_file_and_the_command(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
