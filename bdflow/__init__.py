@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from bdflow.version import __version__
 
 if TYPE_CHECKING:
-    from bdflow.api import decode, decode_dataset, load_config, plan, run, simulate, status
+    from bdflow.api import decode, decode_dataset, load_config, plan, run, score, simulate, status
     from bdflow.cluster.errors import ClusterError, WorkerLost
     from bdflow.config import Config
     from bdflow.errors import BdflowError, InputError
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from bdflow.regression.decoder import RidgeDecoder
     from bdflow.stores.errors import CorruptChunk, NotReady, StoreError
     from bdflow.study.opening import open_study
-    from bdflow.study.scoring import score
 
 __all__ = [
     "BdflowError",
@@ -40,7 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "bdflow.api": ("decode", "decode_dataset", "load_config", "plan", "run", "simulate", "status"),
+    "bdflow.api": ("decode", "decode_dataset", "load_config", "plan", "run", "score", "simulate", "status"),
     "bdflow.cluster.errors": ("ClusterError", "WorkerLost"),
     "bdflow.config": ("Config",),
     "bdflow.errors": ("BdflowError", "InputError"),
@@ -48,7 +47,6 @@ _HOMES = {
     "bdflow.regression.decoder": ("RidgeDecoder",),
     "bdflow.stores.errors": ("CorruptChunk", "NotReady", "StoreError"),
     "bdflow.study.opening": ("open_study",),
-    "bdflow.study.scoring": ("score",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -23,7 +23,7 @@ from bdflow.stages.ingest import Ingest
 from bdflow.stages.reconstruct.stage import Reconstruct
 from bdflow.stages.regress.stage import Regress
 from bdflow.stages.roi import Roi
-from bdflow.stores import CorruptMetadata, Damage, NotReady, Provenance, State, Study, checks
+from bdflow.stores import CorruptMetadata, Damage, NotReady, Provenance, State, Store, Study, checks
 from bdflow.stores.inputs import remembered
 from bdflow.stores.journal import Journal, entries
 from bdflow.stores.locks import exclusive, lease
@@ -50,12 +50,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """One store in the status table."""
+    """One store in the status table. `remark` : what of its content a user should know."""
 
     path: str
     state: State
     shape: str
     nbytes: int
+    remark: str = ""
 
 
 class Pipeline:
@@ -305,7 +306,7 @@ class Pipeline:
                 total = store.n_partitions
                 why = "regions that are not in `roi.sets`" if kind(path) == REGION_SETS else "not of this configuration"
                 state = State("stale", total - len(store.missing()), total, [why])
-            rows.append(Row(path, state, shape, store.nbytes_stored))
+            rows.append(Row(path, state, shape, store.nbytes_stored, _remark(store)))
         return rows
 
     def timings(self) -> list[Timing]:
@@ -352,6 +353,12 @@ def stages_until(last: str) -> Iterator[str]:
         yield name
         if name == last:
             return
+
+
+def _remark(store: Store) -> str:
+    """What of a store's content a user should know, from its metadata alone."""
+    gone = store.sizes.get("left_out", 0)
+    return f"{counted(gone, 'stimulus', 'stimuli')} without a caption left out (`without_caption`)" if gone else ""
 
 
 def chosen_stages(until: str, only: str) -> tuple[str, ...]:

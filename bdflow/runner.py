@@ -125,9 +125,12 @@ class Runner:
             self.journal.record(step.label, attrs, *columns, costs)
 
     def check(self, stages: Sequence[str]) -> None:
-        """Refuse what the cluster cannot give to any stage that is not done yet, before the first one starts."""
+        """Refuse what the cluster cannot give to any stage that is not done yet, or what that stage cannot do here,
+        before the first one starts.
+        """
         for name in stages:
             if name in self.stages and not self._done(name):
+                self.stages[name].check(self.context.config)
                 settings = getattr(self.context.config.execution, name)
                 try:
                     self._executor(settings.executor).check(resources_of(settings))

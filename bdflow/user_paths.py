@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 from bdflow.errors import InputError
 
@@ -109,3 +113,32 @@ def escaped(path: Path) -> str:
     """Text that is expanded to this very path."""
     text = str(path).replace("$", "$$")
     return f"./{text}" if text.startswith("~") else text
+
+
+def check_new(folder: Path) -> None:
+    """Raises InputError if there is something at `folder`, or a file where one of its parents should be."""
+    if folder.exists() or folder.is_symlink():
+        raise InputError(
+            folder, found="something there", expected="nothing", action="choose another folder, or move it away"
+        )
+    parent = next(place for place in folder.absolute().parents if place.exists())
+    if not parent.is_dir():
+        raise InputError(parent, found="a file", expected="a folder", action="choose another path")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` at the end: it appears when it is whole, and on errors not at all.
+
+    Raises InputError as `check_new`.
+    """
+    check_new(folder)
+    partial = folder.with_name(f"{folder.name}.partial-{token_hex(4)}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        check_new(folder)
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -19,7 +19,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "channels_last": {"channels_last": True},
     "attention fused": {"attention": "fused"},
 }
-COMPILED = {"torch_compile": {"compile": "torch_compile"}, "cuda_graphs": {"compile": "cuda_graphs"}}
+COMPILED = {name: {"compile": name} for name in ("default", "reduce_overhead", "max_autotune", "cuda_graphs")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = {
     "50 steps, exact": {},
@@ -139,15 +138,15 @@ def cases(batches: list[int], compiled: list[str]) -> Iterator[tuple[str, SpeedS
     for batch in batches:
         yield "plain", PLAIN, batch
     for name, one in SWITCHES.items():
-        yield f"plain + {name}", replace(PLAIN, **one), 1
+        yield f"plain + {name}", PLAIN.model_copy(update=one), 1
     for batch in batches:
-        yield "all", replace(PLAIN, **every), batch
+        yield "all", PLAIN.model_copy(update=every), batch
     for name, one in SWITCHES.items():
         less = {key: value for key, value in every.items() if key not in one}
-        yield f"all - {name}", replace(PLAIN, **less), largest
+        yield f"all - {name}", PLAIN.model_copy(update=less), largest
     for name in compiled:
         for batch in sorted({1, largest}):
-            yield f"all + {name}", replace(PLAIN, **every, **COMPILED[name]), batch
+            yield f"all + {name}", PLAIN.model_copy(update=every | COMPILED[name]), batch
 
 
 def sweep(asked: argparse.Namespace, options: PaintOptions) -> tuple[list[dict[str, Any]], dict[str, float], float]:
@@ -164,7 +163,7 @@ def sweep(asked: argparse.Namespace, options: PaintOptions) -> tuple[list[dict[s
                 with FlopCounterMode(display=False) as counter:
                     network.paint(**inputs(network, 1), options=options)
                 flop = float(counter.get_total_flops())
-            row = {"switches": name, "dtype": dtype, "batch_size": batch, "speed": asdict(speed)}
+            row = {"switches": name, "dtype": dtype, "batch_size": batch, "speed": speed.model_dump()}
             try:
                 row |= measure(network, given, options, batch, asked)
             except (torch.OutOfMemoryError, InputError) as error:

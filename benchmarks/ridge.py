@@ -4,8 +4,11 @@
     python benchmarks/ridge.py --scale full --dir /scratch   the paper's size: 36,418 stimuli x 347,680 latents, four
                                                          subjects; about 40 GB of disk, removed afterwards
 
-Prints a table and, with --json, writes it. The arithmetic counted is that of the method: Gram matrix n^2 p, a Cholesky
-n^3/3 for each alpha, the solves, and 2 m n t for the predictions.
+Prints a table and, with --json, writes it. The stage runs three times (--runs), each time between two measurements of
+the rate of float32 matrix products on the same threads or GPUs: what is quoted is the median of the fractions that the
+runs reach of the rate beside them. On GPUs, --workers 4 --gpus 0.25 has four workers share one. The arithmetic
+counted is that of the method: Gram matrix n^2 p, a Cholesky n^3/3 for each alpha, the solves, and 2 m n t for the
+predictions.
 """
 
 from __future__ import annotations
@@ -18,64 +21,32 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 from given import context_of, provenances
+from ridge_stores import SCALES, Reader, Scale, Writer, build
 from threadpoolctl import threadpool_limits
 
 from bdflow.cluster import Resources, open_executor
 from bdflow.config import Config, parse
 from bdflow.pipeline import STAGES
-from bdflow.regression import ridge, streaming
+from bdflow.regression import ridge
 from bdflow.runner import Runner
 from bdflow.stages.regress.stage import Regress
-from bdflow.stores import Provenance, Store, Study, text
+from bdflow.stores import Provenance, Store, Study
 from bdflow.stores.journal import Journal, entries
 from bdflow.study import catalog, keys, parts
 from bdflow.study.keys import SHARED
 from bdflow.study.parts import Joined
-from bdflow.study.target_reader import Columns, ahead
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Sizes of one benchmark: training stimuli and voxels of each subject, test stimuli, target spaces."""
-
-    train: int
-    test: int
-    voxels: dict[str, int]
-    spaces: dict[str, tuple[int, ...]]
-    stimuli: int
-    columns: int
-
-    @property
-    def latents(self) -> int:
-        return sum(int(np.prod(shape)) for shape in self.spaces.values())
-
-
-PAPER_VOXELS = {"subj01": 15724, "subj02": 14278, "subj05": 13039, "subj07": 12682}
-SCALES = {
-    "tiny": Scale(
-        300, 60, {"subj01": 700, "subj02": 600},
-        {"vdvae": (2048,), "clip_vision": (9, 128), "clip_text": (5, 128)}, 64, 512,
-    ),
-    "small": Scale(
-        2500, 300, {"subj01": 4000, "subj02": 3500},
-        {"vdvae": (24576,), "clip_vision": (32, 768), "clip_text": (16, 768)}, 512, 4096,
-    ),
-    "full": Scale(
-        8859, 982, PAPER_VOXELS, {"vdvae": (91168,), "clip_vision": (257, 768), "clip_text": (77, 768)}, 512, 4096
-    ),
-}  # fmt: skip
 
 
 def best(call: Callable[[], Any], repeats: int = 5) -> float:
@@ -88,8 +59,8 @@ def best(call: Callable[[], Any], repeats: int = 5) -> float:
     return min(times)
 
 
-def sgemm_rate(threads: int, gpus: int = 0) -> float:
-    """FLOP/s of a large float32 matrix product: on these threads, or on all GPUs."""
+def sgemm_rate(threads: int, gpus: float = 0) -> float:
+    """FLOP/s of a large float32 matrix product: on these threads, or, measured on one of them, on so many GPUs."""
     if gpus:
         import cupy
 
@@ -99,7 +70,10 @@ def sgemm_rate(threads: int, gpus: int = 0) -> float:
             a @ a
             cupy.cuda.Device().synchronize()
 
-        return gpus * 2 * a.shape[0] ** 3 / best(product)
+        rate = gpus * 2 * a.shape[0] ** 3 / best(product)
+        del a
+        cupy.get_default_memory_pool().free_all_blocks()  # the workers share the GPU with this process
+        return rate
     n = 5120
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, n, n), dtype=np.float32)
@@ -151,85 +125,6 @@ class PeakMemory(threading.Thread):
     def __exit__(self, *exc: object) -> None:
         self.stopped.set()
         self.join()
-
-
-# --- synthetic stores -----------------------------------------------------------------------------------------------
-
-
-class Writer:
-    """Fills one partition of a synthetic store a task, from a pool of Gaussian numbers."""
-
-    def __init__(self, stores: dict[str, Store]) -> None:
-        self.stores = stores
-        self.pool = np.random.default_rng(0).standard_normal(2**24, dtype=np.float32)
-
-    def __call__(self, task: tuple[str, int]) -> None:
-        path, partition = task
-        store = self.stores[path]
-        rng = np.random.default_rng([partition, *path.encode()])
-        region = store.spec.region(store.sizes, partition)
-        data = {}
-        for spec in store.spec.data:
-            shape = [
-                (region[d].stop - region[d].start) if d in region else store.sizes[d] for d in store.dims(spec.name)
-            ]
-            dtype = store.arrays[spec.name].dtype
-            if spec.name in ("voxel_mean", "voxel_scale", "valid"):
-                data[spec.name] = np.full(shape, spec.name != "voxel_mean", dtype)
-                continue
-            pool = self.pool.astype(dtype)
-            values = np.empty(shape, dtype)
-            for row in values.reshape(shape[0], -1):
-                at = int(rng.integers(0, pool.size - min(row.size, pool.size - 1)))
-                row[:] = np.resize(pool[at : at + row.size], row.size)
-            data[spec.name] = values
-        if "response" in data:
-            test = store.read("split") == "test"
-            data["voxel_mean"][:] = data["response"][~test].mean(axis=0)
-            data["voxel_scale"][:] = data["response"][~test].std(axis=0, ddof=1)
-        store.write(partition, data)
-
-
-def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str, Store]:
-    """Declare responses of every subject and targets of every space."""
-    subjects, test = list(scale.voxels), np.arange(scale.test)
-    own = {s: scale.test + i * scale.train + np.arange(scale.train) for i, s in enumerate(subjects)}
-    cut = {SHARED: (test, text(["test"] * scale.test))}
-    cut |= {subject: (ids, text(["train"] * scale.train)) for subject, ids in own.items()}
-    split = text(["test"] * scale.test + ["train"] * scale.train)
-    stores = {}
-    for subject, voxels in scale.voxels.items():
-        path = f"responses/{subject}/averaged"
-        sizes = {"stimulus": scale.test + scale.train, "voxel": voxels}
-        given = {
-            "repeats": np.full(sizes["stimulus"], 3),
-            "trial": np.arange(sizes["stimulus"]),
-            "stimulus_id": np.concatenate([test, own[subject]]),
-            "split": split,
-        }
-        stores[path] = study.declare(path, catalog.responses(1024), sizes, given, known[path])
-    for space, shape in scale.spaces.items():
-        spec = catalog.targets(shape, "f2", scale.stimuli, scale.columns)
-        for part, (ids, of) in cut.items():
-            path, sizes = keys.targets(space, part), {"stimulus": len(ids), **catalog.space_sizes(shape)}
-            stores[path] = study.declare(path, spec, sizes, {"stimulus_id": ids, "split": of}, known[path])
-    return stores
-
-
-class Reader:
-    """Reads one block of columns of a space's targets a task, as the stage does, and does nothing with it."""
-
-    def __init__(self, targets: dict[str, Joined], columns: int) -> None:
-        self.targets, self.columns, self.scratch = targets, columns, streaming.Scratch()
-
-    def __call__(self, task: tuple[str, int]) -> int:
-        space, partition = task
-        store = self.targets[space]
-        cut = catalog.column_blocks(store.first.arrays["latent"].shape[1:], self.columns)
-        ((dim, length),) = cut.items()
-        region = {dim: slice(partition * length, min((partition + 1) * length, store.sizes[dim]))}
-        rows = Columns(store, np.arange(store.sizes["stimulus"]), 2048)
-        return sum(piece.nbytes for piece in ahead(rows.requests(region, self.scratch)))
 
 
 # --- the competition ------------------------------------------------------------------------------------------------
@@ -306,7 +201,7 @@ def arithmetic(scale: Scale) -> float:
 
 
 def configuration(
-    root: Path, scale: Scale, executor: str, workers: int, threads: int, gpus: int = 0, memory: str | None = None
+    root: Path, scale: Scale, executor: str, workers: int, threads: int, gpus: float = 0, memory: str | None = None
 ) -> Config:
     where = {"executor": executor, "workers": workers, "threads": threads, "gpus": gpus, "memory": memory}
     return parse(
@@ -331,7 +226,8 @@ def main() -> None:
     parser.add_argument("--executor", choices=("serial", "dask"), default="dask")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each worker")
-    parser.add_argument("--gpus", type=int, default=0, help="of each worker (with CuPy)")
+    parser.add_argument("--gpus", type=float, default=0, help="of each worker (with CuPy); 0.25: four share one")
+    parser.add_argument("--runs", type=int, default=3, help="of the stage; the median is quoted")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--no-comparison", action="store_true", help="leave scikit-learn and himalaya out")
     parser.add_argument("--keep", action="store_true", help="keep responses and targets in --dir for another run")
@@ -401,15 +297,15 @@ def run_stage(root: Path, scale: Scale, executor: str, workers: int, threads: in
 
 def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -> dict[str, Any]:
     config = configuration(root, scale, options.executor, options.workers, options.threads, options.gpus)
-    study, known, stores = prepare(config, scale)
+    study, _, stores = prepare(config, scale)
     result: dict[str, Any] = {"scale": options.scale, "executor": options.executor, "cores": cores}
     result["disk write, disk read (B/s)"] = disk_rates(root)
     resources = Resources(workers=options.workers, threads=options.threads)
-    with open_executor("dask") as executor:
+    with open_executor("dask" if find_spec("distributed") else "serial") as executor:
         executor.run(
             partial(Writer, stores),
             [(path, i) for path, store in stores.items() for i in store.missing()],
-            resources=resources,
+            resources=Resources(workers=os.cpu_count() or 1),
         )
         for store in stores.values():
             if not store.sealed:
@@ -429,22 +325,46 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace, cores: int) -
         seconds = time.perf_counter() - start
     result["target bytes"] = sum(sizes)
     result["plain store reading (B/s)"] = sum(sizes) / seconds
-    gpus = options.gpus * options.workers
-    before = sgemm_rate(cores, gpus)
-    with PeakMemory() as memory:
-        start = time.perf_counter()
-        result["works"] = run_works(config, study, known)
-        result["seconds"] = time.perf_counter() - start
-    result["peak memory (B)"] = memory.peak
-    result["sgemm (FLOP/s)"] = statistics.mean([before, sgemm_rate(cores, gpus)])
+    result["runs"] = [
+        one_run(config, scale, cores, options.gpus * options.workers, sum(sizes)) for _ in range(options.runs)
+    ]
+    result |= {name: median(result["runs"], name) for name in ("fraction of sgemm", "seconds", "sgemm (FLOP/s)")}
+    result["works"] = {
+        work: median([run["works"] for run in result["runs"]], work) for work in result["runs"][0]["works"]
+    }
+    result["peak memory (B)"] = max(run["peak memory (B)"] for run in result["runs"])
     result["arithmetic (FLOP)"] = arithmetic(scale)
     rate = result["target bytes"] / result["works"]["predictions"]
     result["fraction of plain reading"] = rate / result["plain store reading (B/s)"]
-    result["fraction of sgemm"] = arithmetic(scale) / result["seconds"] / result["sgemm (FLOP/s)"]
     result["error against float64"] = error_against_float64(study.path, config.subjects[0], ALPHAS["vdvae"])
     if not options.no_comparison:
         result["comparison (s)"] = compare(cores, scale)
     return result
+
+
+def one_run(config: Config, scale: Scale, cores: int, gpus: float, target_bytes: int) -> dict[str, Any]:
+    """The stage from nothing but responses and targets, between two measurements of matrix products."""
+    study, known, _ = prepare(config, scale)
+    before = sgemm_rate(cores, gpus)
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        works = run_works(config, study, known)
+        seconds = time.perf_counter() - start
+    after = sgemm_rate(cores, gpus)
+    rate = statistics.mean([before, after])
+    return {
+        "seconds": seconds,
+        "works": works,
+        "peak memory (B)": memory.peak,
+        "sgemm before, after (FLOP/s)": (before, after),
+        "sgemm (FLOP/s)": rate,
+        "fraction of sgemm": arithmetic(scale) / seconds / rate,
+        "targets while predicting (B/s)": target_bytes / works["predictions"],
+    }
+
+
+def median(runs: Sequence[Mapping[str, float]], name: str) -> float:
+    return statistics.median(run[name] for run in runs)
 
 
 def _n_blocks(shape: tuple[int, ...], columns: int) -> int:
@@ -456,11 +376,19 @@ def show(result: dict[str, Any]) -> None:
     gemm = result["sgemm (FLOP/s)"]
     rows = [
         ("scale, executor, cores", f"{result['scale']}, {result['executor']}, {result['cores']}"),
-        ("whole stage", f"{result['seconds']:.1f} s"),
+        ("whole stage, median of the runs", f"{result['seconds']:.1f} s"),
         *((f"  {work}", f"{seconds:.1f} s") for work, seconds in result["works"].items()),
         ("arithmetic", f"{result['arithmetic (FLOP)'] / 1e12:.2f} TFLOP"),
-        ("sgemm of this machine", f"{gemm / 1e9:.0f} GFLOP/s"),
-        ("fraction of sgemm reached", f"{result['fraction of sgemm']:.0%}"),
+        ("sgemm of this machine, median", f"{gemm / 1e9:.0f} GFLOP/s"),
+        ("fraction of sgemm reached, median", f"{result['fraction of sgemm']:.0%}"),
+        *(
+            (
+                f"  run {number}",
+                f"{run['fraction of sgemm']:.0%} in {run['seconds']:.1f} s; sgemm before, after: "
+                + ", ".join(f"{rate / 1e9:.0f}" for rate in run["sgemm before, after (FLOP/s)"]),
+            )
+            for number, run in enumerate(result["runs"], 1)
+        ),
         ("targets read", f"{result['target bytes'] / GIB:.2f} GiB"),
         ("plain store reading", f"{result['plain store reading (B/s)'] / 1e9:.2f} GB/s"),
         ("  of it while predicting", f"{result['fraction of plain reading']:.0%}"),

@@ -1,15 +1,20 @@
-"""The arrays of one store, each opened when it is asked for."""
+"""The arrays of one store, each opened when it is asked for, by one read of its metadata."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import zarr
+from zarr.storage import StorePath
 
+from bdflow.stores.metadata import FILE, read_document
 from bdflow.stores.paths import AnyPath, zarr_store
+from bdflow.stores.spec import EVERY_CHUNK
 
 if TYPE_CHECKING:
+    from zarr.core.metadata.v3 import ArrayMetadataJSON_V3
+
     from bdflow.stores.spec import ZarrArray
 
 
@@ -17,18 +22,19 @@ class Arrays(Mapping[str, "ZarrArray"]):
     """The arrays of a store that are there, of those that it should have."""
 
     def __init__(self, study: AnyPath, path: str, names: Sequence[str]) -> None:
-        self._backend, self._path, self._names = zarr_store(study), path, names
+        self._study, self._backend, self._path, self._names = study, zarr_store(study), path, names
         self._open: dict[str, ZarrArray] = {}
 
     def __getitem__(self, name: str) -> ZarrArray:
         if name not in self._open:
             if name not in self._names:
                 raise KeyError(name)
-            try:
-                array = zarr.open_array(self._backend, path=f"{self._path}/{name}", mode="r+", zarr_format=3)
-            except FileNotFoundError:
-                raise KeyError(name) from None
-            self._open[name] = every_chunk(array)
+            path = f"{self._path}/{name}"
+            document = read_document(self._study / path / FILE)
+            if document is None or document.get("node_type") != "array":
+                raise KeyError(name)
+            where = StorePath(self._backend, path)
+            self._open[name] = zarr.Array(zarr.AsyncArray(cast("ArrayMetadataJSON_V3", document), where, EVERY_CHUNK))
         return self._open[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -36,8 +42,3 @@ class Arrays(Mapping[str, "ZarrArray"]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-def every_chunk(array: ZarrArray) -> ZarrArray:
-    """The array, set to write chunks of fill values too, so that a chunk without a file is always a damaged one."""
-    return array.with_config({"write_empty_chunks": True})

@@ -1,5 +1,11 @@
 """What can be wrong with a store, in words a user can act on."""
 
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from bdflow.errors import BdflowError
 
 
@@ -73,3 +79,30 @@ class CorruptChunk(Damage):
             action="verify the study with repair: it finds every damaged chunk and computes it again.",
             remedy="repair",
         )
+
+
+@contextmanager
+def disk_full_as_error(path: object) -> Iterator[None]:
+    """Say it clearly when the disk is full; what was being written has left no trace."""
+    try:
+        yield
+    except (IsADirectoryError, NotADirectoryError) as err:
+        raise StoreError(
+            err.filename2 or err.filename or path,
+            found="a folder where a file belongs" if isinstance(err, IsADirectoryError) else "a file in the way",
+            expected="a place that a file can be written to",
+            meaning="bdflow deletes nothing that it did not write.",
+            action="move it away, then run the same again",
+        ) from err
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(
+            path,
+            found="no space left on the device while writing",
+            expected="space for the partition",
+            meaning="What is written stays valid; the partition that did not fit is not marked.",
+            action="free some space (the status of the study shows the size of every store), then run the same again: "
+            "it goes on where it stopped",
+            remedy="status",
+        ) from err

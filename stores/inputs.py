@@ -92,10 +92,11 @@ def create(study: AnyPath) -> None:
     """Make the place in a study where identities are remembered, if it is not there."""
     if (study / INPUTS / metadata.COPY_CHUNK).is_file():
         return
-    group = zarr.open_group(zarr_store(study), path=INPUTS, mode="w", zarr_format=3)
-    array = metadata.create_text(group, "digests", "digests of input files, by path: no part of the content")
+    backend = zarr_store(study)
+    zarr.open_group(backend, path=INPUTS, mode="w", zarr_format=3)
+    array = metadata.create_text(backend, INPUTS, "digests", "digests of input files, by path: no part of the content")
     metadata.write_string(array, "{}")
-    metadata.finish(zarr_store(study), study, INPUTS, {})
+    metadata.finish(backend, study, INPUTS, {})
 
 
 def identity(path: AnyPath) -> str:

@@ -17,10 +17,10 @@ import zarr
 from bdflow.stores import metadata
 from bdflow.stores.entries import Kind
 from bdflow.stores.entries import entries as entries_of
-from bdflow.stores.errors import StoreError
+from bdflow.stores.errors import StoreError, disk_full_as_error
 from bdflow.stores.paths import AnyPath, RemotePath, place, zarr_store
-from bdflow.stores.spec import ArraySpec
-from bdflow.stores.store import disk_full_as_error, text
+from bdflow.stores.spec import ArraySpec, create_arrays
+from bdflow.stores.store import text
 
 log = logging.getLogger(__name__)
 
@@ -79,15 +79,14 @@ class Journal:
         """Write down something about a piece of work while it goes on, as an entry without columns."""
         about: dict[str, Any] = {**self.attrs, "work": work, **attrs}
         with disk_full_as_error(self.study):
-            metadata.finish(zarr_store(self.study), self.study, self._entry(f"{work} note")[1], about)
+            metadata.finish(zarr_store(self.study), self.study, self._entry(f"{work} note"), about)
 
-    def _entry(self, work: str) -> tuple[zarr.Group, str]:
-        """A new group, and its path in the study."""
-        root = zarr.open_group(zarr_store(self.study), mode="r+", use_consolidated=False, zarr_format=3)
-        run = root.require_group(ROOT).require_group(self.name)
+    def _entry(self, work: str) -> str:
+        """Path in the study of a new group."""
         self.count += 1
-        name = f"{self.count:02d}-{work.replace(' ', '-')}"
-        return run.create_group(name), f"{ROOT}/{self.name}/{name}"
+        path = f"{ROOT}/{self.name}/{self.count:02d}-{work.replace(' ', '-')}"
+        metadata.groups_down_to(zarr_store(self.study), self.study, path)
+        return path
 
     def record(
         self,
@@ -100,13 +99,15 @@ class Journal:
     ) -> None:
         """Write down finished tasks; `costs` are the columns of `COSTS`, all of them or none."""
         with disk_full_as_error(self.study):
-            group, name = self._entry(work)
+            name = self._entry(work)
             values: dict[str, Sequence[object]] = {"seconds": seconds, "attempts": attempts, "worker": workers}
             values |= costs or {}
-            for spec in (*COLUMNS, *(COSTS if costs else ())):
+            specs = (*COLUMNS, *(COSTS if costs else ()))
+            sizes = {"task": len(seconds)}
+            arrays = create_arrays(zarr_store(self.study), name, [(spec, sizes) for spec in specs])
+            for spec in specs:
                 value = values[spec.name]
-                column = text(value) if spec.dtype == "str" else np.array(value, spec.dtype)
-                spec.create(group, {"task": len(seconds)})[...] = column
+                arrays[spec.name][...] = text(value) if spec.dtype == "str" else np.array(value, spec.dtype)
             about: dict[str, Any] = {**self.attrs, "work": work, **attrs}
             metadata.finish(zarr_store(self.study), self.study, name, about)
 

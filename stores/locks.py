@@ -23,17 +23,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, cast
 
-from obstore import exceptions
-
 from bdflow.stores.errors import StoreError
 from bdflow.stores.paths import RemotePath
-from bdflow.stores.remote import Bucket
+from bdflow.stores.remote import Bucket, answers
 
 log = logging.getLogger(__name__)
 RENEW_INTERVAL = 10.0
 STALE = 45.0
 Version = dict[str, object]
-_TAKEN = (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError)
 
 
 class Holder(TypedDict, total=False):
@@ -120,7 +117,7 @@ class _Lock:
     def _put(self, mode: str | Version | None) -> bool:
         try:
             self.version = self.objects.write(self.name, json.dumps(self.record).encode(), mode)
-        except _TAKEN:
+        except answers():
             return False
         return True
 

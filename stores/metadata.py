@@ -27,7 +27,7 @@ from zarr.core.sync import sync
 from bdflow.stores.entries import entries
 from bdflow.stores.errors import CorruptMetadata
 from bdflow.stores.paths import AnyPath
-from bdflow.stores.spec import ArraySpec
+from bdflow.stores.spec import ArraySpec, create_arrays
 
 if TYPE_CHECKING:
     from zarr.core.common import JSON
@@ -46,9 +46,9 @@ class Unreadable(ValueError):
     """A file of metadata that is not what it should be; the text says what it is."""
 
 
-def create_text(group: zarr.Group, name: str, doc: str) -> zarr.Array[Any]:
-    """An array of one string; `write_string` fills it."""
-    return ArraySpec(name, ("text",), "str", doc).create(group, {"text": 1})
+def create_text(backend: ZarrStore, path: str, name: str, doc: str) -> zarr.Array[Any]:
+    """An array of one string in the group at `path`; `write_string` fills it."""
+    return create_arrays(backend, path, [(ArraySpec(name, ("text",), "str", doc), {"text": 1})])[name]
 
 
 def write_string(array: zarr.Array[Any], content: str) -> None:
@@ -67,11 +67,21 @@ def write_file(backend: ZarrStore, key: str, content: bytes) -> None:
     sync(backend.set(key, default_buffer_prototype().buffer.from_bytes(content)))
 
 
+def groups_down_to(backend: ZarrStore, study: AnyPath, path: str) -> list[str]:
+    """Make the groups that are not there yet, from the root down to `path`; the paths of all."""
+    parts = path.split("/")
+    folders = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    for folder in folders:
+        if not (study / folder / FILE).is_file():
+            write_file(backend, f"{folder}/{FILE}", BARE)
+    return folders
+
+
 def finish(backend: ZarrStore, study: AnyPath, path: str, attrs: Mapping[str, JSON]) -> None:
     """Finish a group whose arrays are declared: write the copy of its metadata; then, last and at once, attributes."""
-    group = zarr.open_group(backend, path=path, mode="r+", use_consolidated=False, zarr_format=3)
     names = _arrays(study / path)
-    array = create_text(group, COPY, "copy of every zarr.json of this group: JSON, the text of each by its name")
+    doc = "copy of every zarr.json of this group: JSON, the text of each by its name"
+    array = create_text(backend, path, COPY, doc)
     own = group_text(attrs)
     files = {f"{name}/{FILE}": (study / path / name / FILE).read_bytes().decode() for name in [*names, COPY]}
     write_string(array, json.dumps({FILE: own.decode(), **files}))

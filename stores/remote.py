@@ -19,9 +19,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import obstore
-from obstore import exceptions
-from obstore.store import GCSStore, MemoryStore, S3Store
 from tenacity import AsyncRetrying, RetryCallState, Retrying, stop_after_attempt, wait_exponential
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
@@ -35,7 +32,19 @@ SCHEMES = ("s3", "gs", "memory")
 PUBLIC: dict[str, str] = {}
 """Regions of the buckets that anyone may read, without credentials; `register_public` adds one."""
 Answer = TypeVar("Answer")
-_ANSWERS = (FileNotFoundError, exceptions.AlreadyExistsError, exceptions.PreconditionError)
+
+
+def _obstore() -> Any:
+    """The library, which studies in folders need not have."""
+    import obstore.exceptions
+
+    return obstore
+
+
+def answers() -> tuple[type[Exception], ...]:
+    """Errors that are answers: no such object, or another one than was said to be there."""
+    exceptions = _obstore().exceptions
+    return (FileNotFoundError, exceptions.AlreadyExistsError, exceptions.PreconditionError)
 
 
 def register_public(bucket: str, region: str) -> None:
@@ -94,14 +103,14 @@ class Patience:
 
 def _may_pass(where: str, state: RetryCallState) -> bool:
     """Whether a request is repeated. Raises StoreError for what stays so until someone acts."""
-    error = state.outcome.exception() if state.outcome else None
+    error, exceptions = state.outcome.exception() if state.outcome else None, _obstore().exceptions
     if not isinstance(error, (exceptions.BaseError, OSError)):
         return False
     if _says(error, "NoSuchBucket"):
         raise _refused(
             where, "no such bucket", "a bucket that exists", "make the bucket, or correct the URL"
         ) from error
-    if isinstance(error, _ANSWERS):
+    if isinstance(error, answers()):
         return False
     if state.attempt_number >= 3 and _says(error, "169.254.", "metadata.google.internal"):
         action = "set the environment's variables, or a profile, as docs/places.md says"
@@ -170,7 +179,7 @@ class Bucket:
 
     def require(self) -> None:
         """Raises StoreError if there is no such bucket: of a single object that is not there, no answer says so."""
-        self.again("", lambda: obstore.list_with_delimiter(self.store, self.prefix or None))
+        self.again("", lambda: _obstore().list_with_delimiter(self.store, self.prefix or None))
 
     def read(self, name: str) -> bytes | None:
         """The content of an object, or None if there is none."""
@@ -180,7 +189,7 @@ class Bucket:
             return None
 
     def _whole(self, key: str) -> bytes:
-        answer = obstore.get(self.store, key)
+        answer = _obstore().get(self.store, key)
         content = answer.bytes().to_bytes()
         return _complete(content, answer.meta["size"])
 
@@ -188,7 +197,7 @@ class Bucket:
         """Bytes `start` to `stop`. Raises FileNotFoundError if there is no such object."""
 
         def ask() -> bytes:
-            content = obstore.get_range(self.store, self.key(name), start=start, end=stop).to_bytes()
+            content = _obstore().get_range(self.store, self.key(name), start=start, end=stop).to_bytes()
             return _complete(content, stop - start)
 
         return self.again(name, ask)
@@ -196,7 +205,7 @@ class Bucket:
     def head(self, name: str) -> Any:
         """`size`, `e_tag`, `last_modified` of an object, or None if there is none."""
         try:
-            return self.again(name, lambda: obstore.head(self.store, self.key(name)))
+            return self.again(name, lambda: _obstore().head(self.store, self.key(name)))
         except FileNotFoundError:
             return None
 
@@ -207,38 +216,38 @@ class Bucket:
         if isinstance(mode, dict):
             mode = {what: value for what, value in mode.items() if value is not None}
         return self.again(
-            name, lambda: obstore.put(self.store, self.key(name), content, mode=mode, use_multipart=False)
+            name, lambda: _obstore().put(self.store, self.key(name), content, mode=mode, use_multipart=False)
         )
 
     def delete(self, name: str) -> None:
         """Delete an object, if there is one."""
         with suppress(FileNotFoundError):
-            self.again(name, lambda: obstore.delete(self.store, self.key(name)))
+            self.again(name, lambda: _obstore().delete(self.store, self.key(name)))
 
     def sizes(self, under: str = "") -> dict[str, int]:
         """Sizes of all objects below a folder, by key."""
         prefix = self.key(under) + "/" if self.key(under) else None
-        found = self.again(under, lambda: obstore.list(self.store, prefix).collect())
+        found = self.again(under, lambda: _obstore().list(self.store, prefix).collect())
         return {meta["path"][len(self.prefix) :]: meta["size"] for meta in found}
 
     def children(self, under: str = "") -> tuple[list[str], list[str]]:
         """Names of the folders and of the objects in a folder."""
         prefix = self.key(under) + "/" if self.key(under) else None
-        found = self.again(under, lambda: obstore.list_with_delimiter(self.store, prefix))
+        found = self.again(under, lambda: _obstore().list_with_delimiter(self.store, prefix))
         folders = [path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"]]
         return sorted(folders), sorted(meta["path"].rsplit("/", 1)[-1] for meta in found["objects"])
 
     def files(self, under: str = "") -> dict[str, tuple[int, str]]:
         """Size and ETag of the objects in a folder itself, by name."""
         prefix = self.key(under) + "/" if self.key(under) else None
-        found = self.again(under, lambda: obstore.list_with_delimiter(self.store, prefix))
+        found = self.again(under, lambda: _obstore().list_with_delimiter(self.store, prefix))
         return {meta["path"].rsplit("/", 1)[-1]: (meta["size"], meta["e_tag"] or "") for meta in found["objects"]}
 
     def delete_below(self, under: str) -> None:
         """Delete all objects below a folder."""
         keys = [self.key(name) for name in self.sizes(under)]
         for start in range(0, len(keys), 1000):
-            self.again(under, partial(obstore.delete, self.store, keys[start : start + 1000]))
+            self.again(under, partial(_obstore().delete, self.store, keys[start : start + 1000]))
 
 
 class RemoteStore(Store):
@@ -275,7 +284,7 @@ class RemoteStore(Store):
         options: Any = _range(byte_range)
 
         async def ask() -> bytes:
-            answer = await obstore.get_async(self.bucket.store, self.bucket.key(key), options=options)
+            answer = await _obstore().get_async(self.bucket.store, self.bucket.key(key), options=options)
             start, stop = answer.range
             return _complete((await answer.bytes_async()).to_bytes(), stop - start)
 
@@ -293,7 +302,7 @@ class RemoteStore(Store):
 
     async def exists(self, key: str) -> bool:
         try:
-            await self.bucket.again_async(key, lambda: obstore.head_async(self.bucket.store, self.bucket.key(key)))
+            await self.bucket.again_async(key, lambda: _obstore().head_async(self.bucket.store, self.bucket.key(key)))
         except FileNotFoundError:
             return False
         return True
@@ -302,13 +311,13 @@ class RemoteStore(Store):
         self._check_writable()
         content, place = value.to_bytes(), self.bucket.key(key)
         await self.bucket.again_async(
-            key, lambda: obstore.put_async(self.bucket.store, place, content, use_multipart=False)
+            key, lambda: _obstore().put_async(self.bucket.store, place, content, use_multipart=False)
         )
 
     async def delete(self, key: str) -> None:
         self._check_writable()
         with suppress(FileNotFoundError):
-            await self.bucket.again_async(key, lambda: obstore.delete_async(self.bucket.store, self.bucket.key(key)))
+            await self.bucket.again_async(key, lambda: _obstore().delete_async(self.bucket.store, self.bucket.key(key)))
 
     async def list(self) -> AsyncIterator[str]:
         for key in await asyncio.to_thread(self.bucket.sizes):
@@ -368,7 +377,9 @@ def _refused(where: str, found: str, expected: str, action: str) -> StoreError:
 
 
 @cache
-def _memory(name: str) -> MemoryStore:
+def _memory(name: str) -> Any:
+    from obstore.store import MemoryStore
+
     return MemoryStore()
 
 
@@ -388,6 +399,8 @@ def _opened(scheme: str, bucket: str, timeout: float, given: tuple[tuple[str, An
     if str(dict(given).get("endpoint", "")).startswith("http://"):
         options["allow_http"] = True
     once: Any = {"max_retries": 0}
+    from obstore.store import GCSStore, S3Store
+
     kind: Any = GCSStore if scheme == "gs" else S3Store
     try:
         return kind(bucket, client_options=options, retry_config=once, **dict(given))

@@ -6,23 +6,29 @@ One declaration serves the metadata on disk, the checks before every write, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store as ZarrStore
+from zarr.api.asynchronous import create_array
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.sync import sync
 
 from bdflow.errors import counted
 from bdflow.stores.errors import StoreError
 
 if TYPE_CHECKING:
+    from zarr.core.array_spec import ArrayConfigParams
     from zarr.core.common import JSON
 
     ZarrArray = zarr.Array[Any]
 
+EVERY_CHUNK: ArrayConfigParams = {"write_empty_chunks": True}
+"""How every array is opened: chunks of fill values are written, too."""
 Sizes = Mapping[str, int]
 Region = dict[str, slice]
 
@@ -61,17 +67,23 @@ class ArraySpec:
     def attributes(self) -> dict[str, JSON]:
         return {"long_name": self.doc, "units": self.units, **self.attrs}
 
-    def create(self, group: zarr.Group, sizes: Sizes) -> ZarrArray:
-        """Write the array's metadata; every chunk will carry a crc32c checksum."""
+    async def create(self, backend: ZarrStore, path: str, sizes: Sizes) -> ZarrArray:
+        """Write the metadata of the array in the group at `path`; every chunk will carry a crc32c checksum, and chunks
+        of fill values are written too, so that a chunk without a file is always a damaged one.
+        """
         codecs: list[Any] = [ZstdCodec(level=1)] if self.codec == "zstd" else []
-        return group.create_array(
-            self.name,
-            shape=self.shape(sizes),
-            chunks=self.chunk_shape(sizes),
-            dtype="string" if self.dtype == "str" else self.dtype,
-            dimension_names=self.dims,
-            compressors=[*codecs, Crc32cCodec()],
-            attributes=self.attributes(),
+        return zarr.Array(
+            await create_array(
+                backend,
+                name=f"{path}/{self.name}",
+                shape=self.shape(sizes),
+                chunks=self.chunk_shape(sizes),
+                dtype="string" if self.dtype == "str" else self.dtype,
+                dimension_names=self.dims,
+                compressors=[*codecs, Crc32cCodec()],
+                attributes=self.attributes(),
+                config=EVERY_CHUNK,
+            )
         )
 
     def check(self, array: ZarrArray, sizes: Sizes) -> Iterator[str]:
@@ -98,6 +110,15 @@ class ArraySpec:
         codecs = getattr(metadata, "codecs", ())
         if not any(isinstance(codec, Crc32cCodec) for codec in codecs):
             yield f"{self.name}: no crc32c checksum on its chunks"
+
+
+def create_arrays(backend: ZarrStore, path: str, arrays: Iterable[tuple[ArraySpec, Sizes]]) -> dict[str, ZarrArray]:
+    """Write the metadata of arrays in the group at `path`, one after the other; the arrays by name."""
+
+    async def create() -> dict[str, ZarrArray]:
+        return {spec.name: await spec.create(backend, path, sizes) for spec, sizes in arrays}
+
+    return sync(create())
 
 
 @dataclass(frozen=True)

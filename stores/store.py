@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,8 +18,8 @@ from zarr.core.sync import sync
 from bdflow.errors import counted, lines
 from bdflow.stores.arrays import Arrays
 from bdflow.stores.entries import Kind, strangers
-from bdflow.stores.errors import CorruptChunk, StoreError, Unexpected
-from bdflow.stores.metadata import COPY, FILE
+from bdflow.stores.errors import CorruptChunk, StoreError, Unexpected, disk_full_as_error
+from bdflow.stores.metadata import COPY, FILE, read_document
 from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, sizes_below, zarr_store
 from bdflow.stores.spec import ArraySpec, StoreSpec
 
@@ -55,9 +54,15 @@ class Store:
         backend = zarr_store(self.study)
         return zarr.open_group(backend, path=self.path, mode=mode, use_consolidated=False, zarr_format=3)  # type: ignore[arg-type]
 
+    def _attributes(self) -> dict[str, Any]:
+        document = read_document(self.study / self.path / FILE)
+        if document is None or "attributes" not in document:
+            return dict(self._group().attrs)
+        return dict(document["attributes"])
+
     @cached_property
     def attrs(self) -> dict[str, Any]:
-        return dict(self._group().attrs)
+        return self._attributes()
 
     @cached_property
     def arrays(self) -> Mapping[str, ZarrArray]:
@@ -177,7 +182,7 @@ class Store:
 
     @property
     def sealed(self) -> bool:
-        return bool(self._group().attrs.get("sealed", False))
+        return bool(self._attributes().get("sealed", False))
 
     def seal(self) -> None:
         """Declare the store complete, and delete what killed writers left in it.
@@ -275,10 +280,11 @@ class Store:
     def _owner(self, name: str, chunk: tuple[int, ...]) -> int | None:
         if name not in self.attrs["data"]:
             return None
-        grid, position = self.spec.grid(self.sizes), []
-        for dim, length in self.spec.partition.items():
-            axis = self.dims(name).index(dim)
-            position.append(chunk[axis] * self.arrays[name].chunks[axis] // length)
+        array, dims, grid, position = self.arrays[name], self.dims(name), [], []
+        for dim, length in self.attrs["partition"].items():
+            axis = dims.index(dim)
+            grid.append(-(-array.shape[axis] // length))
+            position.append(chunk[axis] * array.chunks[axis] // length)
         return int(np.ravel_multi_index(position, grid)) if grid else 0
 
     def _chunk_damage(self, name: str, chunk: tuple[int, ...]) -> str | None:
@@ -420,30 +426,3 @@ def positions(path: str, name: str, known: np.ndarray, values: np.ndarray) -> np
 def text(values: Iterable[object]) -> np.ndarray:
     """Strings as the variable-length array that stores hold."""
     return np.array([str(value) for value in values], dtype=np.dtypes.StringDType())
-
-
-@contextmanager
-def disk_full_as_error(path: AnyPath) -> Iterator[None]:
-    """Say it clearly when the disk is full; what was being written has left no trace."""
-    try:
-        yield
-    except (IsADirectoryError, NotADirectoryError) as err:
-        raise StoreError(
-            err.filename2 or err.filename or path,
-            found="a folder where a file belongs" if isinstance(err, IsADirectoryError) else "a file in the way",
-            expected="a place that a file can be written to",
-            meaning="bdflow deletes nothing that it did not write.",
-            action="move it away, then run the same again",
-        ) from err
-    except OSError as err:
-        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StoreError(
-            path,
-            found="no space left on the device while writing",
-            expected="space for the partition",
-            meaning="What is written stays valid; the partition that did not fit is not marked.",
-            action="free some space (the status of the study shows the size of every store), then run the same again: "
-            "it goes on where it stopped",
-            remedy="status",
-        ) from err

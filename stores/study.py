@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
@@ -16,15 +16,17 @@ from zarr.core.sync import sync
 
 from bdflow.errors import lines
 from bdflow.stores import inputs, journal, metadata
-from bdflow.stores.arrays import every_chunk
 from bdflow.stores.casts import narrowed
 from bdflow.stores.entries import entries
-from bdflow.stores.errors import CorruptMetadata, NotReady, StoreError
+from bdflow.stores.errors import CorruptMetadata, NotReady, StoreError, disk_full_as_error
 from bdflow.stores.metadata import COPIED_SINCE, COPY_CHUNK, FILE, Document, Unreadable, damage_of_root
 from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, remove_tree, zarr_store
 from bdflow.stores.provenance import FORMAT, Provenance, differences, other_arithmetic
-from bdflow.stores.spec import ArraySpec, Sizes, StoreSpec
-from bdflow.stores.store import PROGRESS, Store, digest, disk_full_as_error
+from bdflow.stores.spec import ArraySpec, Sizes, StoreSpec, create_arrays
+from bdflow.stores.store import PROGRESS, Store, digest
+
+if TYPE_CHECKING:
+    from bdflow.stores.spec import ZarrArray
 
 log = logging.getLogger(__name__)
 
@@ -284,14 +286,14 @@ class Study:
                 if array.role != "data" and array.dtype != "str":  # before anything is written
                     narrowed(given[array.name], array.dtype, f"{path}/{array.name}")
             self.remove(path)
-            group = self._groups_down_to(path)
-            for array in spec.arrays:
-                array.create(group, sizes)
-            progress_spec(spec, sizes).create(group, {"partition": spec.n_partitions(sizes)})
+            for folder in metadata.groups_down_to(self._backend, self.path, path):
+                remove_leftovers(self.path / folder, below=False)
+            progress = (progress_spec(spec, sizes), {"partition": spec.n_partitions(sizes)})
+            arrays = create_arrays(self._backend, path, [*((array, sizes) for array in spec.arrays), progress])
             digests = {}
             for array in spec.arrays:
                 if array.role != "data":
-                    digests[array.name] = _write_given(group, array, given[array.name], path)
+                    digests[array.name] = _write_given(arrays[array.name], given[array.name], path)
             attrs: dict[str, Any] = {
                 "title": spec.title,
                 "coordinates": " ".join(a.name for a in spec.arrays if a.role == "coordinate"),
@@ -363,22 +365,13 @@ class Study:
                 action=f"delete the directory {path} in the study and run the pipeline again, or restore a copy",
                 remedy="run",
             )
-        group = zarr.open_group(self._backend, path=path, mode="r+", use_consolidated=False, zarr_format=3)
         for array in spec.arrays:
             if array.role == "data":
                 continue
             for damage in store.given_damage(array.name):
                 log.warning("%s Writing it again.", damage.headline)
-                _write_given(group, array, given[array.name], path)
+                _write_given(store.arrays[array.name], given[array.name], path)
         return store
-
-    def _groups_down_to(self, path: str) -> zarr.Group:
-        group = zarr.open_group(self._backend, mode="r+", use_consolidated=False, zarr_format=3)
-        folder = self.path
-        for name in path.split("/"):
-            group, folder = group.require_group(name), folder / name
-            remove_leftovers(folder, below=False)
-        return group
 
     def remove(self, path: str) -> None:
         """Delete a store, its metadata first, so that a half-deleted store is never taken for one."""
@@ -399,18 +392,16 @@ def progress_spec(spec: StoreSpec, sizes: Sizes) -> ArraySpec:
     )
 
 
-def _write_given(group: zarr.Group, spec: ArraySpec, value: np.ndarray, path: str) -> int:
-    array = group[spec.name]
-    assert isinstance(array, zarr.Array)
+def _write_given(array: ZarrArray, value: np.ndarray, path: str) -> int:
     value = np.asarray(value)
     if value.shape != array.shape:
         raise StoreError(
-            f"{path}/{spec.name}",
+            f"{path}/{array.basename}",
             found=f"values of shape {value.shape}",
             expected=f"the declared shape {array.shape}",
             meaning="It is a mistake in the code that declares this store.",
             action="report it, with this message, to those who maintain that code",
         )
-    value = np.ascontiguousarray(narrowed(value, array.dtype, f"{path}/{spec.name}"))
-    every_chunk(array)[...] = value
+    value = np.ascontiguousarray(narrowed(value, array.dtype, f"{path}/{array.basename}"))
+    array[...] = value
     return digest([value])

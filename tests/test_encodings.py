@@ -122,6 +122,7 @@ def usual(config) -> tuple[str, bytes]:
     return report(config, os.environ | {"PYTHONUTF8": "1"}, "report")
 
 
+@pytest.mark.slow(kind="locales")
 def test_commands_up_to_the_report_under_another_locale(elsewhere, config, usual):
     """A configuration with letters beyond ASCII is read as UTF-8, and the report is the same text."""
     page, gallery = report(config, elsewhere, "status", "run", "status --timings")

@@ -74,6 +74,7 @@ def state(study: Path) -> dict[str, tuple[int, int]]:
     return {store.path: (store.n_partitions - len(store.missing()), store.n_partitions) for store in stores}
 
 
+@pytest.mark.slow(kind="made on another machine")
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_store_that_goes_on_elsewhere_is_named_with_both_in_one_line(run, tmp_path, killed):
     assert run(OLD, tasks=BEGUN, killed=killed) == []
@@ -91,6 +92,7 @@ def test_a_store_that_goes_on_elsewhere_is_named_with_both_in_one_line(run, tmp_
     assert run(OLD) == [], "what is finished is not gone on with"
 
 
+@pytest.mark.slow(kind="made on another machine")
 @pytest.mark.parametrize("now", [dataclasses.replace(OLD, torch="2.6.0"), dataclasses.replace(OLD, gpu="NVIDIA H100")])
 def test_each_of_the_two_counts(run, now):
     run(OLD, tasks=BEGUN)
@@ -106,6 +108,7 @@ def test_the_same_machine_gives_no_line_and_one_note(run, tmp_path):
     assert all({MadeOn(**one) for one in made} == {OLD} for made in kept.values())
 
 
+@pytest.mark.slow(kind="made on another machine")
 def test_a_third_run_names_all_that_were_before(run, tmp_path):
     run(OLD, tasks=BEGUN)
     journal, begun = Journal(tmp_path / "study.zarr", "between"), list(makers(tmp_path / "study.zarr"))
@@ -120,6 +123,7 @@ def test_two_models_in_one_run_are_named_once(run):
     assert line.startswith(f"features: found workers of this run on {OLD}, and now on {NEW}. ")
 
 
+@pytest.mark.slow(kind="made on another machine")
 def test_a_store_that_was_begun_anew_is_not_judged_by_what_it_held_before(run, tmp_path):
     run(OLD, tasks=BEGUN)
     for path in state(tmp_path / "study.zarr"):

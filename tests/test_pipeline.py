@@ -136,7 +136,8 @@ def test_the_same_bytes_with_any_number_of_workers(settings, finished, tmp_path,
     assert snapshot(study) == snapshot(finished)
 
 
-@pytest.mark.parametrize("batch_size", [3, pytest.param(1, marks=pytest.mark.slow(kind="long checks"))])
+@pytest.mark.slow(kind="long checks")
+@pytest.mark.parametrize("batch_size", [3, 1])
 def test_any_batch_size_and_number_of_threads_within_what_status_states(settings, finished, tmp_path, batch_size):
     """Sums may be taken in another order: values move by no more than `bdflow.study.rounding` says.
 
@@ -239,6 +240,7 @@ def test_stages_one_by_one_give_the_same_bytes(settings, finished, tmp_path):
     assert snapshot(study) == snapshot(finished)
 
 
+@pytest.mark.slow(kind="studies that change")
 def test_another_configuration_is_refused_then_remade_as_little_as_possible(settings, finished, copied):
     before = snapshot(copied / "study.zarr")
     alpha = spaces(clip_text={"alpha": 900})
@@ -256,6 +258,7 @@ def test_another_configuration_is_refused_then_remade_as_little_as_possible(sett
     assert snapshot(study) == snapshot(finished)
 
 
+@pytest.mark.slow(kind="studies that change")
 def test_a_new_variant_reuses_everything_else(settings, copied):
     before = snapshot(copied / "study.zarr")
     variants = ["full", "only_vdvae", "no_vdvae", "no_clip_text"]
@@ -283,6 +286,7 @@ def test_the_upper_bound_is_painted_from_the_true_latents(settings, copied):
     assert "true latents" in (copied / "report/index.html").read_text()
 
 
+@pytest.mark.slow(kind="damage met on the way")
 @pytest.mark.parametrize(
     "victim",
     ["stimuli/subj02/image/c/1/0/0/0", "targets/clip_text/subj01/latent/c/1/0/0", "stimuli/shared/stimulus_id/c/0"],
@@ -411,6 +415,7 @@ def test_truncated_session(settings, broken):
     assert not Store(broken / "study.zarr", "betas/subj02").sealed
 
 
+@pytest.mark.slow(kind="studies that change")
 def test_a_mended_file_lets_the_run_go_on(settings, nsd, broken, finished):
     good = betas(broken, 2).read_bytes()
     betas(broken, 2).write_bytes(good[:-2000])

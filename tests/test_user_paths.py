@@ -11,6 +11,7 @@ from bdflow import user_paths
 from bdflow.cli.main import app
 from bdflow.config import load
 from bdflow.errors import InputError
+from bdflow.user_paths import new_folder
 
 LOCAL = ("networks.bundle", "evaluate.weights", "roi.masks.mine.subj01", "report.path", "cluster.slurm.logs")
 LOCAL += ("dataset.split",)
@@ -139,3 +140,19 @@ def test_arguments_are_expanded(home):
         bdflow.open_study("~/s.zarr")
     with pytest.raises(InputError, match="URL"):
         bdflow.score("s3://b/photos", os.fspath(home))
+
+
+def test_a_new_folder_appears_when_it_is_whole(tmp_path):
+    with new_folder(tmp_path / "a/out") as partial:
+        (partial / "file").write_text("x")
+        assert not (tmp_path / "a/out").exists()
+    assert [file.name for file in (tmp_path / "a").rglob("*")] == ["out", "file"]
+    failing = new_folder(tmp_path / "b")
+    (failing.__enter__() / "file").write_text("x")
+    error = RuntimeError("it fails")
+    assert not failing.__exit__(RuntimeError, error, None), "it is raised again"
+    with pytest.raises(InputError, match="something there"), new_folder(tmp_path / "a/out"):
+        pass
+    with pytest.raises(InputError, match="a file"), new_folder(tmp_path / "a/out/file/c"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]

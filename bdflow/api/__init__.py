@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from bdflow.api.data import check_dataset, fetch_nsd, simulate, write_split
+from bdflow.api.scores import score
 from bdflow.api.studies import (
     RegionPictures,
     decode,
@@ -55,6 +56,7 @@ __all__ = [
     "recipes",
     "rounding",
     "run",
+    "score",
     "serve",
     "simulate",
     "status",

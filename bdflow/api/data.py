@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bdflow.datasets.check import DatasetAccount
     from bdflow.datasets.nsd.download import Item
     from bdflow.simulation.dataset import SimulateOptions
+    from bdflow.study.clusters import ClusterSplit
 
 __all__ = [
     "check_dataset",
@@ -87,7 +88,7 @@ def check_dataset(config: Config | str | Path) -> DatasetAccount:
 @os_errors_named()
 def write_split(
     config: Config | str | Path, out: str | Path, *, space: str, clusters: int = 5, test: int = 0
-) -> dict[str, object]:
+) -> ClusterSplit:
     """Write a split by cluster, a JSON file for `dataset.split`: stimuli of one cluster are for testing, all others for
     training. Return what was written, with the `sizes` of the clusters in `about`.
 

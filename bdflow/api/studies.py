@@ -171,14 +171,22 @@ def verify(config: Config | str | Path, *, repair: bool = False, command: str = 
 
 @os_errors_named()
 def decode(
-    config: Config | str | Path, patterns: np.ndarray, subject: str, *, standardise: str = "none"
+    config: Config | str | Path,
+    patterns: np.ndarray,
+    subject: str,
+    *,
+    standardise: str = "none",
+    units: str | None = None,
 ) -> xarray.DataTree:
     """Decode patterns of responses with a subject's stored decoder; nothing is fitted again.
 
     Parameters
     ----------
-    patterns : shape (k, voxels), percent signal change, the voxels of the betas in their order.
+    patterns : shape (k, voxels), the voxels of the betas in their order, in the unit of the rows: that of the betas, or
+        z-scores where `ridge.session_zscore` is on.
     standardise : `test_set`, `held_out` or `none`, see docs/ridge.md.
+    units : that unit, to be checked: `percent signal change`, `z` or `arbitrary`. Needed where spaces are decoded from
+        rows in different units; then only those in this one are decoded.
 
     Returns
     -------
@@ -186,17 +194,23 @@ def decode(
 
     Raises
     ------
-    InputError : patterns that do not fit, an unknown subject or rule. NotReady : the stage `regress` is not done.
+    InputError : patterns or units that do not fit, an unknown subject or rule. NotReady : `regress` is not done.
     """
     from bdflow.study import decoder
 
     decoder.check_rule(standardise)
-    return decoder.decoded_tree(pipeline_of(config, (subject,)).context(), subject, patterns, standardise)
+    return decoder.decoded_tree(pipeline_of(config, (subject,)).context(), subject, patterns, standardise, units)
 
 
 @os_errors_named()
 def decode_file(
-    config: Config | str | Path, patterns: str | Path, subject: str, out: str | Path, *, standardise: str = "none"
+    config: Config | str | Path,
+    patterns: str | Path,
+    subject: str,
+    out: str | Path,
+    *,
+    standardise: str = "none",
+    units: str | None = None,
 ) -> int:
     """As `decode`, from a .npy file into a new Zarr group; returns the number of patterns. Raises what `decode` raises,
     and InputError if `out` exists or `patterns` is not an array."""
@@ -205,7 +219,7 @@ def decode_file(
     decoder.check_rule(standardise)
     target = local_path("out", out)
     values = decoder.read_array(local_path("patterns", patterns), "an array (patterns, voxels)")
-    decoder.write(pipeline_of(config, (subject,)).context(), subject, values, target, standardise)
+    decoder.write(pipeline_of(config, (subject,)).context(), subject, values, target, standardise, units)
     return len(values)
 
 

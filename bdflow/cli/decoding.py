@@ -15,7 +15,7 @@ def decode(
     config: ConfigArgument,
     patterns: Annotated[
         str | None,
-        typer.Argument(metavar="PATTERNS.npy", help="Responses in percent signal change, (patterns, voxels)."),
+        typer.Argument(metavar="PATTERNS.npy", help="Responses (patterns, voxels), in the unit of the rows."),
     ] = None,
     *,
     out: Annotated[str, typer.Option(metavar="OUT.zarr", help="Where the latents go, a group for each space.")],
@@ -28,6 +28,10 @@ def decode(
     standardise: Annotated[
         str, typer.Option(metavar="RULE", help="test_set, held_out or none (see reconstruct.standardise).")
     ] = "none",
+    units: Annotated[
+        str | None,
+        typer.Option(metavar="UNIT", help="Of the patterns, to be checked: 'percent signal change', z or arbitrary."),
+    ] = None,
     overrides: SetOption = None,
 ) -> None:
     """Decode any patterns of responses, or another dataset, with the stored decoder; nothing is fitted again."""
@@ -39,6 +43,13 @@ def decode(
             expected="one of them",
             action="give a .npy file of patterns, or a configuration of another dataset by --dataset",
         )
+    if dataset is not None and units is not None:
+        raise InputError(
+            "--units",
+            found="a unit beside --dataset",
+            expected="it with patterns alone: a dataset says its unit itself",
+            action="leave --units out",
+        )
     if dataset is not None:
         many = api.decode_dataset(loaded, dataset, out, subjects=names_of(subject), standardise=standardise)
         whose = ", ".join(f"{rows:,} of {name}" for name, rows in many.items())
@@ -49,5 +60,5 @@ def decode(
             "--subject", found="no subject", expected="whose voxels the patterns are", action="name it by --subject"
         )
     assert patterns is not None
-    number = api.decode_file(loaded, patterns, subject, out, standardise=standardise)
+    number = api.decode_file(loaded, patterns, subject, out, standardise=standardise, units=units)
     typer.echo(f"{counted(number, 'pattern')} of {subject} decoded: {out}")

@@ -18,6 +18,7 @@ from bdflow.cli import remedies
 from bdflow.cli.bundles import bundle_app
 from bdflow.cli.decoding import decode
 from bdflow.cli.options import ConfigArgument, RemakeOption, SetOption, SubjectsOption, loaded_config, names_of
+from bdflow.cli.scoring import score
 from bdflow.cli.text import bytes_of, confirmed, console, show_log, status_table, timings_table
 from bdflow.errors import BdflowError, InputError, counted, os_error
 from bdflow.user_paths import escaped, local_path
@@ -181,7 +182,11 @@ def status(
     if timings:
         console().print(timings_table(str(loaded.study), api.timings(loaded)))
     else:
-        console().print(status_table(str(loaded.study), api.status(loaded)))
+        rows = api.status(loaded)
+        console().print(status_table(str(loaded.study), rows))
+        for row in rows:
+            if row.remark:
+                typer.echo(f"\n{row.path}: {row.remark}.")
         typer.echo(f"\n{api.rounding()}")
 
 
@@ -216,6 +221,7 @@ def verify(
 
 
 app.command()(decode)
+app.command()(score)
 
 
 @app.command()
@@ -348,7 +354,7 @@ def dataset_split(
 ) -> None:
     """Write a split by cluster: test stimuli that are unlike all training stimuli. Latents must be made before."""
     split = api.write_split(loaded_config(config, overrides), out, space=space, clusters=clusters, test=test)
-    sizes = ", ".join(map(str, split["about"]["sizes"]))  # type: ignore[index]
+    sizes = ", ".join(map(str, split["about"]["sizes"]))
     typer.echo(f"{out}: clusters of {sizes} stimuli; cluster {test} is for testing")
 
 

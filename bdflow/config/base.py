@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +25,18 @@ def shapes(*kinds: str) -> Shapes:
     return Shapes(kinds)
 
 
+@dataclass(frozen=True)
+class Where:
+    """Of a setting that has an effect only where others of its section, of which `holds` is asked, say so."""
+
+    holds: Callable[[Any], bool]
+
+
+def where(holds: Callable[[Any], bool]) -> Where:
+    """Annotation of a setting that shapes content only where `holds` is true of its section."""
+    return Where(holds)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -33,7 +46,7 @@ def content(section: Section, kind: str | None = None) -> dict[str, object]:
     return {
         name: _value(getattr(section, name), kind)
         for name, field in type(section).model_fields.items()
-        if _counts(field.metadata, kind)
+        if _counts(field.metadata, kind) and _has_effect(section, field.metadata)
     }
 
 
@@ -42,6 +55,10 @@ def _counts(metadata: list[object], kind: str | None) -> bool:
         if isinstance(mark, Shapes):
             return bool(mark.kinds) if kind is None else kind in mark.kinds
     return True
+
+
+def _has_effect(section: Section, metadata: list[object]) -> bool:
+    return all(mark.holds(section) for mark in metadata if isinstance(mark, Where))
 
 
 def _value(value: object, kind: str | None) -> object:

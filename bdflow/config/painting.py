@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bdflow.config.base import NOT_CONTENT, Section, shapes
+from bdflow.config.base import NOT_CONTENT, Section, shapes, where
 from bdflow.config.values import Count, Name, Options, Real, Share
 
 
@@ -34,7 +34,7 @@ class PaintOptions(Section):
     strength: Annotated[Real, Field(gt=0, le=1)] = 0.75
     guidance_scale: Annotated[Real, Field(ge=0)] = 7.5
     mixing: Share = 0.4
-    noise_index: Literal["authors", "diffusers"] = "authors"
+    noise_index: Annotated[Literal["authors", "diffusers"], where(lambda of: of.strength < 1)] = "authors"
     latent: Literal["sample", "mean"] = "sample"
     solver: Literal["ddim", "dpmpp_2m"] = "ddim"
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
@@ -82,7 +82,9 @@ class PainterSettings(PaintOptions):
     text: str | None = "clip_text"
     variants: Annotated[tuple[Name, ...], Field(min_length=1), NOT_CONTENT] = ("full",)
     pictures: Annotated[Count, shapes("reconstructions")] = 1
-    select: Annotated[Literal["all", "first", "best"], shapes("selected", "similarities", "metrics")] = "all"
+    select: Annotated[
+        Literal["all", "first", "best"], shapes("similarities", "metrics"), where(lambda of: of.pictures > 1)
+    ] = "all"
     select_by: Annotated[str | None, shapes("selected")] = None
     controls: Annotated[tuple[Control, ...], NOT_CONTENT] = ()
     retrieve_by: Annotated[str | None, NOT_CONTENT] = None

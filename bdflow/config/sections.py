@@ -1,7 +1,8 @@
 """The configuration of a study: every setting of the paper, each annotated where it does not shape content.
 
 Every setting enters the fingerprints of the stores whose section it stands in, unless it says otherwise here:
-`NOT_CONTENT` for where work runs and where files lie, `shapes(...)` for what only some kinds of stores depend on.
+`NOT_CONTENT` for where work runs and where files lie, `shapes(...)` for what only some kinds of stores depend on,
+`where(...)` for what has an effect only beside other settings.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bdflow.cluster.types import SlurmSettings
-from bdflow.config.base import NOT_CONTENT, Section, content, shapes
+from bdflow.config.base import NOT_CONTENT, Section, content, shapes, where
 from bdflow.config.encoding import EncodeSettings
 from bdflow.config.painting import PainterSettings
 from bdflow.config.sessions import Sessions, sessions_of
@@ -55,6 +56,11 @@ Standardise = Literal["test_set", "held_out", "none"]
 # --- the dataset ----------------------------------------------------------------------------------------------
 
 
+def _looks_at_values(of: DatasetSettings) -> bool:
+    """Whether a kind of dataset asks what to do with outliers and NaN: NSD's, and perhaps a class of one's own."""
+    return of.kind not in ("laion_fmri", "glmsingle", "arrays")
+
+
 class DatasetSettings(Section):
     """Where the data is, and what of it is used. `kind` names the dataset: `nsd`, another of `bdflow.datasets.reader`,
     or a class of one's own, `package.module:Class` (`bdflow.datasets.contract.Dataset`).
@@ -68,6 +74,8 @@ class DatasetSettings(Section):
         dataset), or a file of stimulus ids (docs/datasets.md).
     image_size : pixels of a side of the photos as they are stored, or (y, x); null: as they are, if all are alike.
     image_fit : how a picture of another shape is brought to that size: `crop`, `pad` (grey), `stretch`.
+    without_caption : of stimuli without a caption, where a space is made of captions: `refuse`; or `leave_out`, of
+        every space, so that all have the same rows.
     bad_voxels : of voxels that cannot be decoded from, constant ones and those without a valid beta for some
         stimulus.
     outliers : of betas beyond what int16 of 1/300 percent holds, as floating-point files may have: `refuse`; `clip`, as
@@ -86,10 +94,13 @@ class DatasetSettings(Section):
     mask: Annotated[RegionName | None, shapes("betas")] = None
     split: Annotated[str, path_or("shared", OF_DATASET), NOT_CONTENT] = "shared"
     image_size: Annotated[Pixels | tuple[Pixels, Pixels] | None, shapes("stimuli")] = None
-    image_fit: Annotated[Literal["crop", "pad", "stretch"], shapes("stimuli")] = "crop"
+    image_fit: Annotated[
+        Literal["crop", "pad", "stretch"], shapes("stimuli"), where(lambda of: of.image_size is not None)
+    ] = "crop"
+    without_caption: Annotated[Literal["refuse", "leave_out"], shapes("stimuli")] = "refuse"
     bad_voxels: Annotated[Literal["drop", "refuse"], shapes("responses")] = "drop"
-    outliers: Annotated[Literal["refuse", "clip", "invalid"], shapes("betas")] = "refuse"
-    not_a_number: Annotated[Literal["refuse", "invalid"], shapes("betas")] = "refuse"
+    outliers: Annotated[Literal["refuse", "clip", "invalid"], shapes("betas"), where(_looks_at_values)] = "refuse"
+    not_a_number: Annotated[Literal["refuse", "invalid"], shapes("betas"), where(_looks_at_values)] = "refuse"
     options: Annotated[Options, NOT_CONTENT] = Field(default_factory=dict)
 
     def sessions_of(self, subject: str) -> int | tuple[int | str, ...] | None:
@@ -100,6 +111,9 @@ class DatasetSettings(Section):
 # --- networks -------------------------------------------------------------------------------------------------
 
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
 class SpeedSettings(Section):
     """Switches that make painting faster and change no picture by more than rounding (docs/painting.md).
 
@@ -108,24 +122,30 @@ class SpeedSettings(Section):
         `nothing` once for all.
     channels_last : memory order of the convolutions' images.
     attention : `fused` (torch's scaled_dot_product_attention) or `plain`.
-    compile : how the UNet is called: `none` (as it is), `torch_compile`, or `cuda_graphs`, recorded once a batch shape.
+    compile : how the UNet and both halves of the autoencoder are called. `none`: as they are. `default`,
+        `reduce_overhead` and `max_autotune`: compiled, once a batch shape, by the mode of `torch.compile` of that name.
+        `cuda_graphs`: the UNet's kernels are recorded once a batch shape, without being compiled.
     """
 
     joint_guidance: Switch = True
     cached_conditions: Switch = True
     channels_last: Switch = False
     attention: Literal["fused", "plain"] = "fused"
-    compile: Literal["none", "torch_compile", "cuda_graphs"] = "none"
+    compile: Literal["none", "default", "reduce_overhead", "max_autotune", "cuda_graphs"] = "none"
 
 
 class NetworkSettings(Section):
     """Which frozen networks, where they run and in which precision, and how they are called. The bundle's content
     counts, not where it lies.
+
+    dtype : of all networks but the VDVAE and the judges, which compute in float32.
+    vdvae_dtype : of the VDVAE: it draws each pixel's value from a mixture, where a small difference may turn a choice.
     """
 
     bundle: Annotated[str, path_or("tiny"), NOT_CONTENT] = "tiny"
     device: Annotated[str, NOT_CONTENT] = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Precision = "float32"
+    vdvae_dtype: Annotated[Precision, NOT_CONTENT] = "float32"  # but of what the VDVAE makes: `dtype_of`
     speed: Annotated[SpeedSettings, NOT_CONTENT] = SpeedSettings()
 
     @property
@@ -133,12 +153,15 @@ class NetworkSettings(Section):
         """The device without its number."""
         return self.device.partition(":")[0]
 
-    def arithmetic(self, *, switches: bool = False, **batches: int) -> dict[str, object]:
-        """What decides how results of these networks round: the kind of device and, in half precision, where it moves
-        pixels by several levels, how many items go through at once and the `speed` switches, where they matter.
+    def arithmetic(self, *, dtype: str = "", switches: bool = False, **batches: int) -> dict[str, object]:
+        """What decides how results of these networks round: the kind of device; on CUDA whether float32 is multiplied
+        as TF32, which it never is; and in half precision, where it moves pixels by several levels, how many items go
+        through at once and the `speed` switches, where they matter. `dtype`: of the network, if it is another one.
         """
         found: dict[str, object] = {"device": self.device_kind}
-        if self.dtype != "float32":
+        if self.device_kind == "cuda":
+            found["tf32"] = False  # as bdflow.models.weights.precision settles it
+        if (dtype or self.dtype) != "float32":
             found["batches"] = batches
             if switches:
                 found["speed"] = self.speed.model_dump()
@@ -239,13 +262,20 @@ class ReconstructSettings(Section):
     subject_mean: Annotated[Switch, NOT_CONTENT] = False
 
 
+def _has_distractors(of: EvaluateSettings) -> bool:
+    """Whether any metric is identification among what `distractors` says: all but those of pixels, distances, and
+    those that are always among reconstructions.
+    """
+    return not {*of.metrics} <= {"PixCorr", "SSIM", "EffNet-B", "SwAV", *TAKAGI_METRICS}
+
+
 class EvaluateSettings(Section):
     """Which metrics (those named `Takagi` are always identification among reconstructions, as Takagi & Nishimoto),
     by which protocol the others, and where the judging networks' weights lie besides the usual caches."""
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = PUBLISHED_METRICS
-    ssim: Literal["paper", "2d"] = "paper"
-    distractors: Literal["photos", "reconstructions"] = "photos"
+    ssim: Annotated[Literal["paper", "2d"], where(lambda of: "SSIM" in of.metrics)] = "paper"
+    distractors: Annotated[Literal["photos", "reconstructions"], where(_has_distractors)] = "photos"
     weights: Annotated[LocalPath | None, NOT_CONTENT] = None
 
 

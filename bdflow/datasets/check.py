@@ -5,14 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bdflow.config import Config
 from bdflow.datasets.ceilings import noise_ceiling
 from bdflow.datasets.contract import Encoding
-from bdflow.datasets.reader import Reader, open_dataset
+from bdflow.datasets.reader import Reader
 from bdflow.datasets.splits import SHARED
 from bdflow.errors import counted, listed
 
@@ -30,7 +30,7 @@ class SubjectAccount:
     sessions : trials of each session that is used.
     conditions : trials of each condition; empty where there is one kind alone.
     shown, shared, test, train : stimuli that were shown (of those with a picture), of which several subjects see, and
-        for testing and training.
+        for testing and training. left_out : those without a caption that are left out of both.
     repeats : how many stimuli were shown once, twice, ...
     unknown : trials of no stimulus, or of one without a picture.
     shape, voxels : of the volumes; in the mask.
@@ -61,6 +61,7 @@ class SubjectAccount:
     regions: Mapping[str, int]
     ceiling: str
     ceiling_percent: tuple[float, float, float] | None
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class DatasetAccount:
     stimuli : with a picture.
     picture : height and width as they are stored.
     captions : how many stimuli of the study have none, one, two, ...
+    left_out : those that it leaves out, since they have no caption.
     splits : names of the splits that come with it.
     split, encoding : as used.
     odd : what a user should know, a sentence each.
@@ -90,6 +92,7 @@ class DatasetAccount:
     splits: tuple[str, ...]
     split: str
     encoding: Encoding
+    left_out: tuple[str, ...] = ()
     odd: tuple[str, ...] = field(default_factory=tuple)
 
     def text(self) -> str:
@@ -137,9 +140,10 @@ def check_dataset(config: Config) -> DatasetAccount:
 
     Raises
     ------
-    InputError : a file that is missing, damaged or does not fit the others; a subject without test or training stimuli.
+    InputError : a file that is missing, damaged or does not fit the others; a subject without test or training stimuli,
+        but for a split that is for testing alone.
     """
-    data = open_dataset(config)
+    data = Reader(config, tests_alone=True)
     subjects = {subject: _subject(data, subject) for subject in config.subjects}
     parts = [data.stimuli(part)[0] for part in (SHARED, *config.subjects)]
     used = np.concatenate(parts)
@@ -155,9 +159,11 @@ def check_dataset(config: Config) -> DatasetAccount:
         tuple(data.dataset.splits()),
         config.dataset.split,
         data.encoding(),
+        tuple(one for part in (SHARED, *config.subjects) for one in data.left_out(part)),
     )
     data.read_photos(used[:: max(1, len(used) // _PICTURES)])
-    return DatasetAccount(**{**vars(account), "odd": tuple(_odd(account))})
+    advice = "" if all(of.train for of in subjects.values()) else data.split[config.subjects[0]].advice
+    return replace(account, odd=tuple(_odd(account, advice)))
 
 
 def _subject(data: Reader, subject: str) -> SubjectAccount:
@@ -194,17 +200,28 @@ def _subject(data: Reader, subject: str) -> SubjectAccount:
         dict(zip(data.region_names(subject), data.regions(subject).sum(axis=1).tolist(), strict=True)),
         "" if stated is None else stated.unit + (f", {stated.repeats} repeats" if stated.repeats else ""),
         (low, middle, high) if percent.size else None,
+        len(data.left_out_of(subject)),
     )
 
 
-def _odd(account: DatasetAccount) -> Iterator[str]:
-    """What is unusual, and what bdflow makes of it."""
+def _odd(account: DatasetAccount, no_training: str) -> Iterator[str]:
+    """What is unusual, and what bdflow makes of it. `no_training` : what to do without training stimuli."""
+    if not all(of.train for of in account.subjects.values()):
+        yield (
+            f"the split {account.split} has no training stimuli, so that `bdflow run` refuses it. What to do: "
+            + (no_training or "run `bdflow decode STUDY --dataset THIS`, or name another split in `dataset.split`")
+            + "."
+        )
     if account.captions.get(0):
         none = account.captions[0]
         yield (
             f"{counted(none, 'stimulus has', 'stimuli have')} no caption. Target spaces made from captions need one of "
-            "every stimulus: leave such spaces out of the recipe, or add captions."
+            "every stimulus: leave such spaces out of the recipe, add captions, or leave these stimuli out by "
+            "`dataset.without_caption: leave_out`."
         )
+    if account.left_out:
+        gone = counted(len(account.left_out), "stimulus", "stimuli")
+        yield f"{gone} without a caption left out of training and test, in every space: {listed(account.left_out, 12)}."
     for name, of in account.subjects.items():
         if len(set(of.sessions.values())) > 1:
             yield f"{name}: sessions differ in their number of trials, which is no fault."
@@ -213,7 +230,7 @@ def _odd(account: DatasetAccount) -> Iterator[str]:
                 f"{name}: {counted(of.unknown, 'trial')} without a stimulus that has a picture. Their betas are kept "
                 "and enter no row."
             )
-        left = of.shown - of.test - of.train
+        left = of.shown - of.test - of.train - of.left_out
         if left:
             yield f"{name}: {counted(left, 'stimulus', 'stimuli')} in neither part of the split; they are left out."
         empty = [region for region, voxels in of.regions.items() if not voxels]

@@ -50,8 +50,8 @@ class Encoding:
     cut_off : whether int16's ends, -32768 and 32767, are betas that were larger. They are measurements all the same.
     """
 
-    dtype: Literal["int16", "float32"] = "float32"
-    units: Units = "percent signal change"
+    dtype: Literal["int16", "float32"]
+    units: Units
     divisor: float = 1.0
     cut_off: bool = False
 
@@ -91,11 +91,16 @@ class NoiseCeiling:
 class Split:
     """Ids of training and test stimuli. Ids that were never shown are left out, stimuli in neither too.
 
-    `train` None: every stimulus that is not for testing.
+    Attributes
+    ----------
+    train : None: every stimulus that is not for testing. Empty: none is for training, by design of the split; then it
+        serves to decode by the decoders of another study.
+    advice : of such a split, what to do for a study.
     """
 
     test: frozenset[str]
     train: frozenset[str] | None = None
+    advice: str = ""
 
 
 class Dataset(Protocol):

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bdflow.config import Config
+from bdflow.config import OF_DATASET, Config
 from bdflow.datasets.ceilings import ncsnr_of
 from bdflow.datasets.contract import Dataset, Encoding, Numbered, SessionBetas, Split, Trials
 from bdflow.datasets.formats.grids import check_same_grid, stated
@@ -41,10 +41,11 @@ class Reader:
     Attributes
     ----------
     dataset : the whole dataset (`bdflow.datasets.contract.Dataset`).
+    tests_alone : whether a split that is for testing alone will do: only to look at a dataset.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.settings = config, config.dataset
+    def __init__(self, config: Config, *, tests_alone: bool = False) -> None:
+        self.config, self.settings, self.tests_alone = config, config.dataset, tests_alone
         self.dataset: Dataset = resolve(self.settings.kind, DATASETS, "dataset.kind")(self.settings)
         self._trials: dict[str, Trials] = {}
         self._masks: dict[str, np.ndarray] = {}
@@ -91,24 +92,62 @@ class Reader:
     def split(self) -> dict[str, Split]:
         """Test and training stimuli of every subject: those that it was shown in the sessions that are used.
 
-        Raises InputError where a subject is left without either.
+        Raises InputError where a subject is left without either; with `tests_alone`, only without test stimuli where
+        the split is for testing alone.
         """
-        found = {}
+        found, gone = {}, self._without_caption
         for subject in self.config.subjects:
-            shown = {stimulus for stimulus in set(self.trials(subject).stimulus.tolist()) if stimulus in self._places}
-            given = self._split_of_subjects[subject]
-            test = frozenset(shown & given.test)
-            train = frozenset(shown - given.test if given.train is None else (shown & given.train) - given.test)
-            found[subject] = Split(test, train)
-            for part, stimuli in (("test", test), ("training", train)):
-                if not stimuli:
-                    raise InputError(
-                        f"split {self.settings.split}, {subject}",
-                        found=f"no {part} stimulus among the {len(shown)} that were shown",
-                        expected=f"at least one {part} stimulus",
-                        action="use more sessions, or another split (`dataset.split`)",
-                    )
+            given, shown = self._split_of_subjects[subject], self._shown(subject)
+            test, train = (frozenset(part - gone) for part in _parts(given, shown))
+            found[subject] = Split(test, train, given.advice)
+            by_design = given.train is not None and not given.train
+            if not test or (not train and not (self.tests_alone and by_design)):
+                raise self._without(subject, "test" if not test else "training", given, shown)
         return found
+
+    def _shown(self, subject: str) -> set[str]:
+        """Stimuli with a picture that a subject was shown in the sessions that are used."""
+        return set(self.trials(subject).stimulus.tolist()) & self._places.keys()
+
+    @cached_property
+    def _without_caption(self) -> frozenset[str]:
+        """Stimuli that are left out of every subject's split, since they have no caption."""
+        if self.settings.without_caption == "refuse":
+            return frozenset()
+        parts = [_parts(self._split_of_subjects[subject], self._shown(subject)) for subject in self.config.subjects]
+        used = sorted(frozenset().union(*(one for pair in parts for one in pair)), key=self._places.__getitem__)
+        return frozenset(one for one, texts in zip(used, self.read_captions(used), strict=True) if not any(texts))
+
+    def left_out_of(self, subject: str) -> list[str]:
+        """Stimuli of a subject's split that `dataset.without_caption` leaves out."""
+        test, train = _parts(self._split_of_subjects[subject], self._shown(subject))
+        return sorted((test | train) & self._without_caption, key=self._places.__getitem__)
+
+    def left_out(self, part: str) -> list[str]:
+        """Stimuli of a part that `dataset.without_caption` leaves out, in the dataset's order."""
+        seen = self.shared if part == SHARED else self._shown(part) - self.shared
+        return sorted(self._without_caption & seen, key=self._places.__getitem__)
+
+    def _without(self, subject: str, part: str, given: Split, shown: set[str]) -> InputError:
+        """The error of a subject that a split leaves without test or training stimuli."""
+        where, meaning = f"split {self.settings.split}, {subject}", ""
+        found = f"no {part} stimulus among the {len(shown)} that were shown"
+        if gone := len(shown & self._without_caption):
+            found += f", of which {gone} have no caption and are left out (`dataset.without_caption`)"
+        action = "use more sessions, or another split (`dataset.split`)"
+        action += "; or add captions" if gone else ""
+        if part == "training":
+            splits = self.dataset.splits()
+            advice = given.advice or next((split.advice for split in splits.values() if split.advice), "")
+            own = [f"{OF_DATASET}{name}" for name, split in splits.items() if split.train is None or split.train]
+            if self.settings.split == SHARED and shown <= self.shared:
+                meaning = "All of them are shared: several subjects see each."
+                action = "name a file of test ids in `dataset.split`"
+                action += f", or a split of the dataset: {listed(own, 12)}" if own else ""
+            elif given.train is not None and not given.train:
+                meaning = "This split is for testing alone, by the decoders of another study."
+            action = advice or action
+        return InputError(where, found=found, expected=f"at least one {part} stimulus", meaning=meaning, action=action)
 
     def stimuli(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """The stimuli of a part: ids (n,) str, and `test` or `train` of each; test ones first, each in the dataset's
@@ -315,6 +354,11 @@ class Reader:
         if found is None:
             return np.full(int(mask.sum()), np.nan, np.float32)
         return ncsnr_of(found, mask, subject)
+
+
+def _parts(given: Split, shown: set[str]) -> tuple[set[str], set[str]]:
+    """Test and training stimuli of a subject, of those that it was shown."""
+    return shown & given.test, shown - given.test if given.train is None else (shown & given.train) - given.test
 
 
 def _chosen(betas: SessionBetas, index: np.ndarray) -> SessionBetas:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bdflow.config import Config, StageExecution
 from bdflow.errors import InputError, counted
 from bdflow.estimate.rates import Figures
@@ -216,16 +218,16 @@ class _Reckoning:
 
     def ingest(self) -> StagePlan:
         subjects, sizes = self.sizes.subjects.values(), self.sizes
-        betas = sum(2 * of.volume * of.trials for of in subjects)
-        photos = 3 * sizes.stimuli * sizes.photo**2
-        averaged = sum(3 * of.trials * of.voxels for of in subjects)
+        betas = sum(sizes.beta_bytes * of.volume * of.trials for of in subjects)
+        photos = 3 * sizes.stimuli * sizes.pixels
+        averaged = sum((1 + sizes.beta_bytes) * of.trials * of.voxels for of in subjects)
         at_once = self.parallel("ingest")
         seconds = (betas / self.rate("unpack") + photos / self.rate("photos")) / at_once
         seconds += averaged / self.rate("read")
         chunks = self.config.chunks
         memory = max(
-            max(6 * of.most_trials * of.voxels + 4 * of.volume for of in subjects),
-            2 * 3 * chunks.stimuli * sizes.photo**2,
+            max((4 + sizes.beta_bytes) * of.most_trials * of.voxels + 4 * of.volume for of in subjects),
+            2 * 3 * chunks.stimuli * sizes.pixels,
             max(16 * of.trials * min(chunks.voxels, of.voxels) for of in subjects),
         )
         work = f"{betas / 1e9:,.1f} GB of betas unpacked, {sizes.stimuli:,} photos"
@@ -246,7 +248,7 @@ class _Reckoning:
         if denoised and self.networks.stable is not None:
             weights += self.weight_bytes(len(denoised) * self.networks.stable.painting_parameters)
         batch = self.config.features.batch_size * 12 * PIXELS
-        held = 3 * self.config.chunks.stimuli * self.sizes.photo**2
+        held = 3 * self.config.chunks.stimuli * self.sizes.pixels
         memory = TORCH + weights + held + self.config.chunks.stimuli * 4 * self.latents
         work = f"{self.sizes.stimuli:,} photos, {flop / 1e12:,.1f} TFLOP"
         return self.row("features", work, text, seconds, memory, weights + batch + TORCH if gpu else 0)
@@ -297,10 +299,11 @@ class _Reckoning:
             ((_, length),) = catalog.column_blocks(shape, config.chunks.columns).items()
             columns = max(columns, math.prod(shape) * length // shape[0])
         given = (extents, columns, config.chunks.voxels, catalog.KERNEL_ROWS)
+        column_bytes = self.sizes.stimuli * np.dtype(config.features.dtype).itemsize
         try:
-            return max(ridge_plan(*given, budget, folds(config)).needs.values())
+            return max(ridge_plan(*given, budget, folds(config), column_bytes).needs.values())
         except InputError:
-            return max(ridge_plan(*given, None, folds(config)).needs.values())
+            return max(ridge_plan(*given, None, folds(config), column_bytes).needs.values())
 
     @staticmethod
     def families(networks: Iterable[Networks]) -> list[Networks]:
@@ -351,7 +354,7 @@ class _Reckoning:
             judging = self.rate("judging on gpu") * settings.workers * settings.gpus
         else:
             judging = self.rate("judging") / 2 * self.cores("evaluate")
-        pixels = self.rate("pixels") * at_once * PIXELS / max(self.networks.image, self.sizes.photo) ** 2
+        pixels = self.rate("pixels") * at_once * PIXELS / max(self.networks.image**2, self.sizes.pixels)
         seconds = looked / judging + made / pixels
         memory = TORCH + (JUDGING if self.judges else 0)
         work = f"{made:,} pictures, {len(self.judges)} metrics of {len(JUDGES)} judged"

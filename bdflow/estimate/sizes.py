@@ -1,7 +1,8 @@
-"""How large a study is: from NSD's files where they are there, from what is known of NSD where they are not."""
+"""How large a study is: from its dataset's files; of NSD, without them, from what is known of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 
 from bdflow.config import Config
 from bdflow.datasets.reader import open_dataset
-from bdflow.errors import InputError
+from bdflow.errors import InputError, NotAtHand
 from bdflow.models.config import VDVAEConfig
 from bdflow.stores.paths import place
 from bdflow.study.keys import SHARED
@@ -20,7 +21,7 @@ from bdflow.study.keys import SHARED
 # NSD (docs/nsd.md): voxels of nsdgeneral in func1pt8mm, and the volumes they lie in
 VOXELS = {"subj01": 15724, "subj02": 14278, "subj05": 13039, "subj07": 12682}
 VOLUME = (81, 104, 83)
-TRIALS, PHOTO, CAPTIONS, REGIONS = 750, 425, 5, 37
+TRIALS, PHOTO, CAPTIONS, REGIONS, BETA = 750, (425, 425), 5, 37, 2
 SPLITS = {37: (8859, 982), 40: (9000, 1000)}  # training and test stimuli a subject, by sessions
 
 
@@ -42,20 +43,28 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What arithmetic and stores depend on; `parts` are stimuli by part, `source` says where all this is from."""
+    """What arithmetic and stores depend on; `parts` are stimuli by part, `photo` height and width, `beta_bytes` of one
+    beta in the dataset, `source` says where all this is from.
+    """
 
     subjects: Mapping[str, Subject]
     test: int
     parts: Mapping[str, int]
-    photo: int
+    photo: tuple[int, int]
     captions: int
     regions: int
+    beta_bytes: int
     source: str
 
     @property
     def stimuli(self) -> int:
         """Stimuli of all parts."""
         return sum(self.parts.values())
+
+    @property
+    def pixels(self) -> int:
+        """Of a photo."""
+        return math.prod(self.photo)
 
 
 @dataclass(frozen=True)
@@ -152,43 +161,56 @@ PUBLISHED = Networks(
 
 
 def sizes_of(config: Config) -> Sizes:
-    """The real counts where NSD's files are there, else NSD's known ones.
+    """The real counts where the dataset's files are there, else NSD's known ones.
 
     Raises
     ------
-    InputError : files that are there and wrong; no files, and a subject, mask or test set that nothing is known of.
+    InputError : files that are there and wrong; no files, and another dataset than NSD, or a subject, mask or test set
+        that nothing is known of.
     """
-    here = config.dataset.kind != "nsd" or (place(config.dataset.root) / "nsddata").is_dir()
-    return _of_files(config) if here else _of_nsd(config)
+    if config.dataset.kind == "nsd" and not (place(config.dataset.root) / "nsddata").is_dir():
+        return _of_nsd(config)
+    try:
+        return _of_files(config)
+    except NotAtHand as error:
+        if config.dataset.kind == "nsd":
+            raise
+        raise NotAtHand(
+            error.where,
+            found=error.found,
+            expected=error.expected,
+            meaning=f"Sizes are known beforehand of NSD alone; of {config.dataset.kind} a plan needs the files that "
+            "say which stimuli, trials, voxels and regions there are, and the headers of the betas.",
+            action=error.action,
+        ) from error
 
 
 def _of_files(config: Config) -> Sizes:
     data = open_dataset(config)
     parts = {part: data.stimuli(part) for part in (SHARED, *config.subjects)}
     test = np.concatenate([ids[split == "test"] for ids, split in parts.values()])
-    everything = np.concatenate([ids for ids, _ in parts.values()])
     subjects = {}
     for s in config.subjects:
-        shown, mask = data.trials(s).stimulus, data.mask(s)
-        shown = shown[np.isin(shown, everything)]
-        train, tested = np.setdiff1d(shown, test), np.intersect1d(shown, test)
+        shown, mask, split = data.trials(s).stimulus, data.mask(s), data.split[s]
+        train = list(split.train or ())
         subjects[s] = Subject(
             len(train),
-            len(tested),
+            len(split.test),
             int(mask.sum()),
             len(data.trials(s).stimulus),
             data.most_trials(s),
             mask.size,
             len(data.sessions(s)),
-            int((~np.isin(shown, test)).sum()),
+            int(np.isin(shown, train).sum()),
         )
     return Sizes(
         subjects,
         len(test),
         {part: len(ids) for part, (ids, _) in parts.items()},
-        data.photo_shape()[0],
+        data.photo_shape(),
         data.captions_per_stimulus(),
         max(len(data.region_names(s)) for s in config.subjects),
+        np.dtype(data.encoding().dtype).itemsize,
         f"files below {config.dataset.root}",
     )
 
@@ -223,7 +245,7 @@ def _of_nsd(config: Config) -> Sizes:
         for s in config.subjects
     }
     parts = {SHARED: test, **dict.fromkeys(subjects, train)}
-    return Sizes(subjects, test, parts, PHOTO, CAPTIONS, REGIONS, "NSD as published (no files are there)")
+    return Sizes(subjects, test, parts, PHOTO, CAPTIONS, REGIONS, BETA, "NSD as published (no files are there)")
 
 
 def networks_of(config: Config) -> Networks:

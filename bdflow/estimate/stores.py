@@ -56,8 +56,12 @@ class PlannedCounts:
     def stimuli(self, part: str) -> int:
         return self.sizes.parts[part]
 
+    def left_out(self, part: str) -> int:
+        """Ids alone, a few bytes each."""
+        return 0
+
     def photo(self) -> tuple[int, int]:
-        return self.sizes.photo, self.sizes.photo
+        return self.sizes.photo
 
     def captions(self) -> int:
         return self.sizes.captions

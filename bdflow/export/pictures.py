@@ -5,26 +5,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from io import BytesIO, StringIO
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
-from bdflow.errors import InputError
+from bdflow.scoring.exported import COLUMNS, MANIFEST, PHOTO, TABLE, file_name
 from bdflow.stores import Store
 from bdflow.study import keys, parts
 from bdflow.study.painting import shown_of, spaces_of
 from bdflow.study.stage import Context
+from bdflow.user_paths import check_new, new_folder
 from bdflow.version import __version__
 
 GUESS = "guess"
-PHOTO = "photo"
-COLUMNS = ("file", "stimulus_id", "subject", "painter", "kind", "picture", "sha256")
-_LONGEST = 150  # bytes of a name
 
 
 def write(context: Context, folder: Path, tables: Mapping[str, str], *, photos: bool = False) -> Path:
@@ -38,18 +34,13 @@ def write(context: Context, folder: Path, tables: Mapping[str, str], *, photos: 
     ------
     InputError : there is something at `folder`. NotReady : pictures that are not painted yet.
     """
-    if folder.exists():
-        raise InputError(
-            folder, found="something there", expected="nothing", action="choose another folder, or move it away"
-        )
+    check_new(folder)
     config, stores = context.config, {key: context.ready(key) for key in _keys(context)}
     metrics = [keys.metrics(painter, subject) for painter in config.painters for subject in context.painted]
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_folder(folder) as partial:
         digests: dict[str, str] = {}
         rows = list(_pictures(context, stores, partial, digests, photos))
-        _save(partial, "images.csv", _table(rows).encode(), digests)
+        _save(partial, TABLE, _table(rows).encode(), digests)
         for name, text in tables.items():
             _save(partial, f"tables/{name}", text.encode(), digests)
         manifest = {
@@ -59,11 +50,7 @@ def write(context: Context, folder: Path, tables: Mapping[str, str], *, photos: 
             "sha256": dict(sorted(digests.items())),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        (partial / "manifest.json").write_text(text, encoding="utf-8")
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        (partial / MANIFEST).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -107,17 +94,6 @@ def _pictures(
                 (image,) = every.read("image", {"stimulus": slice(row, row + 1)})
                 file = f"pictures/{PHOTO}/{file_name(stimulus)}.png"
                 yield file, stimulus, "", "", PHOTO, "0", _save(folder, file, _png(image), digests)
-
-
-def file_name(stimulus: str) -> str:
-    """A stimulus's id as the name of a file on every system: what is not plain is written as in a URL. Long ids, and
-    those that differ from another in upper and lower case alone, are told apart by a digest.
-    """
-    name = quote(stimulus, safe=" +,=@~()")
-    if name.strip(". ") == name and name == name.lower() and len(name) <= _LONGEST:
-        return name
-    digest = hashlib.blake2b(stimulus.encode(), digest_size=4).hexdigest()
-    return f"{name[:_LONGEST].strip('. ')}-{digest}"
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -10,13 +10,14 @@ from bdflow.errors import InputError
 @dataclass(frozen=True)
 class BatchSizes:
     """Images a batch, by stage of painting; None takes all that are handed in. `fixed` fills up the last batch
-    (`bdflow.models.diffusion.batches.Batches`)."""
+    (`bdflow.models.diffusion.batches.Batches`), `buckets` every batch to the next power of two."""
 
     guess: int | None = None
     encode: int | None = None
     denoise: int | None = None
     decode: int | None = None
     fixed: bool = False
+    buckets: bool = False
 
 
 @dataclass(frozen=True)

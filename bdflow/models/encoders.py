@@ -123,9 +123,14 @@ class Encoder(ABC):
         return {}
 
     @classmethod
+    def dtype_of(cls, networks: NetworkSettings) -> str:
+        """The precision in which its networks run."""
+        return networks.dtype
+
+    @classmethod
     def arithmetic(cls, networks: NetworkSettings, batch_size: int) -> Mapping[str, object]:
         """What decides how latents round (`NetworkSettings.arithmetic`)."""
-        return networks.arithmetic(encode=batch_size)
+        return networks.arithmetic(dtype=cls.dtype_of(networks), encode=batch_size)
 
     @property
     def shared(self) -> Hashable | None:
@@ -179,6 +184,10 @@ class VDVAEEncoder(BundleEncoder):
 
     network_name = "vdvae"
     draws_noise = True
+
+    @classmethod
+    def dtype_of(cls, networks: NetworkSettings) -> str:
+        return networks.vdvae_dtype
 
     def __init__(self, setup: Setup, latent: str = "sample") -> None:
         super().__init__(setup)
@@ -367,7 +376,7 @@ def encoder_of(config: Config, space: str) -> Encoder:
     """
     networks, (made, options) = config.networks, encoder_class(config, space)
     batch, speed = config.features.batch_size, networks.speed
-    setup = Setup(space, networks.bundle, networks.device, networks.dtype, config.seed, batch, speed)
+    setup = Setup(space, networks.bundle, networks.device, made.dtype_of(networks), config.seed, batch, speed)
     return made(setup, **options)
 
 
@@ -381,5 +390,5 @@ def encoder_settings(config: Config, space: str) -> dict[str, object]:
     if made.draws_noise:
         found["seed"] = config.seed
     if name != ARRAY.rstrip(":"):
-        found["networks"] = content(config.networks)
+        found["networks"] = {**content(config.networks), "dtype": made.dtype_of(config.networks)}
     return found

@@ -21,6 +21,7 @@ class FeatureExtractor:
     ----------
     bundle : `tiny` or a directory.
     device, dtype : where and in which precision the networks run; latents are float32 always.
+    vdvae_dtype : in which the VDVAE runs.
     seed : of the posterior noise.
     vdvae_latent : `sample` draws the VDVAE's z from its posterior (the authors), `mean` takes the posterior
         mean.
@@ -37,11 +38,12 @@ class FeatureExtractor:
         seed: int = 0,
         vdvae_latent: str = "sample",
         batch_size: int | None = None,
+        vdvae_dtype: str = "float32",
     ) -> None:
-        def setup(space: str) -> Setup:
+        def setup(space: str, dtype: str = dtype) -> Setup:
             return Setup(space, bundle, device, dtype, seed, batch_size)
 
-        self._vdvae = VDVAEEncoder(setup("vdvae"), vdvae_latent)
+        self._vdvae = VDVAEEncoder(setup("vdvae", vdvae_dtype), vdvae_latent)
         self._vision, self._text = CLIPVisionEncoder(setup("clip_vision")), CLIPTextEncoder(setup("clip_text"))
         self.encoders: dict[str, Encoder] = {
             "vdvae": self._vdvae, "clip_vision": self._vision, "clip_text": self._text

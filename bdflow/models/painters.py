@@ -99,9 +99,14 @@ class PainterKind(ABC):
         """The settings that shape pictures of a variant."""
         return {} if variant in self.enlarges else content(self.settings, "painting")
 
+    @property
+    def guess_dtype(self) -> str:
+        """The precision in which guesses are decoded."""
+        return self.networks.dtype
+
     def guess_arithmetic(self) -> Mapping[str, object]:
         """What decides how guesses round (`NetworkSettings.arithmetic`)."""
-        return self.networks.arithmetic(guess=self.settings.batch_size)
+        return self.networks.arithmetic(dtype=self.guess_dtype, switches=True, guess=self.settings.batch_size)
 
     def arithmetic(self, variant: str) -> Mapping[str, object]:
         """What decides how pictures of a variant round."""
@@ -111,14 +116,15 @@ class PainterKind(ABC):
         sizes = {"denoise": wanted.batch_size, "decode": wanted.decode_batch_size or wanted.batch_size}
         if "guess" in self.variants[variant]:
             sizes["encode"] = wanted.encode_batch_size or wanted.batch_size
-        return self.networks.arithmetic(switches=True, **sizes)
+        return self.networks.arithmetic(dtype=self.networks.dtype, switches=True, **sizes)
 
     @abstractmethod
     def load(self, *, batched: bool = True) -> Painting:
         """Load the networks, or have them loaded when they are first needed.
 
         `batched` : in batches of the settings' sizes, filled up, so that a picture does not depend on what is painted
-        beside it; else whatever is handed in goes through at once.
+        beside it; else whatever is handed in goes through at once or, where networks are compiled or recorded once a
+        shape, in batches of at most these sizes, filled up to powers of two.
         """
 
 
@@ -133,6 +139,13 @@ class VersatileDiffusionKind(PainterKind):
         "no_clip_vision": ("guess", "text"),
     }
     enlarges: ClassVar[tuple[str, ...]] = ("only_vdvae",)
+
+    @property
+    def guess_dtype(self) -> str:
+        return self.networks.vdvae_dtype
+
+    def guess_arithmetic(self) -> Mapping[str, object]:
+        return self.networks.arithmetic(dtype=self.guess_dtype, guess=self.settings.batch_size)
 
     @property
     def guess_size(self) -> int:
@@ -207,15 +220,18 @@ def _given(kind: PainterKind, batched: bool) -> dict[str, Any]:
         encode=wanted.encode_batch_size or wanted.batch_size,
         denoise=wanted.batch_size,
         decode=wanted.decode_batch_size or wanted.batch_size,
-        fixed=True,
+        fixed=batched,
+        buckets=not batched,
     )
+    free = not batched and kind.networks.speed.compile == "none"
     return {
         "device": kind.networks.device,
         "dtype": kind.networks.dtype,
+        "guess_dtype": kind.guess_dtype,
         "seed": kind.seed,
         "options": wanted.paint_options,
         "speed": kind.networks.speed,
-        "sizes": sizes if batched else None,
+        "sizes": None if free else sizes,
     }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bdflow.errors import InputError, counted
 from bdflow.models.config import VDVAEConfig
+from bdflow.models.diffusion.batches import moved
 
 __all__ = ["VDVAE", "VDVAEConfig", "sample_mixture", "to_uint8"]
 
@@ -201,7 +202,7 @@ class VDVAE(nn.Module):
         for index, block in enumerate(self.decoder.blocks[: self.config.n_latent_blocks]):
             state = block.mix_in(states)
             mean, log_std = block.posterior(state, activations[block.resolution])
-            z = mean if noise is None else mean + log_std.exp() * noise[index].to(mean)
+            z = mean if noise is None else mean + log_std.exp() * _moved_to(noise[index], mean)
             latents.append(z.flatten(1).float())
             states[block.resolution] = block.update(state + block.prior_of(state)[2], z)
         return torch.cat(latents, dim=1)
@@ -244,8 +245,8 @@ class VDVAE(nn.Module):
         reference = self.decoder.gain
         sizes = [math.prod(shape) for shape in self.latent_shapes]
         given = [
-            part.reshape(n, *shape).to(reference)
-            for part, shape in zip(latents.split(sizes, dim=1), self.latent_shapes, strict=True)
+            part.reshape(n, *shape)
+            for part, shape in zip(_moved_to(latents, reference).split(sizes, dim=1), self.latent_shapes, strict=True)
         ]
         states = self.decoder.initial_states(n)
         for index, block in enumerate(self.decoder.blocks):
@@ -254,7 +255,7 @@ class VDVAE(nn.Module):
             if index < len(given):
                 z = given[index]
             else:
-                z = mean + log_std.exp() * prior_noise[index - len(given)].to(mean)
+                z = mean + log_std.exp() * _moved_to(prior_noise[index - len(given)], mean)
             states[block.resolution] = block.update(state + update, z)
         return states[self.config.image_size] * self.decoder.gain + self.decoder.bias
 
@@ -274,7 +275,7 @@ class VDVAE(nn.Module):
                 action=f"resize with PIL (bilinear) to {size} px and keep uint8.",
             )
         reference = self.decoder.gain
-        scaled = (images.to(reference.device).float() - PIXEL_MEAN) / PIXEL_STD
+        scaled = (images.to(reference.device, non_blocking=True).float() - PIXEL_MEAN) / PIXEL_STD
         return scaled.permute(0, 3, 1, 2).contiguous().to(reference.dtype)
 
     def _check_draws(self, draws: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], n: int, what: str) -> None:
@@ -299,18 +300,22 @@ def sample_mixture(parameters: Tensor, uniform_mixture: Tensor, uniform_logistic
     """
     logits = parameters[..., :num_mixtures]
     rest = parameters[..., num_mixtures:].unflatten(-1, (3, 3 * num_mixtures))
-    u_mixture = _inside(uniform_mixture.to(logits))
+    u_mixture = _inside(_moved_to(uniform_mixture, logits))
     component = (logits - torch.log(-torch.log(u_mixture))).argmax(dim=-1)
     index = component[..., None, None].expand(*component.shape, 3, 1)
     mean, log_scale, coefficient = (part.gather(-1, index).squeeze(-1) for part in rest.split(num_mixtures, dim=-1))
     log_scale = log_scale.clamp(min=LOG_SCALE_FLOOR)
     c = coefficient.tanh()
-    u = _inside(uniform_logistic.to(logits))
+    u = _inside(_moved_to(uniform_logistic, logits))
     x = mean + log_scale.exp() * (torch.log(u) - torch.log(1 - u))
     red = x[..., 0].clamp(-1, 1)
     green = (x[..., 1] + c[..., 0] * red).clamp(-1, 1)
     blue = (x[..., 2] + c[..., 1] * red + c[..., 2] * green).clamp(-1, 1)
     return torch.stack([red, green, blue], dim=-1)
+
+
+def _moved_to(values: Tensor, like: Tensor) -> Tensor:
+    return moved(values, like.device, like.dtype)
 
 
 def _inside(u: Tensor) -> Tensor:

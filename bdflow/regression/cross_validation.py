@@ -9,6 +9,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from bdflow.errors import InputError, counted
+from bdflow.regression.device import failures_raised
 from bdflow.regression.grouping import Grouping
 from bdflow.regression.ridge import Array, Primal, System, add_gram, mirrored, take
 
@@ -103,7 +104,8 @@ def leave_group_out(
             without = np.ones(n, dtype=bool)
             without[rows] = False
             rest = xp.where(xp.asarray(without)[None, :], own, xp.zeros_like(own))
-            solved = xp.linalg.solve(xp.eye(len(rows), dtype=hat.dtype) - inside, rest)
+            with failures_raised(hat):
+                solved = xp.linalg.solve(xp.eye(len(rows), dtype=hat.dtype) - inside, rest)
             found.append(xp.mean(solved, axis=0))
         yield xp.stack(found)
 
@@ -213,7 +215,8 @@ class _SquaredErrors:
         least = self.s * float(xp.finfo(xp.float64).eps) * float(xp.max(xp.linalg.diagonal(gram)))
         index = xp.arange(self.s)
         gram[index, index] += least
-        return xp.astype(xp.linalg.cholesky(gram).T, self.dtype)
+        with failures_raised(gram):
+            return xp.astype(xp.linalg.cholesky(gram).T, self.dtype)
 
 
 def k_fold(

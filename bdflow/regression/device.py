@@ -1,24 +1,71 @@
 """Arrays on the CPU, or on a GPU by way of CuPy."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from array_api_compat import is_cupy_array
+
+from bdflow.errors import InputError
+
+INSTALL = "pip install 'bdflow[gpu]' for CUDA 12, 'bdflow[gpu13]' for CUDA 13"
 
 
 def to_device(values: np.ndarray, device: str) -> Any:
-    """The array on "cpu" or "cuda". A copy to the GPU goes through a stream of its own, so that it may run in another
-    thread beside what the GPU is busy with; it is complete on return.
-    """
-    if device == "cpu":
-        return values
-    import cupy
+    """The array on "cpu" or "cuda". On a GPU what the current stream does next sees the whole of it, and `values` may
+    be written again on return.
 
-    with cupy.cuda.Stream(non_blocking=True) as stream:
-        copied = cupy.asarray(values)
-        stream.synchronize()
-    return copied
+    Raises
+    ------
+    InputError : "cuda", and CuPy is not installed or cannot be loaded.
+    """
+    return values if device == "cpu" else cupy_module().asarray(values)
 
 
 def to_host(values: Any) -> np.ndarray:
     """The array as NumPy's."""
     return values if isinstance(values, np.ndarray) else values.get()
+
+
+def cupy_module() -> Any:
+    """CuPy. Raises InputError if it cannot be loaded."""
+    try:
+        import cupy
+        import cupyx  # noqa: F401
+    except ImportError as error:
+        why = "no package CuPy" if find_spec("cupy") is None else f"a CuPy that cannot be loaded ({error})"
+        raise _no_cupy("ridge on a GPU", why) from error
+    return cupy
+
+
+def refuse_without_cupy(stage: str) -> None:
+    """Raise InputError if a stage is to compute on GPUs and CuPy is not installed. Nothing is loaded for it."""
+    if find_spec("cupy") is None:
+        raise _no_cupy(f"execution.{stage}.gpus", "no package CuPy")
+
+
+def _no_cupy(where: str, found: str) -> InputError:
+    return InputError(
+        where,
+        found=found,
+        expected="it installed for the CUDA of the GPU: ridge and encoding models compute on GPUs with it",
+        action=f"install it ({INSTALL}), or set `gpus: 0` for this stage",
+    )
+
+
+@contextmanager
+def failures_raised(values: Any) -> Iterator[None]:
+    """Inside, linear algebra that fails raises `numpy.linalg.LinAlgError`. CuPy's says nothing of it by itself, and
+    returns numbers.
+    """
+    if not is_cupy_array(values):
+        yield
+        return
+    from cupyx import errstate
+
+    with errstate(linalg="raise"):
+        yield

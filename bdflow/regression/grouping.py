@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from bdflow.regression.ridge import Array, take
 
@@ -74,7 +75,7 @@ class Grouping:
             if found is None:
                 found = part
             else:
-                found[:, having] += part
+                found[:, array_namespace(found).asarray(having)] += part
         return found
 
     def sum_rows(self, values: Array) -> Array:

@@ -44,7 +44,9 @@ class Plan:
     ----------
     whole : the system is held at once; else its factor is kept on disk, in panels of `width` columns.
     kernel_rows : rows of the kernel a task computes where the system is not held at once.
-    piece_rows : rows of targets read at a time.
+    piece_rows : rows of targets worked on at a time.
+    whole_blocks : predictions read a block of columns once for all subjects, while the block before it is worked on;
+        else pieces of it, for one subject after the other.
     needs : bytes a worker needs, by what it does.
     """
 
@@ -52,11 +54,18 @@ class Plan:
     width: int
     kernel_rows: int
     piece_rows: int
+    whole_blocks: bool
     needs: dict[str, int]
 
 
 def plan(
-    extents: dict[str, Extent], columns: int, voxels: int, kernel_rows: int, budget: int | None, folds: bool
+    extents: dict[str, Extent],
+    columns: int,
+    voxels: int,
+    kernel_rows: int,
+    budget: int | None,
+    folds: bool,
+    column_bytes: int = 0,
 ) -> Plan:
     """Decide; with no budget, everything is held at once.
 
@@ -67,6 +76,7 @@ def plan(
     kernel_rows : rows in a partition of the kernel.
     budget : bytes a worker may use, or None.
     folds : k-fold validation is asked for; it needs the system whole.
+    column_bytes : of one latent of all stimuli that predictions are made from; 0 if there are none to make.
 
     Raises
     ------
@@ -76,13 +86,18 @@ def plan(
     hats = sum(4 * (e.test + e.held_out) * e.targets * e.alphas for e in extents.values())
     rows = max(e.test + e.held_out * (1 if e.one_by_one else 1 + e.alphas) for e in extents.values())
 
-    def predictions(piece_rows: int) -> int:
-        return _with_base(hats + columns * (10 * piece_rows + 12 * rows))
+    finished = 3 * 4 * sum(e.test for e in extents.values())  # results of every subject: made, waiting, written
+
+    def predictions(piece_rows: int, whole: bool = False) -> int:
+        # a piece in float32, beside two blocks (one worked on, one read) or three pieces as they are stored
+        held = 2 * column_bytes + 4 * piece_rows + finished if whole else 10 * piece_rows
+        return _with_base(hats + columns * (held + 12 * rows))
 
     most = max(LEAST_ROWS, PIECE // (4 * columns) // LEAST_ROWS * LEAST_ROWS)
     if budget is None:
-        return Plan(True, WIDTHS[0], kernel_rows, most, {**whole, "predictions": predictions(most)})
-    pieces = [k for k in range(most, 0, -LEAST_ROWS) if predictions(k) <= budget]
+        return Plan(True, WIDTHS[0], kernel_rows, most, True, {**whole, "predictions": predictions(most, True)})
+    blocks = predictions(most, True) <= budget
+    pieces = [k for k in range(most, 0, -LEAST_ROWS) if predictions(k, blocks) <= budget]
     widths = [w for w in WIDTHS if _tiled(extents, voxels, kernel_rows, w) <= budget]
     least = {"predictions": predictions(LEAST_ROWS)}
     fits = whole["system"] <= budget
@@ -103,7 +118,7 @@ def plan(
     largest = max(e.train if e.dual else e.train + e.test + e.voxels for e in extents.values())
     spare = (budget - BASE) / MARGIN - _block(voxels, max(e.train + e.test for e in extents.values()))
     many = max(1, spare // (8 * largest * kernel_rows))
-    return Plan(fits, (widths or WIDTHS[-1:])[0], int(many) * kernel_rows, pieces[0], least)
+    return Plan(fits, (widths or WIDTHS[-1:])[0], int(many) * kernel_rows, pieces[0], blocks, least)
 
 
 def _with_base(arrays: float) -> int:

@@ -2,19 +2,19 @@
 
 Left-looking: panel j is the kernel's columns less the products of earlier panels, divided by its own corner. Panels
 are kept by the caller (in a store), so only two are in memory, and a factorisation that was interrupted goes on at
-the next panel. A panel is held transposed: (w, n), row i is column start + i of the lower triangle.
+the next panel. A panel is held transposed: (w, n), row i is column start + i of the lower triangle. NumPy or CuPy
+arrays, as `bdflow.regression.ridge`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-import scipy.linalg
+from array_api_compat import array_namespace
 
-from bdflow.regression.ridge import not_definite
+from bdflow.regression.ridge import Array, cholesky, solve_lower
 
-Panel = tuple[int, np.ndarray]
+Panel = tuple[int, Array]
 
 
 def starts(n: int, width: int) -> Sequence[int]:
@@ -22,7 +22,7 @@ def starts(n: int, width: int) -> Sequence[int]:
     return range(0, n, width)
 
 
-def factor_panel(start: int, columns: np.ndarray, alpha: float, earlier: Iterable[Panel]) -> np.ndarray:
+def factor_panel(start: int, columns: Array, alpha: float, earlier: Iterable[Panel]) -> Array:
     """One panel of the Cholesky factor of K + alpha I.
 
     Parameters
@@ -36,30 +36,27 @@ def factor_panel(start: int, columns: np.ndarray, alpha: float, earlier: Iterabl
     ------
     ValueError : the system is not positive definite in this precision.
     """
-    width = len(columns)
-    rest = columns[:, start:]
-    rest[np.arange(width), np.arange(width)] += alpha
+    width, xp = columns.shape[0], array_namespace(columns)
+    rest, own = columns[:, start:], xp.arange(width)
+    rest[own, own] += alpha
     for _, panel in earlier:
         rest -= panel[:, start : start + width].T @ panel[:, start:]
-    try:
-        corner = scipy.linalg.cholesky(rest[:, :width], lower=True)
-    except np.linalg.LinAlgError:
-        raise not_definite(alpha, columns.dtype) from None
+    corner = cholesky(rest[:, :width], alpha)
     columns[:, :start] = 0
-    columns[:, start:] = scipy.linalg.solve_triangular(corner, rest, lower=True)
+    columns[:, start:] = solve_lower(corner, rest)
     columns[:, start : start + width] = corner.T
     return columns
 
 
-def solve(forward: Callable[[], Iterable[Panel]], backward: Callable[[], Iterable[Panel]], right: np.ndarray) -> None:
+def solve(forward: Callable[[], Iterable[Panel]], backward: Callable[[], Iterable[Panel]], right: Array) -> None:
     """(K + alpha I)^-1 right in place of right, shape (n, m), by two walks through the panels."""
     for start, panel in forward():
-        stop = start + len(panel)
+        stop = start + panel.shape[0]
         corner = panel[:, start:stop].T
-        right[start:stop] = scipy.linalg.solve_triangular(corner, right[start:stop], lower=True)
-        right[stop:] -= panel[:, stop:].T @ right[start:stop]
+        right[start:stop, :] = solve_lower(corner, right[start:stop, :])
+        right[stop:, :] -= panel[:, stop:].T @ right[start:stop, :]
     for start, panel in backward():
-        stop = start + len(panel)
+        stop = start + panel.shape[0]
         corner = panel[:, start:stop].T
-        inner = right[start:stop] - panel[:, stop:] @ right[stop:]
-        right[start:stop] = scipy.linalg.solve_triangular(corner, inner, lower=True, trans="T")
+        inner = right[start:stop, :] - panel[:, stop:] @ right[stop:, :]
+        right[start:stop, :] = solve_lower(corner, inner, transposed=True)

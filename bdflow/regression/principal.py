@@ -15,6 +15,7 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from bdflow.errors import InputError, counted
+from bdflow.regression.device import failures_raised
 from bdflow.regression.ridge import Array
 
 
@@ -48,7 +49,8 @@ def components(kernel: Array, cross: Array, k: int) -> Reduced:
     """
     xp = array_namespace(kernel, cross)
     n = kernel.shape[0]
-    values, vectors = xp.linalg.eigh(xp.astype(kernel, xp.float64))
+    with failures_raised(kernel):
+        values, vectors = xp.linalg.eigh(xp.astype(kernel, xp.float64))
     # what rounding of the kernel alone gives is no component
     least = float(values[-1]) * n * float(xp.finfo(kernel.dtype).eps)
     rank = int(xp.sum(xp.astype(values > least, xp.int64)))

@@ -20,6 +20,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
 
 from bdflow.errors import InputError
+from bdflow.regression.device import failures_raised
 
 Array = Any
 
@@ -307,7 +308,17 @@ def _factor(gram: Array, alpha: float) -> Array:
         if failed:
             raise not_definite(alpha, gram.dtype)
         return factor
-    return xp.linalg.cholesky(gram + alpha * xp.eye(n, dtype=gram.dtype))
+    return cholesky(gram + alpha * xp.eye(n, dtype=gram.dtype), alpha)
+
+
+def cholesky(matrix: Array, alpha: float) -> Array:
+    """The lower Cholesky factor. Raises InputError, which names the penalty, if the matrix is not positive definite."""
+    xp = array_namespace(matrix)
+    try:
+        with failures_raised(matrix):
+            return xp.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        raise not_definite(alpha, matrix.dtype) from None
 
 
 def _solve(factor: Array, right: Array) -> Array:
@@ -316,12 +327,21 @@ def _solve(factor: Array, right: Array) -> Array:
 
         potrs: Any = get_lapack_funcs("potrs", (factor,))
         return potrs(factor, right, lower=1)[0]
-    xp = array_namespace(factor)
+    return solve_lower(factor, solve_lower(factor, right), transposed=True)
+
+
+def solve_lower(factor: Array, right: Array, transposed: bool = False) -> Array:
+    """factor^-1 right, or factor^-T right, of a lower triangular matrix."""
+    trans = "T" if transposed else "N"
+    if is_numpy_array(factor):
+        import scipy.linalg
+
+        return scipy.linalg.solve_triangular(factor, right, lower=True, trans=trans)
     if is_cupy_array(factor):
         from cupyx.scipy.linalg import solve_triangular
 
-        return solve_triangular(factor, solve_triangular(factor, right, lower=True), trans="T", lower=True)
-    return xp.linalg.solve(factor.T, xp.linalg.solve(factor, right))
+        return solve_triangular(factor, right, lower=True, trans=trans)
+    return array_namespace(factor).linalg.solve(factor.T if transposed else factor, right)
 
 
 def centred_rows(hat_matrix: Array) -> Array:

@@ -31,8 +31,12 @@ class Scratch:
         size = math.prod(shape)
         held = self._held.get(name)
         if held is None or held.size < size or held.dtype != dtype:
-            held = self._held[name] = np.empty(size, dtype)
+            held = self._held[name] = self.empty(size, dtype)
         return held[:size].reshape(shape)
+
+    def empty(self, size: int, dtype: Any) -> np.ndarray:
+        """Fresh memory."""
+        return np.empty(size, dtype)
 
 
 class Walk(NamedTuple):
@@ -92,7 +96,8 @@ def walk(
         for matrix, columns in _by_matrix(matrices, which):
             rows = matrix[:, at : at + k]
             if columns is not None:
-                product[:, columns] += rows @ values[:, columns]
+                at_columns = xp.asarray(columns)
+                product[:, at_columns] += rows @ values[:, at_columns]
             elif is_numpy_array(values):
                 out = product if at == 0 else scratch.array("product", (m, t), "f4")
                 np.matmul(rows, values, out=out)
@@ -236,8 +241,10 @@ def predict_block(
     xp = array_namespace(product)
     m, t = product.shape[0] - held_out, product.shape[1]
     predicted, mean = product[:m, :], xp.astype(offset, xp.float32)
-    if not intercept:  # in what follows, predictions are differences to the mean
+    centre = xp.zeros_like(mean)
+    if not intercept:  # in what follows, predictions are differences to the mean, which may be large against them
         predicted = predicted - (shift + mean)
+        centre = predicted[0, :] + 0
     sums = {name: xp.zeros((t,), dtype=xp.float64) for name in ("p", "pp", "y", "yy", "py", "ee")}
     constant_y: Array = None
     constant_p: Array = None
@@ -250,6 +257,8 @@ def predict_block(
         constant_y = constant_y & xp.all(y == first_y, axis=0)
         constant_p = constant_p & xp.all(p == first_p, axis=0)
         e = y - p
+        if not intercept:
+            p = p - centre
         for name, a, b in (("pp", p, p), ("yy", y, y), ("py", p, y), ("ee", e, e)):
             sums[name] += _sum_of_products(a, b)
         sums["p"] += _sum_of_products(p, None)
@@ -262,7 +271,7 @@ def predict_block(
         predicted + shift,
         shift + xp.astype(offset, xp.float32),
         xp.astype(spread, xp.float32),
-        shift + xp.astype(offset + sums["p"] / m, xp.float32),
+        shift + xp.astype(offset + xp.astype(centre, xp.float64) + sums["p"] / m, xp.float32),
         _float32_root(spread_p / m),
         xp.astype(1 - _ratio(sums["ee"], spread_y, constant_y), xp.float32),
         xp.astype(_ratio(covariance, xp.sqrt(spread_p * spread_y), constant_y | constant_p), xp.float32),
@@ -331,7 +340,7 @@ def validate_block(
         for piece in pieces:
             here = rows[(rows >= at) & (rows < at + piece.shape[0])] - at
             if len(here):
-                true.append(as_float32(piece[here, :]))
+                true.append(as_float32(take(piece, here, 0)))
             at += piece.shape[0]
             yield piece
 

@@ -12,7 +12,7 @@ from bdflow.datasets.ceilings import noise_ceiling
 from bdflow.report.page import Row, Table, number
 from bdflow.report.plots import Line, Plot, heat_maps, histograms, lines
 from bdflow.stores import Store
-from bdflow.study import keys
+from bdflow.study import keys, parts
 from bdflow.study.designs import averaged_design, by_rows, chosen_spaces, design_of
 from bdflow.study.keys import SHARED
 from bdflow.study.noise_ceilings import ceiling_of
@@ -214,7 +214,9 @@ COLUMNS = [
 
 
 def voxel_table(context: Context, stores: Stores) -> Table:
-    rows, remarks = [], []
+    rows: list[Row] = []
+    shown = parts.stimuli(parts.of_run(context))
+    remarks = [f"{line}." for line in parts.left_out(context.ready(key) for key in shown)]
     sources = dict.fromkeys(ceiling_of(context, subject).source for subject in context.subjects)
     for subject in context.subjects:
         betas, responses = stores[keys.betas(subject)], stores[_responses(context.config, subject)]

@@ -106,14 +106,14 @@ def html(page: Page, gallery_bytes: int) -> Iterator[str]:
 
     Raises jinja2.UndefinedError if a template uses what `page` does not have.
     """
-    templates = _templates()
+    found = templates()
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
     css = (FOLDER / "report.css").read_text(encoding="utf-8")
     size = len(script.encode())
-    for piece in templates.get_template("page.html.j2").generate(page=page, css=Markup(css)):
+    for piece in found.get_template("page.html.j2").generate(page=page, css=Markup(css)):
         size += len(piece.encode())
         yield piece
-    yield templates.get_template("end.html.j2").render(
+    yield found.get_template("end.html.j2").render(
         footer=page.footer,
         page_kib=size / 2**10,
         data_kib=gallery_bytes / 2**10,
@@ -122,8 +122,9 @@ def html(page: Page, gallery_bytes: int) -> Iterator[str]:
     )
 
 
-def _templates() -> Environment:
-    templates = Environment(
+def templates() -> Environment:
+    """The templates of pages; every text that is put in is escaped."""
+    found = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -131,5 +132,5 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.globals["SERIES"] = SERIES
-    return templates
+    found.globals["SERIES"] = SERIES
+    return found

@@ -23,8 +23,8 @@ from bdflow.errors import InputError
 from bdflow.report import decoding, page, regions, similarity, tables
 from bdflow.report.scores import Scores
 from bdflow.stores import Store
+from bdflow.stores.errors import disk_full_as_error
 from bdflow.stores.journal import entries
-from bdflow.stores.store import disk_full_as_error
 from bdflow.study import keys, parts
 from bdflow.study.painting import picture_label, shown_of, spaces_of
 from bdflow.study.parts import Joined

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from bdflow.errors import counted
 from bdflow.regression.ridge import restandardise
-from bdflow.serve.requests import CheckedRequest, Refusal
+from bdflow.serve.bodies import Refusal
+from bdflow.serve.requests import CheckedRequest
 from bdflow.study import decoder, keys
 from bdflow.study.designs import response_kinds
 from bdflow.study.stage import Context
@@ -210,7 +211,7 @@ def _refuse_overflow(where: str, values: np.ndarray) -> None:
             422,
             where,
             found="values so large that what is made from them is not finite in float32",
-            expected="responses in percent signal change, or latents of this study",
+            expected="responses in the unit that /v1/study names, or latents of this study",
             action="check the units of these values",
         )
 

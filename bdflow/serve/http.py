@@ -20,19 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from bdflow.errors import InputError
+from bdflow.serve.bodies import JSON, NPY, NPZ, Refusal
 from bdflow.serve.dispatcher import Capacity, Counts, Dispatcher, Health
-from bdflow.serve.requests import (
-    JSON,
-    NPY,
-    NPZ,
-    AskedLatents,
-    AskedPatterns,
-    Capabilities,
-    CheckedRequest,
-    Refusal,
-    latents,
-    patterns,
-)
+from bdflow.serve.requests import AskedLatents, AskedPatterns, Capabilities, CheckedRequest, latents, patterns
 from bdflow.version import __version__
 
 READING = 60.0  # seconds a body may take to arrive
@@ -66,10 +56,11 @@ def app_of(
     async def docs() -> HTMLResponse:
         return HTMLResponse(page(app.openapi()))
 
-    @app.get("/v1/study", summary="What this service can answer: subjects, voxels, spaces, limits")
+    @app.get("/v1/study", summary="What this service can answer: subjects, voxels, units, spaces, limits")
     async def study() -> dict[str, object]:
         return {
             "voxels": dict(capabilities.voxels),
+            "units": dict(capabilities.units),
             "spaces": {name: list(shape) for name, shape in capabilities.spaces.items()},
             "standardise": capabilities.standardise,
             "rules": {subject: list(rules) for subject, rules in capabilities.rules.items()},

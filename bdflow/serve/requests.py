@@ -1,24 +1,19 @@
-"""What the service is asked for: bodies read without trust, checked against what this study can answer."""
+"""What the service is asked for, checked against what this study can answer."""
 
 from __future__ import annotations
 
-import io
-import json
-import math
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from bdflow import npy
-from bdflow.errors import InputError, counted, listed
+from bdflow.errors import counted, listed
 from bdflow.regression import ridge
+from bdflow.serve.bodies import NPY, NPZ, Refusal, contents, npy_array, npz_arrays
 from bdflow.study import keys
 
-JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 NOISE = "serve"
 
 
@@ -29,14 +24,6 @@ def _no_truth(value: object) -> object:
 
 
 Number = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_no_truth)]
-
-
-class Refusal(InputError):
-    """A request that is not answered, and the HTTP status that says so."""
-
-    def __init__(self, status: int, where: str, *, found: str, expected: str, action: str, meaning: str = "") -> None:
-        super().__init__(where, found=found, expected=expected, action=action, meaning=meaning)
-        self.status = status
 
 
 class Asked(BaseModel):
@@ -57,8 +44,11 @@ class Asked(BaseModel):
 class AskedPatterns(Asked):
     pattern: Any = Field(
         ...,
-        description="(n, voxels) or (voxels,), percent signal change, in the order of betas/<subject>.",
+        description="(n, voxels) or (voxels,), in the order of betas/<subject> and the unit that /v1/study names.",
         json_schema_extra={"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+    )
+    units: str | None = Field(
+        None, description="The unit of the pattern; another one than the study's is refused. If not given: the study's."
     )
     standardise: str | None = Field(
         None, description="test_set, held_out or none; the study's `ridge.standardise` if not given."
@@ -86,6 +76,7 @@ class Capabilities:
     ----------
     voxels : by subject that has a decoder.
     spaces : shape of each target space.
+    units : of the rows that each space is decoded from: the unit of patterns (`bdflow.datasets.contract.Units`).
     variants : what may be painted, and the spaces that it is painted from.
     rules : by subject, the rules whose statistics are stored.
     standardise : the rule for patterns that name none.
@@ -95,6 +86,7 @@ class Capabilities:
 
     voxels: Mapping[str, int]
     spaces: Mapping[str, tuple[int, ...]]
+    units: Mapping[str, str]
     variants: Mapping[str, tuple[str, ...]]
     rules: Mapping[str, tuple[str, ...]]
     standardise: str
@@ -109,7 +101,7 @@ class CheckedRequest:
     Attributes
     ----------
     subject, variant : as asked for.
-    values : patterns (n, voxels) in percent signal change, or latents (n, ...) float32 by space.
+    values : patterns (n, voxels) in the unit of the study's rows, or latents (n, ...) float32 by space.
     rule : re-standardisation of what is decoded or given.
     noise, draws : name of the draws, and of each item's own, as `Painter` takes them.
     """
@@ -124,7 +116,7 @@ class CheckedRequest:
 
 def patterns(capabilities: Capabilities, kind: str, query: Sequence[tuple[str, str]], body: bytes) -> CheckedRequest:
     """Read a request for pictures of patterns. Raises Refusal (400, 404, 413, 415, 422)."""
-    given = _given(capabilities, kind, query, body, {NPY: lambda: {"pattern": _npy(body, "the body")}})
+    given = contents(kind, query, body, {NPY: lambda: {"pattern": npy_array(body, "the body")}})
     asked = _checked(AskedPatterns, given)
     subject = _subject(capabilities, asked.subject)
     values = _numbers(asked.pattern, "pattern")
@@ -138,13 +130,14 @@ def patterns(capabilities: Capabilities, kind: str, query: Sequence[tuple[str, s
             expected=f"(n, {capabilities.voxels[subject]}): the voxels of {keys.betas(subject)}, in their order",
             action="take the patterns from the same mask as the study's responses",
         )
+    _check_units(capabilities, asked)
     rule = _rule(capabilities, asked.standardise or capabilities.standardise, subject)
     return _request(capabilities, asked, subject, values, len(values), rule)
 
 
 def latents(capabilities: Capabilities, kind: str, query: Sequence[tuple[str, str]], body: bytes) -> CheckedRequest:
     """Read a request for pictures of latents. Raises Refusal (400, 404, 413, 415, 422)."""
-    given = _given(capabilities, kind, query, body, {NPZ: lambda: {"latents": _npz(body, capabilities.nbytes)}})
+    given = contents(kind, query, body, {NPZ: lambda: {"latents": npz_arrays(body, capabilities.nbytes)}})
     asked = _checked(AskedLatents, given)
     unknown = [name for name in asked.latents if name not in capabilities.spaces]
     if unknown:
@@ -191,78 +184,6 @@ def latents(capabilities: Capabilities, kind: str, query: Sequence[tuple[str, st
     subject = _subject(capabilities, asked.subject) if named else ""
     _rule(capabilities, rule, subject)
     return _request(capabilities, asked, subject, values, next(iter(lengths.values())), rule)
-
-
-def _json_kind(content: object) -> str:
-    kinds = {list: "a list", str: "text alone", type(None): "null"}
-    return kinds.get(type(content), "a single value")
-
-
-def _given(
-    capabilities: Capabilities,
-    kind: str,
-    query: Sequence[tuple[str, str]],
-    body: bytes,
-    arrays: Mapping[str, Callable[[], Mapping[str, object]]],
-) -> dict:
-    kind = kind.partition(";")[0].strip().lower()
-    if kind == JSON:
-        if query:
-            raise Refusal(
-                422,
-                "query",
-                found="the query " + listed(name for name, _ in query),
-                expected="nothing beside a JSON body",
-                action="say these in the JSON body",
-            )
-        try:
-            content = json.loads(body, object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:
-            raise Refusal(
-                400, "body", found=f"text that is not JSON ({error})", expected="JSON", action="correct the body"
-            ) from error
-        if not isinstance(content, dict):
-            raise Refusal(
-                400,
-                "body",
-                found=f"JSON that is {_json_kind(content)}",
-                expected="a JSON object (`{...}`)",
-                action="send an object with the names that /openapi.json lists",
-            )
-        return content
-    if kind not in arrays:
-        raise Refusal(
-            415,
-            "Content-Type",
-            found=repr(kind),
-            expected=f"{JSON} or {', '.join(arrays)}",
-            action="say in this header what the body is",
-        )
-    given: dict[str, Any] = {}
-    for name, text in query:
-        given[name] = [*given[name], text] if isinstance(given.get(name), list) else text
-        if name in ("seed", "stimulus_id"):
-            several = [value for key, value in query if key == name]
-            given[name] = several if len(several) > 1 else text
-    for name, value in arrays[kind]().items():
-        if name in given:
-            raise Refusal(
-                422,
-                name,
-                found="it in the query and in the body",
-                expected="it once",
-                action=f"leave `{name}` out of the query, or of the body",
-            )
-        given[name] = value
-    return given
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} twice in one object")
-    return found
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -331,6 +252,29 @@ def _subject(capabilities: Capabilities, subject: str | None) -> str:
     )
 
 
+def _check_units(capabilities: Capabilities, asked: AskedPatterns) -> None:
+    """Refuse patterns in another unit than the rows, and variants whose spaces are decoded from rows of two units."""
+    spaces = capabilities.variants[_variant(capabilities, asked)]
+    units = {space: capabilities.units[space] for space in spaces}
+    if len(set(units.values())) > 1:
+        raise Refusal(
+            422,
+            "variant",
+            found=f"{asked.variant!r}, painted from spaces that are decoded from rows in different units: "
+            + listed(f"{space} {unit}" for space, unit in units.items()),
+            expected="a variant whose spaces have rows in one unit, since a pattern is in one",
+            action="choose another variant, or decode each space by `bdflow decode --units` and send latents",
+        )
+    if asked.units is not None and asked.units not in units.values():
+        raise Refusal(
+            422,
+            "units",
+            found=repr(asked.units),
+            expected=f"{next(iter(units.values()))!r}, the unit of the rows that this study decodes from",
+            action="send patterns in this unit",
+        )
+
+
 def _rule(capabilities: Capabilities, rule: str, subject: str) -> str:
     if rule not in ridge.RULES:
         raise Refusal(
@@ -395,56 +339,3 @@ def _variant(capabilities: Capabilities, asked: Asked) -> str:
             action="choose one of these",
         )
     return asked.variant
-
-
-def _npy(content: bytes, where: str) -> np.ndarray:
-    """The array of an .npy file in memory: its header is believed only as far as its bytes go."""
-    stream = io.BytesIO(content)
-    try:
-        shape, fortran, dtype = npy.header(stream)
-    except ValueError as error:
-        found = f"bytes that are not an .npy file ({error})"
-        action = "write it with numpy.save"
-        raise Refusal(400, where, found=found, expected="what numpy.save writes", action=action) from error
-    data = content[stream.tell() :]
-    if dtype.kind not in npy.REAL:
-        raise Refusal(422, where, found=f"dtype {dtype}", expected="real numbers", action="save it as float32")
-    if math.prod(shape) * dtype.itemsize != len(data):
-        raise Refusal(
-            400,
-            where,
-            found=f"{len(data):,} bytes for {dtype} of shape {shape}",
-            expected=f"{math.prod(shape) * dtype.itemsize:,} bytes",
-            action="send the whole file",
-        )
-    if not data:
-        raise Refusal(
-            422, where, found=f"no value (shape {shape})", expected="an item at least", action="send one or more items"
-        )
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def _npz(content: bytes, most: int) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file in memory; what they unpack to is limited as the body is."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            infos = archive.infolist()
-            size = sum(info.file_size for info in infos)
-            if size > most or len(infos) > 16:
-                raise Refusal(
-                    413,
-                    "body",
-                    found=f"{counted(len(infos), 'file')} of {size:,} bytes unpacked",
-                    expected=f"at most 16 files, of {most:,} bytes",
-                    action="send fewer items at a time",
-                )
-            files = {info.filename.removesuffix(".npy"): archive.read(info) for info in infos}
-            if len(files) < len(infos):
-                raise ValueError("two arrays of one name")
-    except Refusal:
-        raise
-    except Exception as error:  # zipfile and its decompressors raise what they come upon
-        found = f"bytes that are not an .npz file ({error})"
-        action = "write it with numpy.savez"
-        raise Refusal(400, "body", found=found, expected="what numpy.savez writes", action=action) from error
-    return {name: _npy(file, f"{name}.npy") for name, file in files.items()}

@@ -127,6 +127,7 @@ def run(context: Context, options: ServeOptions, place: Place) -> None:
     """
     from bdflow.serve.replicas import served
     from bdflow.serve.requests import Capabilities
+    from bdflow.study.decoder import responses_of, units_of
 
     subjects = context.subjects
     config = context.config
@@ -140,6 +141,7 @@ def run(context: Context, options: ServeOptions, place: Place) -> None:
             space: tuple(context.ready(keys.targets(space, SHARED)).arrays["latent"].shape[1:])
             for space in config.decoded_spaces
         },
+        units={space: units_of(responses_of(context, subjects[0], space)) for space in config.decoded_spaces},
         variants=variants,
         rules={
             s: tuple(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import nibabel as nib
 import numpy as np
 import scipy.io
 
@@ -77,6 +76,8 @@ def write_nifti(path: Path, shape: Sequence[int], dtype: np.dtype, volumes: Iter
     """Write `volumes` (x, y, z) one after another as a gzip-compressed NIfTI image; the same bytes every
     time.
     """
+    import nibabel as nib
+
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)

@@ -24,28 +24,26 @@ from bdflow.models.judges.weights import (
     JUDGE_OF,
     JUDGES,
     Weights,
-    distractors_of,
     find_weights,
 )
 from bdflow.models.weights.bundle import open_bundle
+from bdflow.scoring import measure
+from bdflow.scoring.measure import ALONE, PIXELS
 from bdflow.stores import Store, Study, text
-from bdflow.study import catalog, keys, parts, score_catalog, scoring
+from bdflow.study import catalog, keys, parts, score_catalog
 from bdflow.study.graph import Counts, StoreDecl
 from bdflow.study.painting import shown_of
 from bdflow.study.parts import Joined
-from bdflow.study.scoring import PIXELS
 from bdflow.study.selection import Selected, selected, stores_of_pictures
 from bdflow.study.stage import TRUE, Context, Stage, Step, Work, missing_in_any, painted, pairs
 
 if TYPE_CHECKING:
     from bdflow.models.judges.networks import Panel
 
-ALONE = {*PIXELS, *DISTANCES}  # metrics that need no other photo
-
 
 def full_name(metric: str, config: Config) -> str:
-    """A metric with its protocol, see `bdflow.study.scoring.full_name`."""
-    return scoring.full_name(metric, config.evaluate.ssim, config.evaluate.distractors)
+    """A metric with its protocol, see `bdflow.scoring.measure.full_name`."""
+    return measure.full_name(metric, config.evaluate.ssim, config.evaluate.distractors)
 
 
 # --- which judges there are -----------------------------------------------------------------------------------
@@ -93,7 +91,7 @@ class Evaluate(Stage):
         if not config.painters:
             return
         weights = weights_of(config)
-        seen, rounding = judged(config, weights), {"device": config.networks.device_kind}
+        seen, rounding = judged(config, weights), config.networks.arithmetic(dtype="float32")
         settings: dict[str, Any]
         for metric in seen:
             about, chunks = {"metric": metric}, content(config.chunks, "judges")
@@ -109,7 +107,7 @@ class Evaluate(Stage):
                     settings = {
                         "variants": list(shown_of(config, painter, subject)),
                         "metrics": seen,
-                        "select": of.select,
+                        "select": content(of, "similarities").get("select"),
                     }
                     upstream = (*pictures, *(keys.judge(metric) for metric in seen))
                     layout = partial(_similarities, config, painter, subject, len(seen))
@@ -121,7 +119,7 @@ class Evaluate(Stage):
                     "variants": list(shown_of(config, painter, subject)),
                     "evaluate": content(config.evaluate, "metrics"),
                     "missing": missing(config, weights),
-                    "select": of.select,
+                    "select": content(of, "metrics").get("select"),
                 }
                 shown = parts.stimuli(parts.of_pictures(config, subject))
                 upstream = (*shown, *pictures, *((similarities,) if seen else ()))
@@ -332,15 +330,8 @@ class Comparer:
         region = store.spec.region(store.sizes, partition)
         variant = self.variants[subject][region["variant"].start]
         pictures = self.images[subject, variant].read(region["stimulus"])
-        of_each = [self._correlations(of) for of in np.moveaxis(pictures, 1, 0)]
-        correlation = np.stack(of_each).mean(axis=0, dtype=np.float64)
-        store.write(partition, {"correlation": correlation[None].astype(np.float32)})
-
-    def _correlations(self, pictures: np.ndarray) -> np.ndarray:
-        """(metric, picture, photo) of pictures (n, y, x, 3)."""
-        seen = self.panel(np.ascontiguousarray(pictures))
-        found = [image_metrics.unit(seen[metric]) @ self.photos[metric].T for metric in self.judges]
-        return np.stack([each.cpu().numpy()[:, self.rows] for each in found])
+        correlation = measure.correlations(self.panel, [list(each) for each in pictures], self.photos, self.rows)
+        store.write(partition, {"correlation": correlation[None]})
 
 
 class Scorer:
@@ -378,19 +369,16 @@ class Scorer:
     def _pixel_scores(self, subject: str, region: Mapping[str, slice]) -> dict[str, np.ndarray]:
         rows = {"stimulus": region["stimulus"]}
         ids = self.stores[subject].read("stimulus_id", rows)
-        scores: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-            "PixCorr": image_metrics.pixcorr,
-            "SSIM": partial(image_metrics.ssim, protocol=self.config.evaluate.ssim),
-        }
-        wanted = {name: score for name, score in scores.items() if name in self.config.evaluate.metrics}
-        found = {name: np.full(len(ids), np.nan) for name in scores}
+        wanted = [name for name in PIXELS if name in self.config.evaluate.metrics]
+        found = {name: np.full(len(ids), np.nan) for name in PIXELS}
         if wanted:
             truths = self.stimuli.read("image", {"stimulus": self.stimuli.rows("stimulus_id", ids)})
             pictures = self.images[subject, self.variants[subject][region["variant"].start]].read(region["stimulus"])
             for i, (truth, several) in enumerate(zip(truths, pictures, strict=True)):
-                resized = [image_metrics.at_size(picture, *truth.shape[:2]) for picture in several]
-                for name, score in wanted.items():
-                    found[name][i] = np.mean([score(truth, picture) for picture in resized])
+                for name, score in measure.pixel_scores(
+                    truth, list(several), wanted, self.config.evaluate.ssim
+                ).items():
+                    found[name][i] = score
         return found
 
     def _network_score(self, subject: str, metric: str, region: Mapping[str, slice]) -> np.ndarray:
@@ -398,8 +386,8 @@ class Scorer:
         at = store.read("metric").tolist().index(metric)
         which = {"variant": region["variant"], "metric": slice(at, at + 1)}
         rows = region["stimulus"]
+        rule = self.config.evaluate.distractors
         if metric in DISTANCES:
-            return 1 - np.diagonal(store.read("correlation", {**which, "stimulus": rows, "photo": rows})[0, 0])
-        correlation = store.read("correlation", which)[0, 0]
-        rule = distractors_of(metric, self.config.evaluate.distractors)
-        return image_metrics.identification(correlation, rule)[rows]
+            own = store.read("correlation", {**which, "stimulus": rows, "photo": rows})[0, 0]
+            return measure.network_scores(metric, own, rule)
+        return measure.network_scores(metric, store.read("correlation", which)[0, 0], rule)[rows]

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from bdflow.config import Config, content
+from bdflow.errors import InputError, counted, listed
 from bdflow.models.encoders import Encoder, Stimuli, encoder_class, encoder_of, encoder_settings
 from bdflow.stores import Store, StoreError
 from bdflow.study import catalog, keys, parts
@@ -72,10 +73,32 @@ def _targets(config: Config, space: str, part: str, counts: Counts) -> catalog.L
     return spec, {"stimulus": counts.stimuli(part), **catalog.space_sizes(shape)}
 
 
+def _check_captions(config: Config, spaces: tuple[str, ...], stimuli: Mapping[str, Store]) -> None:
+    """Raise InputError where a space is made of captions, and a stimulus has none."""
+    of_captions = [space for space in spaces if "captions" in encoder_class(config, space)[0].takes]
+    if not of_captions:
+        return
+    without = [
+        str(one)
+        for store in stimuli.values()
+        for one in store.read("stimulus_id")[~(store.read("caption") != "").any(axis=1)]
+    ]
+    if without:
+        raise InputError(
+            f"spaces made of captions: {listed(of_captions)}",
+            found=f"{counted(len(without), 'stimulus', 'stimuli')} without a caption ({listed(without, 6)})",
+            expected="a caption of every stimulus, as `dataset.without_caption: refuse` asks",
+            action="add captions; leave these stimuli out of training and test by `dataset.without_caption: "
+            "leave_out`; or leave these spaces out of `spaces`",
+        )
+
+
 def _start(context: Context, spaces: tuple[str, ...]) -> Work:
     stimuli, stores = {}, {}
     for part in parts.of_run(context):
         stimuli[part] = context.ready(keys.stimuli(part))
+    _check_captions(context.config, spaces, stimuli)
+    for part in stimuli:
         given = {name: stimuli[part].read(name) for name in ("stimulus_id", "split")}
         stores[part] = {space: context.declare(keys.targets(space, part), given) for space in spaces}
     tasks = [(part, partition) for part, of in stores.items() for partition in missing_in_any(of.values())]

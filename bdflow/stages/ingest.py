@@ -88,7 +88,10 @@ def _sessions(config: Config, subjects: Iterable[str]) -> object:
 def _stimuli(config: Config, part: str, counts: Counts) -> catalog.Laid:
     height, width = counts.photo()
     sizes = {"stimulus": counts.stimuli(part), "y": height, "x": width, "rgb": 3, "caption_number": counts.captions()}
-    return catalog.stimuli(config.chunks.stimuli), sizes
+    leave_out = config.dataset.without_caption == "leave_out"
+    if leave_out:
+        sizes["left_out"] = counts.left_out(part)
+    return catalog.stimuli(config.chunks.stimuli, leave_out=leave_out), sizes
 
 
 def _betas(config: Config, subject: str, counts: Counts) -> catalog.Laid:
@@ -100,7 +103,7 @@ def _betas(config: Config, subject: str, counts: Counts) -> catalog.Laid:
 def _responses(config: Config, subject: str, design: Design, counts: Counts) -> catalog.Laid:
     rows = counts.train_rows(subject, design.rows) + counts.test_stimuli(subject)
     units = open_dataset(config).encoding().units
-    spec = catalog.responses(config.chunks.voxels, design.rows, design.session_zscore, units)
+    spec = catalog.responses(config.chunks.voxels, units, rows=design.rows, z_scored=design.session_zscore)
     return spec, {catalog.row_dim(design.rows): rows, "voxel": counts.voxels(subject)}
 
 
@@ -136,7 +139,12 @@ def _start_stimuli(context: Context) -> Work:
     data, stores = open_dataset(context.config), {}
     for part in parts.of_run(context):
         ids, split = data.stimuli(part)
-        stores[part] = context.declare(keys.stimuli(part), {"stimulus_id": ids, "split": text(split)})
+        given = {"stimulus_id": ids, "split": text(split)}
+        if context.config.dataset.without_caption == "leave_out":
+            given["without_caption"] = text(data.left_out(part))
+        stores[part] = context.declare(keys.stimuli(part), given)
+    for line in parts.left_out(stores.values()):
+        log.warning("%s.", line)
     return Work(pairs(stores), partial(StimulusReader, context.config, stores))
 
 

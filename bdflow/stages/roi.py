@@ -73,7 +73,8 @@ class Roi(Stage):
         guesses = keys.region_guesses(chosen, painter, subject)
         if "guess" in latents:
             layout, inputs = partial(_guesses, config, chosen, painter), partial(guess_inputs, config, painter)
-            yield StoreDecl(guesses, layout, settings, inputs, (latents["guess"],), {}, kind.guess_arithmetic())
+            by_guess = {**settings, "networks": {**content(config.networks), "dtype": kind.guess_dtype}}
+            yield StoreDecl(guesses, layout, by_guess, inputs, (latents["guess"],), {}, kind.guess_arithmetic())
         upstream = tuple(guesses if role == "guess" else key for role, key in latents.items())
         variant = full(config, painter)
         settings = {**settings, "painting": kind.variant_settings(variant)}

@@ -25,8 +25,10 @@ UNITS: Mapping[Units, str] = {"percent signal change": "percent signal change", 
 IMAGE_DIMS = ("stimulus", "y", "x", "rgb")
 
 
-def stimuli(per_partition: int) -> StoreSpec:
+def stimuli(per_partition: int, *, leave_out: bool = False) -> StoreSpec:
+    """`leave_out` : the store also names the stimuli that the study leaves out, since they have no caption."""
     chunks = {"stimulus": per_partition}
+    gone = ArraySpec("without_caption", ("left_out",), "str", "stimuli left out: they have no caption", role="given")
     image_chunks = {"stimulus": min(per_partition, 8)}
     return StoreSpec(
         "Stimuli: the photos that were shown, and their captions",
@@ -37,9 +39,10 @@ def stimuli(per_partition: int) -> StoreSpec:
             ),
             STIMULUS_ID,
             SPLIT,
+            *((gone,) if leave_out else ()),
         ),
         {"stimulus": per_partition},
-        ("stimulus",),
+        ("stimulus", "left_out"),
     )
 
 
@@ -105,9 +108,7 @@ def row_dim(rows: str) -> str:
     return "stimulus" if rows == "averaged" else "row"
 
 
-def responses(
-    voxels_per_partition: int, rows: str = "averaged", z_scored: bool = False, of: Units = "percent signal change"
-) -> StoreSpec:
+def responses(voxels_per_partition: int, of: Units, *, rows: str = "averaged", z_scored: bool = False) -> StoreSpec:
     """Rows for ridge; `of`: units of the betas."""
     chunks, dim = {"voxel": voxels_per_partition}, row_dim(rows)
     units = "1" if z_scored else UNITS[of]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -82,7 +83,25 @@ def _projected(latents: Joined, seed: int, space: str) -> np.ndarray:
     return total
 
 
-def split_by_cluster(context: Context, space: str, number: int, test: int) -> dict[str, object]:
+class AboutSplit(TypedDict):
+    """How a split by cluster was made; `sizes` of the clusters, the largest first."""
+
+    space: str
+    clusters: int
+    test_cluster: int
+    sizes: list[int]
+    seed: int
+
+
+class ClusterSplit(TypedDict):
+    """A split by cluster, as its file has it: ids of stimuli for testing and training."""
+
+    about: AboutSplit
+    test: list[str]
+    train: list[str]
+
+
+def split_by_cluster(context: Context, space: str, number: int, test: int) -> ClusterSplit:
     """A split whose test stimuli are one cluster, as the JSON that `dataset.split` reads: `test`, `train`, `about`.
 
     Raises
@@ -98,11 +117,12 @@ def split_by_cluster(context: Context, space: str, number: int, test: int) -> di
         )
     ids, found = clusters(context, space, number)
     sizes = np.bincount(found, minlength=number).tolist()
-    about = {"space": space, "clusters": number, "test_cluster": test, "sizes": sizes, "seed": context.config.seed}
+    seed = context.config.seed
+    about: AboutSplit = {"space": space, "clusters": number, "test_cluster": test, "sizes": sizes, "seed": seed}
     return {"about": about, "test": ids[found == test].tolist(), "train": ids[found != test].tolist()}
 
 
-def write_split(context: Context, path: Path, space: str, number: int, test: int) -> dict[str, object]:
+def write_split(context: Context, path: Path, space: str, number: int, test: int) -> ClusterSplit:
     """Write a split by cluster to a new file; return it. Raises InputError, also where there is a file already."""
     if path.exists():
         raise InputError(

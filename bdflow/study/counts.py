@@ -45,6 +45,9 @@ class StudyCounts:
     def regions(self, subject: str) -> int:
         return len(self._data.region_names(subject))
 
+    def left_out(self, part: str) -> int:
+        return len(self._data.left_out(part))
+
     def photo(self) -> tuple[int, int]:
         return self._data.photo_shape()
 

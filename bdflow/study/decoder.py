@@ -9,13 +9,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bdflow import npy
-from bdflow.errors import InputError, counted
+from bdflow.datasets.contract import Units
+from bdflow.errors import InputError, counted, listed
 from bdflow.regression import ridge, streaming
 from bdflow.regression.device import to_host
 from bdflow.regression.memory_budget import PIECE
@@ -29,6 +31,12 @@ from bdflow.study.target_reader import Columns, ahead
 
 if TYPE_CHECKING:
     import xarray
+
+
+log = getLogger(__name__)
+
+FAR = 20.0
+"""SDs from the training mean: patterns of which half the values lie further away are most likely in another unit."""
 
 
 def read_array(path: Path, expected: str) -> np.ndarray:
@@ -60,8 +68,65 @@ def responses_of(context: Context, subject: str, space: str) -> Store:
     return context.ready(keys.responses(subject, design_of(context.config, space).responses))
 
 
+def units_of(responses: Store) -> Units:
+    """The unit of rows, and of patterns for them: that of the betas, or z where they are z-scored within sessions."""
+    stated = str(responses.arrays["voxel_mean"].attrs["units"])
+    return {of: name for name, of in catalog.UNITS.items()}[stated]
+
+
+def spaces_in(context: Context, subject: str, units: str | None) -> tuple[str, ...]:
+    """The spaces that patterns in a unit are decoded in: those whose rows are in it; others are named in the log.
+
+    Parameters
+    ----------
+    units : of `bdflow.datasets.contract.Units`; None: that of all rows.
+
+    Raises
+    ------
+    InputError : no rows in this unit; None, where spaces are decoded from rows in different units.
+    """
+    by_units: dict[str, list[str]] = {}
+    for space in context.config.decoded_spaces:
+        by_units.setdefault(units_of(responses_of(context, subject, space)), []).append(space)
+    said = listed((f"{name} for {listed(spaces)}" for name, spaces in by_units.items()), joint="; ")
+    if units is None and len(by_units) > 1:
+        raise InputError(
+            "patterns",
+            found="no unit of theirs",
+            expected=said,
+            meaning="Spaces are decoded from rows in different units, and a pattern is in one.",
+            action="say the unit (`units`; `--units` on the command line), and decode in the spaces of each on its own",
+        )
+    if units is not None and units not in by_units:
+        raise InputError(
+            "units",
+            found=repr(units),
+            expected=f"the unit of the rows that are decoded from: {said}",
+            meaning="The decoder would take the patterns for responses of another size.",
+            action="bring the patterns into this unit",
+        )
+    chosen = next(iter(by_units)) if units is None else units
+    others = [space for name, spaces in by_units.items() if name != chosen for space in spaces]
+    if others:
+        log.info("not decoded, since their rows are in other units than %s: %s.", chosen, listed(others))
+    return tuple(by_units[chosen])
+
+
+def warn_of_units(subject: str, z_scored: np.ndarray, units: str) -> None:
+    """Say where patterns are so far from the training responses that they are most likely in another unit."""
+    middle = float(np.median(np.abs(z_scored))) if z_scored.size else 0.0
+    if middle > FAR:
+        log.warning(
+            "%s: half of the values of the patterns are more than %.0f SDs from the mean of the training responses, "
+            "where about 1 is usual. Are they in the unit of the rows (%s)?",
+            subject,
+            middle,
+            units,
+        )
+
+
 def z_scored_patterns(responses: Store, patterns: np.ndarray) -> np.ndarray:
-    """Patterns in percent signal change, (k, voxels) of the subject's mask, by the training mean and SD of each voxel.
+    """Patterns (k, voxels of the subject's mask) in the unit of the rows, by the training mean and SD of each voxel.
 
     Raises
     ------
@@ -69,7 +134,7 @@ def z_scored_patterns(responses: Store, patterns: np.ndarray) -> np.ndarray:
         decoded from.
     """
     voxels = responses.sizes["voxel"]
-    npy.real("patterns", patterns, "real numbers, percent signal change")
+    npy.real("patterns", patterns, f"real numbers, in the unit of the rows ({units_of(responses)})")
     if patterns.ndim != 2 or patterns.shape[1] != voxels:
         raise InputError(
             "patterns",
@@ -124,15 +189,27 @@ class Decoder:
         """Raw latents (k, ...) float32 of z-scored patterns (k, voxels), in each of these target spaces. Patterns may
         be given by space, where spaces are decoded from rows of different kinds.
         """
+        shapes = {space: self._predictions(space).arrays["alpha"].shape for space in spaces}
         found: dict[str, np.ndarray] = {}
+        for space, block, values in self.blocks(z_scored, spaces):
+            if space not in found:
+                found[space] = np.empty((len(values), *shapes[space]), np.float32)
+            found[space][:, block] = values
+        return {space: found[space] for space in spaces}
+
+    def blocks(
+        self, z_scored: np.ndarray | Mapping[str, np.ndarray], spaces: Sequence[str]
+    ) -> Iterator[tuple[str, slice, np.ndarray]]:
+        """What `latents` gives, by blocks of columns: a space, where the block lies along the first dimension of its
+        latents, and the raw latents (k, ...) float32 of all patterns there. One block is in memory at a time.
+        """
         config = self.context.config
         for design, members in designs(config).items():
             wanted = [space for space in spaces if space in members]
             if not wanted:
                 continue
             patterns = z_scored if isinstance(z_scored, np.ndarray) else z_scored[wanted[0]]
-            stores = {space: self.context.ready(keys.predictions(self.subject, space)) for space in wanted}
-            alphas = {space: store.read("alpha") for space, store in stores.items()}
+            alphas = {space: self._predictions(space).read("alpha") for space in wanted}
             used = np.unique(np.concatenate([alpha.ravel() for alpha in alphas.values()])).astype(float).tolist()
             solver = self._solver(design)
             hats = self._system(design).hat_matrices(solver.of_patterns(patterns), used)
@@ -140,10 +217,17 @@ class Decoder:
                 alpha: np.asarray(to_host(solver.grouping.sum_columns(hat)), dtype=np.float32)
                 for alpha, hat in zip(used, hats, strict=True)
             }
-            found |= {space: self._walk(design, matrices, space, alpha) for space, alpha in alphas.items()}
-        return {space: found[space] for space in spaces}
+            for space, alpha in alphas.items():
+                for block, values in self._walk(design, matrices, space, alpha):
+                    yield space, block, values
 
-    def _walk(self, design: Design, matrices: dict[float, np.ndarray], space: str, alpha: np.ndarray) -> np.ndarray:
+    def _predictions(self, space: str) -> Store:
+        """The store that says the penalty of each latent of a space, `alpha`."""
+        return self.context.ready(keys.predictions(self.subject, space))
+
+    def _walk(
+        self, design: Design, matrices: dict[float, np.ndarray], space: str, alpha: np.ndarray
+    ) -> Iterator[tuple[slice, np.ndarray]]:
         context = self.context
         decoder = context.ready(keys.decoder(self.subject, design.name))
         shown = parts.of_pictures(context.config, self.subject)
@@ -155,7 +239,6 @@ class Decoder:
         width = min(length, alpha.shape[0])
         per_piece = max(512, PIECE // (4 * width * int(np.prod(alpha.shape[1:]))))
         columns = Columns(targets, targets.rows("stimulus_id", decoder.read("train_stimulus_id")), per_piece)
-        found = np.empty((len(chosen[0]), *alpha.shape), dtype=np.float32)
         scratch = streaming.Scratch()
         for start in range(0, alpha.shape[0], width):
             block = slice(start, min(start + width, alpha.shape[0]))
@@ -165,8 +248,7 @@ class Decoder:
             values = walked.product
             if design.intercept:
                 values = values + (walked.first + walked.mean).astype(np.float32)
-            found[:, block] = values.reshape(len(values), *alpha[block].shape)
-        return found
+            yield block, np.asarray(values, np.float32).reshape(len(values), *alpha[block].shape)
 
 
 def check_rule(rule: str) -> None:
@@ -222,45 +304,52 @@ def restandardised(raw: np.ndarray, space: str, rule: str, statistics: Mapping[s
         raise InputError(
             "patterns",
             found=f"values so large that their latents in {space} are not finite in float32",
-            expected="responses in percent signal change",
+            expected="responses in the unit of the rows that are decoded from",
             action="check the units of the patterns",
         )
     return found
 
 
-def decoded_tree(context: Context, subject: str, patterns: np.ndarray, rule: str) -> xarray.DataTree:
-    """Latents of patterns in percent signal change, a node for each target space with `latent` (pattern, ...).
+def decoded_tree(
+    context: Context, subject: str, patterns: np.ndarray, rule: str, units: str | None = None
+) -> xarray.DataTree:
+    """Latents of patterns, a node for each target space with `latent` (pattern, ...). `units` : see `spaces_in`.
 
     Raises
     ------
-    InputError : the patterns do not fit. NotReady : the stage `regress` is not done.
+    InputError : the patterns do not fit, or their unit. NotReady : the stage `regress` is not done.
     """
     import xarray
 
-    trees = {}
-    for space in context.config.decoded_spaces:
-        z_scored = z_scored_patterns(responses_of(context, subject, space), patterns)
+    trees: dict[str, xarray.Dataset] = {}
+    for space in spaces_in(context, subject, units):
+        responses = responses_of(context, subject, space)
+        z_scored = z_scored_patterns(responses, patterns)
+        if not trees:
+            warn_of_units(subject, z_scored, units_of(responses))
         values = decode(context, subject, z_scored, space, rule)
         dims = ("pattern", *catalog.space_dims(values.shape[1:]))
         attrs = {"long_name": "decoded latent", "units": "1"}
         made = {
             "subject": subject,
             "standardise": rule,
+            "pattern_units": units_of(responses),
             "decoder": context.expected[keys.predictions(subject, space)].fingerprint,
         }
         trees[f"/{space}"] = xarray.Dataset({"latent": (dims, values, attrs)}, attrs=made)
     return xarray.DataTree.from_dict(trees)
 
 
-def write(context: Context, subject: str, patterns: np.ndarray, out: Path, rule: str) -> None:
-    """Decode patterns in percent signal change and write a Zarr group for each target space, for xarray.
+def write(context: Context, subject: str, patterns: np.ndarray, out: Path, rule: str, units: str | None = None) -> None:
+    """Decode patterns and write a Zarr group for each target space, for xarray. `units` : see `spaces_in`.
 
     Raises
     ------
     InputError : `out` exists; the patterns do not fit. NotReady : the stage `regress` is not done.
     """
     with written_whole(out) as partial:
-        decoded_tree(context, subject, patterns, rule).to_zarr(partial, mode="w", zarr_format=3, consolidated=False)
+        tree = decoded_tree(context, subject, patterns, rule, units)
+        tree.to_zarr(partial, mode="w", zarr_format=3, consolidated=False)
 
 
 @contextmanager

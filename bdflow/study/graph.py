@@ -37,6 +37,9 @@ class Counts(Protocol):
     def stimuli(self, part: str) -> int:
         """Stimuli of a part: `shared`, or a subject's own."""
 
+    def left_out(self, part: str) -> int:
+        """Stimuli of a part that the study leaves out, since they have no caption."""
+
     def photo(self) -> tuple[int, int]:
         """Height and width of a stimulus in pixels."""
 

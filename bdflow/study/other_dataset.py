@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,10 +33,11 @@ from bdflow.study.designs import Design, designs
 from bdflow.study.stage import Context
 
 if TYPE_CHECKING:
-    import xarray
+    import zarr
 
 log = getLogger(__name__)
 
+ROWS_A_CHUNK = 256
 MOST_MISSING = 0.5
 """The largest share of the voxels of a row that may take their training mean."""
 
@@ -119,8 +120,7 @@ def write_decoded(context: Context, data: Reader, out: Path, rule: str) -> dict[
             for design, spaces in designs(context.config).items():
                 rows = rows_of(context.ready(keys.betas(subject)), data, subject, design.session_zscore)
                 many[subject] = len(rows.stimulus)
-                for space, found in _decoded(context, data, subject, design, spaces, rows, rule).items():
-                    found.to_zarr(partial, group=f"{subject}/{space}", mode="a", zarr_format=3, consolidated=False)
+                _write_decoded(partial, context, data, subject, design, spaces, rows, rule)
     return many
 
 
@@ -181,20 +181,77 @@ def rows_of(betas: Store, data: Reader, subject: str, session_zscore: bool) -> R
 # --- what is decoded --------------------------------------------------------------------------------------------------
 
 
-def _decoded(
-    context: Context, data: Reader, subject: str, design: Design, spaces: tuple[str, ...], rows: Rows, rule: str
-) -> dict[str, xarray.Dataset]:
-    """A dataset with `latent` (stimulus, ...) for each of the spaces of a design."""
-    import xarray
+def _write_decoded(
+    root: Path,
+    context: Context,
+    data: Reader,
+    subject: str,
+    design: Design,
+    spaces: tuple[str, ...],
+    rows: Rows,
+    rule: str,
+) -> None:
+    """Write a group with `latent` (stimulus, ...) for each of the spaces of a design, block of latents by block."""
+    z_scored, coords, voxels = _patterns(context, data, subject, design, spaces, rows)
+    statistics = {space: statistics_of(context.ready(keys.predictions(subject, space)), rule) for space in spaces}
+    arrays: dict[str, zarr.Array] = {}
+    for space, block, raw in Decoder(context, subject).blocks(z_scored, spaces):
+        if space not in arrays:
+            attrs = {
+                "subject": subject,
+                "space": space,
+                "standardise": rule,
+                "session_zscore": int(design.session_zscore),
+                "voxels": voxels,
+                "study": without_secrets(str(context.config.study)),
+                "decoder": context.expected[keys.predictions(subject, space)].fingerprint,
+                "provenance": _provenance(context, data, subject, space, rule).attrs(),
+            }
+            shape = (len(raw), *context.ready(keys.predictions(subject, space)).arrays["alpha"].shape)
+            arrays[space] = _array(root, f"{subject}/{space}", coords, attrs, shape, raw.shape)
+        here = {name: values[block] for name, values in statistics[space].items()}
+        arrays[space][:, block] = restandardised(raw, space, rule, here)
 
+
+def _array(
+    root: Path,
+    group: str,
+    coords: dict[str, Any],
+    attrs: dict[str, Any],
+    shape: tuple[int, ...],
+    block: tuple[int, ...],
+) -> zarr.Array:
+    """A group with its coordinates, and in it the array `latent` that is still to be filled."""
+    import xarray
+    import zarr
+
+    opened = xarray.Dataset(None, coords, attrs)
+    opened.to_zarr(root, group=group, mode="a", zarr_format=3, consolidated=False)
+    return zarr.open_group(root, path=group, mode="r+").create_array(
+        "latent",
+        shape=shape,
+        dtype="float32",
+        chunks=(min(ROWS_A_CHUNK, len(coords["repeats"][1])), *block[1:]),
+        dimension_names=("stimulus", *catalog.space_dims(shape[1:])),
+        attributes={
+            "long_name": "decoded latent",
+            "units": "1",
+            "coordinates": " ".join(coords),
+        },
+    )
+
+
+def _patterns(
+    context: Context, data: Reader, subject: str, design: Design, spaces: tuple[str, ...], rows: Rows
+) -> tuple[np.ndarray, dict[str, Any], int]:
+    """Z-scored rows (row, voxel), coordinates of what is decoded from them, and the number of voxels."""
     responses = responses_of(context, subject, spaces[0])
     used = context.ready(keys.system(subject, design.name)).read("used") == 1
     absent = np.isnan(rows.response)
     missing = (absent & used).sum(axis=1, dtype=np.int32)
     _check_missing(rows, missing, int(used.sum()), subject, design)
     filled = np.where(absent, responses.read("voxel_mean"), rows.response)
-    latents = Decoder(context, subject).latents(z_scored_patterns(responses, filled), spaces)
-    coords = {
+    coords: dict[str, Any] = {
         "stimulus_id": ("stimulus", rows.stimulus.astype(object), {"long_name": "the dataset's name of the stimulus"}),
         "repeats": ("stimulus", rows.repeats, {"long_name": "trials averaged, where the voxel has them all"}),
         "missing_voxels": (
@@ -205,27 +262,7 @@ def _decoded(
     }
     if (rows.condition != "").any():
         coords["condition"] = ("stimulus", rows.condition.astype(object), {"long_name": "what the subject did"})
-    found = {}
-    for space in spaces:
-        predictions = context.ready(keys.predictions(subject, space))
-        values = restandardised(latents.pop(space), space, rule, statistics_of(predictions, rule))
-        latent = (
-            ("stimulus", *catalog.space_dims(values.shape[1:])),
-            values,
-            {"long_name": "decoded latent", "units": "1"},
-        )
-        attrs = {
-            "subject": subject,
-            "space": space,
-            "standardise": rule,
-            "session_zscore": int(design.session_zscore),
-            "voxels": int(used.sum()),
-            "study": without_secrets(str(context.config.study)),
-            "decoder": context.expected[keys.predictions(subject, space)].fingerprint,
-            "provenance": _provenance(context, data, subject, space, rule).attrs(),
-        }
-        found[space] = xarray.Dataset({"latent": latent}, coords, attrs)
-    return found
+    return z_scored_patterns(responses, filled), coords, int(used.sum())
 
 
 def _provenance(context: Context, data: Reader, subject: str, space: str, rule: str) -> Provenance:

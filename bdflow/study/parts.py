@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from bdflow.config import Config
+from bdflow.errors import counted, listed
 from bdflow.stores import Store
 from bdflow.stores.store import Selection, positions
 from bdflow.study import keys
@@ -45,6 +46,16 @@ def stimuli(parts: Iterable[str]) -> tuple[str, ...]:
 def targets(space: str, parts: Iterable[str]) -> tuple[str, ...]:
     """Keys of the latents of these parts."""
     return tuple(keys.targets(space, part) for part in parts)
+
+
+def left_out(stores: Iterable[Store]) -> list[str]:
+    """In words, which stimuli of these parts the study leaves out; nothing, where it leaves out none."""
+    known = [store for store in stores if "without_caption" in store.arrays]
+    ids = [str(one) for store in known for one in store.read("without_caption")]
+    if not ids:
+        return []
+    which = f"{counted(len(ids), 'stimulus', 'stimuli')} without a caption ({listed(ids, 6)})"
+    return [f"{which} left out of training and test, in every space"]
 
 
 def joined(context: Context, wanted: Sequence[str]) -> Joined:
@@ -104,6 +115,12 @@ class Joined:
                 if (here := (wanted >= low) & (wanted < high)).any():
                     found.append((store, wanted[here] - low))
         return found or [(self.first, slice(0, 0))]
+
+    def cut(self, rows: np.ndarray) -> list[tuple[Store, np.ndarray]]:
+        """Each part that holds some of these positions, which ascend, and those by its own positions."""
+        found = zip(self.stores, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
+        cut = [(store, rows[(rows >= low) & (rows < high)] - low) for store, low, high in found]
+        return [(store, here) for store, here in cut if len(here)]
 
     def run(self, rows: slice) -> tuple[Store, slice]:
         """The part in which the first of some rows lies, and those of them that lie in it, by its own positions."""

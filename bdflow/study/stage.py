@@ -145,6 +145,9 @@ class Stage(ABC):
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         """Every store of the configuration that this stage fills; those that others are made from come first."""
 
+    def check(self, config: Config) -> None:  # noqa: B027
+        """Refuse what is asked for and cannot be done here, before the first stage begins. Raises InputError."""
+
     @abstractmethod
     def steps(self, context: Context) -> Iterable[Step]:
         """What is done, in order, for the subjects of this run. Nothing is read or written before a step's `start`."""

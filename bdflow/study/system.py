@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from bdflow.config import Config
 from bdflow.errors import InputError
@@ -22,6 +23,7 @@ from bdflow.stores import Provenance, Store, Study
 from bdflow.stores.paths import AnyPath, remove_tree, scratch_folder
 from bdflow.study import catalog, keys
 from bdflow.study.designs import Design, by_rows, candidates, designs, validates
+from bdflow.study.target_reader import as_slice
 
 Pair = tuple[str, Design]  # of a subject
 
@@ -144,20 +146,30 @@ class Panels:
         self.solver, self.n = solver, solver.n
         self._train = np.flatnonzero(solver.train)
 
-    def of_training(self, rows: np.ndarray) -> np.ndarray:
+    def of_training(self, rows: np.ndarray) -> ridge.Array:
         """What `hat_matrices` takes for training rows: their rows of the kernel."""
         order = np.argsort(rows)
-        return self.solver.kernel_rows(self._train[rows[order]])[np.argsort(order)]
+        found = self.solver.kernel_rows(self._train[rows[order]])[np.argsort(order)]
+        return to_device(found, self.solver.device)
 
-    def hat_matrices(self, cross: np.ndarray, alphas: Sequence[float]) -> Iterator[np.ndarray]:
+    def hat_matrices(self, cross: ridge.Array, alphas: Sequence[float]) -> Iterator[ridge.Array]:
         """As `ridge.Dual.hat_matrices`, with two panels in memory at a time."""
+        xp = array_namespace(cross)
         for alpha in alphas:
             factor = self._factor(float(alpha))
-            right = np.array(cross.T, order="C")
-            out_of_core.solve(partial(_panels, factor), partial(_panels, factor, -1), right)
+            right = xp.empty((self.n, cross.shape[0]), dtype=cross.dtype)
+            right[:, :] = cross.T
+            out_of_core.solve(partial(self._panels, factor), partial(self._panels, factor, -1), right)
             yield ridge.centred_rows(right.T)
 
-    def without(self, kept: np.ndarray, left_out: np.ndarray) -> tuple[ridge.System, np.ndarray]:
+    def _panels(self, store: Store, step: int = 1) -> Iterator[out_of_core.Panel]:
+        return (self._panel(store, i) for i in range(store.n_partitions)[::step])
+
+    def _panel(self, store: Store, partition: int) -> out_of_core.Panel:
+        region = store.spec.region(store.sizes, partition)
+        return region["column"].start, to_device(store.read("factor", region), self.solver.device)
+
+    def without(self, kept: np.ndarray, left_out: np.ndarray) -> tuple[ridge.System, ridge.Array]:
         """Folds need the kernel whole; a plan with parts and folds is refused before this."""
         raise ValueError("k-fold validation needs the whole system in memory")
 
@@ -175,8 +187,8 @@ class Panels:
         for partition in store.missing():
             start = partition * width
             columns = self.of_training(np.arange(start, min(start + width, self.n)))
-            earlier = (_panel(store, i) for i in range(partition))
-            store.write(partition, {"factor": out_of_core.factor_panel(start, columns, alpha, earlier)})
+            earlier = (self._panel(store, i) for i in range(partition))
+            store.write(partition, {"factor": to_host(out_of_core.factor_panel(start, columns, alpha, earlier))})
         if not store.sealed:
             store.seal()
         return store
@@ -191,32 +203,23 @@ class Streamed:
         self.solver, self.n = solver, solver.n
         self._solve = ridge.solver(gram)
 
-    def of_training(self, rows: np.ndarray) -> np.ndarray:
+    def of_training(self, rows: np.ndarray) -> ridge.Array:
         """What `hat_matrices` takes for training rows: their responses."""
-        return self.solver.rows_of(np.flatnonzero(self.solver.train)[rows])
+        return to_device(self.solver.rows_of(np.flatnonzero(self.solver.train)[rows]), self.solver.device)
 
-    def hat_matrices(self, other: Any, alphas: Sequence[float]) -> Iterator[np.ndarray]:
+    def hat_matrices(self, other: ridge.Array, alphas: Sequence[float]) -> Iterator[ridge.Array]:
         """As `ridge.Primal.hat_matrices`, in a walk through the rows for each alpha."""
-        train = as_slice(np.flatnonzero(self.solver.train))
+        train, xp = as_slice(np.flatnonzero(self.solver.train)), array_namespace(other)
         for alpha in alphas:
-            solved = to_host(self._solve(float(alpha), other.T))
-            hat = np.zeros((other.shape[0], self.n), dtype=np.float32)
+            solved = self._solve(float(alpha), other.T)
+            hat = xp.zeros((other.shape[0], self.n), dtype=other.dtype)
             for voxels, values in self.solver.blocks():
-                hat += (values[train] @ solved[voxels]).T
+                hat += (to_device(values[train], self.solver.device) @ solved[voxels, :]).T
             yield ridge.centred_rows(hat)
 
-    def without(self, kept: np.ndarray, left_out: np.ndarray) -> tuple[ridge.System, np.ndarray]:
+    def without(self, kept: np.ndarray, left_out: np.ndarray) -> tuple[ridge.System, ridge.Array]:
         """Folds need the rows whole; a plan with parts and folds is refused before this."""
         raise ValueError("k-fold validation needs the whole system in memory")
-
-
-def _panels(store: Store, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-    return (_panel(store, i) for i in range(store.n_partitions)[::step])
-
-
-def _panel(store: Store, partition: int) -> tuple[int, np.ndarray]:
-    region = store.spec.region(store.sizes, partition)
-    return region["column"].start, store.read("factor", region)
 
 
 def z_scored(
@@ -245,12 +248,6 @@ def z_scored_blocks(responses: Store, used: np.ndarray | None = None) -> Iterato
         region = responses.spec.region(responses.sizes, partition)
         voxels = region["voxel"]
         yield voxels, z_scored(responses, region, None if used is None else used[voxels], scratch)
-
-
-def as_slice(rows: np.ndarray) -> slice | np.ndarray:
-    """The same rows as a slice where they are one run: no copy is made of what a slice takes."""
-    run = len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
-    return slice(int(rows[0]), int(rows[0]) + len(rows)) if run else rows
 
 
 def clear(scratch: AnyPath) -> None:
@@ -296,8 +293,11 @@ def extent_of(config: Config, spaces: tuple[str, ...], responses: Store, voxels:
     )
 
 
-def plan_of(config: Config, extents: dict[str, Extent], shapes: Sequence[tuple[int, ...]]) -> Plan:
-    """How systems of these extents and predictions of these shapes fit into the memory of a worker.
+def plan_of(
+    config: Config, extents: dict[str, Extent], shapes: Sequence[tuple[int, ...]], column_bytes: int = 0
+) -> Plan:
+    """How systems of these extents and predictions of these shapes fit into the memory of a worker; `column_bytes`:
+    of one latent of all stimuli that predictions are made from.
 
     Raises InputError if they cannot.
     """
@@ -306,7 +306,8 @@ def plan_of(config: Config, extents: dict[str, Extent], shapes: Sequence[tuple[i
         cut = catalog.column_blocks(shape, config.chunks.columns)
         columns = max(columns, int(np.prod(shape)) * next(iter(cut.values())) // shape[0])
     budget = config.execution.regress.memory
-    return plan(extents, columns, config.chunks.voxels, catalog.KERNEL_ROWS, budget and int(budget), folds(config))
+    kernel_rows, limit = catalog.KERNEL_ROWS, budget and int(budget)
+    return plan(extents, columns, config.chunks.voxels, kernel_rows, limit, folds(config), column_bytes)
 
 
 def folds(config: Config) -> bool:

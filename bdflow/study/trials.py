@@ -89,7 +89,7 @@ class Account:
     lost_stimuli : stimuli that were shown in such trials alone.
     incomplete : voxels that are not decoded from, because some stimulus has no valid beta.
     constant : those that are not, because they do not vary over the training stimuli.
-    limits : where betas are cut off.
+    limits, units : where betas are cut off, and in which unit.
     """
 
     voxels: int
@@ -103,6 +103,7 @@ class Account:
     incomplete: int
     constant: int
     limits: tuple[float, float] = (0.0, 0.0)
+    units: str = ""
 
     @classmethod
     def read(cls, betas: Store, responses: Store) -> Account:
@@ -122,6 +123,7 @@ class Account:
             int(incomplete.sum()),
             int((dropped & ~incomplete).sum()),
             (LOWEST / encoding.divisor, HIGHEST / encoding.divisor),
+            {"z": "SDs", "arbitrary": "arbitrary units"}.get(encoding.units, encoding.units),
         )
 
     def lines(self) -> list[str]:
@@ -142,7 +144,7 @@ class Account:
         if self.clipped_betas:
             found.append(
                 f"{counted(self.clipped_betas, 'beta')} of {counted(self.clipped_voxels, 'voxel')} "
-                f"{_are(self.clipped_betas)} cut off at {low:.1f} or {high:.1f} percent signal change, and used so"
+                f"{_are(self.clipped_betas)} cut off at {low:.1f} or {high:.1f} {self.units}, and used so"
             )
         return found
 

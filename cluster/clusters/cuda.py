@@ -7,9 +7,10 @@ import logging
 from typing import Any
 
 from bdflow.cluster.access import dask_security
-from bdflow.cluster.clusters.local import LOOPBACK
+from bdflow.cluster.clusters.local import LOOPBACK, Spawning
 from bdflow.cluster.errors import ClusterError
 from bdflow.cluster.limits import devices_here
+from bdflow.cluster.phases import DEPTH
 from bdflow.cluster.scratch import Scratch
 from bdflow.cluster.types import Resources
 from bdflow.errors import counted
@@ -41,18 +42,25 @@ class DaskOnCuda:
         self._owner, self._scratch = scratch, scratch.make()
         self._names = contextlib.ExitStack()
         self._names.enter_context(scratch.named_semaphores())
-        self.cluster: Any = LocalCUDACluster(
-            CUDA_VISIBLE_DEVICES=devices_here()[: resources.workers],
-            n_workers=resources.workers,
-            threads_per_worker=1,
-            memory_limit=resources.memory or 0,
-            local_directory=str(self._scratch),
-            protocol="tls",
-            security=dask_security(),
-            host="127.0.0.1",
-            dashboard_address=LOOPBACK if dashboard is None else f"{dashboard}:0",
-            silence_logs=logging.CRITICAL,
-        )
+        self._spawning = Spawning(resources.threads)
+        try:
+            # dask-cuda sets each worker's `env` itself; what all have in common goes by Dask's configuration
+            with self._spawning.starting(dashboard):
+                self.cluster: Any = LocalCUDACluster(
+                    CUDA_VISIBLE_DEVICES=devices_here()[: resources.workers],
+                    n_workers=resources.workers,
+                    threads_per_worker=DEPTH,
+                    memory_limit=resources.memory or 0,
+                    local_directory=str(self._scratch),
+                    protocol="tls",
+                    security=dask_security(),
+                    host="127.0.0.1",
+                    dashboard_address=LOOPBACK if dashboard is None else f"{dashboard}:0",
+                    silence_logs=logging.CRITICAL,
+                )
+        except BaseException:
+            self._undo()
+            raise
         self.client = Client(self.cluster, set_as_default=False, direct_to_workers=True)
 
     def ready(self) -> set[str]:
@@ -64,9 +72,13 @@ class DaskOnCuda:
         self.stop()
 
     def stop(self) -> None:
-        """Stop scheduler and workers."""
+        """Stop scheduler and workers; what starting them changed in this process is undone."""
         with contextlib.suppress(OSError, TimeoutError):
             self.client.close()
             self.cluster.close(timeout=5)
+        self._undo()
+
+    def _undo(self) -> None:
         self._owner.remove(self._scratch)
         self._names.close()
+        self._spawning.undo()

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bdflow.cluster.access import NO_PAGES, dask_security
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from distributed import Nanny, Security
 
 LOOPBACK = "127.0.0.1:0"  # for the HTTP server of health and metrics, which Dask always starts
+LEFT_BY_DASK = ("PYTHONHASHSEED", "__DASK_PARENT_PID", TRIM)  # in the environment of a process that starts a nanny
 NANNY_TIMEOUT = 3.0  # seconds without a process after which a nanny is replaced
 
 
@@ -41,11 +42,55 @@ def scheduler_options(host: str, dashboard: str | None, security: Security) -> d
     }
 
 
+class Spawning:
+    """What the processes of an own cluster on this machine find in their environment; undone when it is stopped.
+
+    A nanny leaves what it gives its worker in this process too, where it is started.
+    """
+
+    def __init__(self, threads: int) -> None:
+        import dask
+
+        spawned = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **environment(threads)}
+        spawned.pop(TRIM, None)
+        self.variables: dict[str, str] = spawned
+        self._changed = {name: os.environ.get(name) for name in (*spawned, *LEFT_BY_DASK)}
+        untrimmed()
+
+    @contextlib.contextmanager
+    def starting(self, dashboard: str | None) -> Iterator[None]:
+        """Around the start of a cluster. Undone at once if that fails."""
+        import dask
+
+        settings = {
+            "distributed.nanny.pre-spawn-environ": self.variables,
+            "distributed.scheduler.worker-ttl": None,
+            **(NO_PAGES if dashboard is None else {}),
+        }
+        # Threads and processes inherit the mask: a Ctrl-C reaches this process, which then ends the workers.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with dask.config.set({"distributed.nanny.pre-spawn-environ": None}), dask.config.set(settings):
+                yield
+        except BaseException:
+            self.undo()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def undo(self) -> None:
+        """Give this process its environment back."""
+        for name, value in self._changed.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 class LocalCluster:
     """Scheduler in this process, workers in their own, each under a nanny that replaces it when it dies."""
 
     def __init__(self, resources: Resources, total: Resources | None, dashboard: str | None, scratch: Scratch) -> None:
-        import dask
         from distributed import Client, Nanny, Scheduler, SpecCluster
         from distributed import scheduler as scheduling
         from distributed import worker as working
@@ -56,10 +101,7 @@ class LocalCluster:
         self._owner, self._scratch = scratch, scratch.make()
         self._names = contextlib.ExitStack()
         self._names.enter_context(scratch.named_semaphores())
-        spawned = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **environment(resources.threads)}
-        spawned.pop(TRIM, None)
-        self._changed = {name: os.environ.get(name) for name in (*spawned, "PYTHONHASHSEED", TRIM)}
-        untrimmed()
+        self._spawning = Spawning(resources.threads)
         security = dask_security()
         devices = devices_here() if total is None else [str(n) for n in range(int(total.gpus))]
         options = {
@@ -81,23 +123,14 @@ class LocalCluster:
         extensions = _without_spans(scheduling.DEFAULT_EXTENSIONS)
         where = scheduler_options("127.0.0.1", dashboard, security)
         scheduler = {"cls": Scheduler, "options": {**where, "extensions": extensions}}
-        settings = {
-            "distributed.nanny.pre-spawn-environ": spawned,
-            "distributed.scheduler.worker-ttl": None,
-            **(NO_PAGES if dashboard is None else {}),
-        }
-        # Threads and processes inherit the mask: a Ctrl-C reaches this process, which then ends the workers.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with dask.config.set({"distributed.nanny.pre-spawn-environ": None}), dask.config.set(settings):
+            with self._spawning.starting(dashboard):
                 self.cluster = SpecCluster(
                     workers=workers, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL
                 )
         except BaseException:
             self._undo()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.client = Client(self.cluster, set_as_default=False, direct_to_workers=True)
 
     def ready(self) -> set[str]:
@@ -146,8 +179,4 @@ class LocalCluster:
     def _undo(self) -> None:
         self._owner.remove(self._scratch)
         self._names.close()
-        for name, value in self._changed.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        self._spawning.undo()

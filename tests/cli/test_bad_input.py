@@ -51,7 +51,7 @@ FILES = {
     "numbers": b"study: 123\nreport: {path: 1}",
     "keys that are numbers": b"1: 2\n2: {3: 4}",
     "keys that are lists": b"? [a]\n: b",
-    "deep": b"[" * 1500,
+    "deep": b"[" * 600,
     "itself": b"a: &a [*a]",
     "a date": b"study: 2020-01-01\nseed: 2020-01-01",
     "bytes": b"study: !!binary aGVsbG8=",

@@ -119,6 +119,7 @@ def test_bundles_are_described_checked_and_made(tmp_path):
     assert "imagenet64-iter-1600000-model-ema.th" in str(init.exception)
 
 
+@pytest.mark.slow(kind="a driver is interrupted or killed")
 def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(config):
     process = subprocess.Popen(
         [str(BDFLOW), "run", str(config), "--until", "features", "--set", "execution.features.executor=dask"],

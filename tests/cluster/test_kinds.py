@@ -1,14 +1,24 @@
 """Kinds of clusters that this machine can only play: dask-cuda by a stand-in; and the dashboards of both."""
 
+import os
 import sys
 import types
 import urllib.request
+from functools import partial
+from pathlib import Path
 
+import cloudpickle
 import pytest
 
 from bdflow.cluster import ClusterError, Completed, Resources, open_executor
 from bdflow.cluster.access import dask_dashboard_warning, ray_dashboard_warning
+from bdflow.cluster.phases import DEPTH
+from bdflow.cluster.threads import TRIM, VARIABLES
 
+from .test_phases import Meeting
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+cloudpickle.register_pickle_by_value(sys.modules[Meeting.__module__])
 TWO = Resources(workers=2, gpus=1)
 
 
@@ -35,7 +45,8 @@ def dask_cuda(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
             protocol=None,
             **options,
         ):
-            asked.append({"devices": CUDA_VISIBLE_DEVICES, "workers": n_workers, "memory": memory_limit, **options})
+            made = {"devices": CUDA_VISIBLE_DEVICES, "workers": n_workers, "threads": threads_per_worker}
+            asked.append({**made, "memory": memory_limit, **options})
             super().__init__(
                 n_workers=n_workers,
                 threads_per_worker=threads_per_worker,
@@ -57,6 +68,7 @@ def test_dask_cuda_gets_one_worker_a_device(dask_cuda: list[dict]) -> None:
     with open_executor("dask", cuda=True) as executor:
         executor.run(Double, range(20), resources=TWO, on_done=done.append)
         assert [(one["devices"], one["workers"], one["memory"]) for one in dask_cuda] == [(["0", "1"], 2, 0)]
+        assert dask_cuda[0]["threads"] == DEPTH
         assert dask_cuda[0]["host"] == "127.0.0.1"
         executor.run(Double, range(3), resources=Resources(workers=2))
         assert len(dask_cuda) == 1, "workers without a GPU need no dask-cuda"
@@ -65,6 +77,35 @@ def test_dask_cuda_gets_one_worker_a_device(dask_cuda: list[dict]) -> None:
         with pytest.raises(ClusterError, match="3 GPUs"):
             executor.check(Resources(workers=4, gpus=1))
     assert sorted(c.result for c in done) == list(range(0, 40, 2))
+
+
+class Environment:
+    """What the worker's process was started with: libraries read it when they are loaded."""
+
+    def __call__(self, task: int) -> dict[str, str]:
+        lines = Path("/proc/self/environ").read_text(encoding="utf-8").split("\0")
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+@pytest.mark.slow
+def test_its_workers_overlap_phases_in_the_environment_of_own_clusters(
+    dask_cuda: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    before = dict(os.environ)
+    found: dict[bool, set[tuple[str | None, ...]]] = {}
+    names = (*VARIABLES, TRIM)
+    for cuda in (True, False):
+        done: list[Completed] = []
+        resources = Resources(threads=2, gpus=1)
+        with open_executor("dask", cuda=cuda) as executor:
+            executor.run(Environment, range(2), resources=resources, on_done=done.append)
+            found[cuda] = {tuple(completed.result.get(name) for name in names) for completed in done}
+            if cuda:
+                executor.run(partial(Meeting, 12), range(12), resources=resources)
+        assert dict(os.environ) == before
+    assert len(dask_cuda) == 1
+    assert found[True] == found[False] == {(*("2" for _ in VARIABLES), None)}
 
 
 def test_without_dask_cuda_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,7 @@ def test_a_second_run_starts_no_process_and_finds_nothing_of_the_first(ray: Exec
     assert max(size for *_, size, _ in (*second, *third)) < block
 
 
+@pytest.mark.slow(kind="workers of Ray that are kept")
 def test_an_idle_worker_holds_nothing(ray: Executor, tmp_path: Path) -> None:
     held = meet(ray, tmp_path / "1", size=300 * 2**20)
     until = time.monotonic() + 20
@@ -115,6 +116,7 @@ def test_an_idle_worker_holds_nothing(ray: Executor, tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow(kind="workers of Ray that are kept")
 def test_as_many_are_kept_as_are_asked_for(ray: Executor, tmp_path: Path) -> None:
     three = pids(meet(ray, tmp_path / "1", Resources(workers=3)))
     done: list[Completed] = []
@@ -129,6 +131,7 @@ def test_as_many_are_kept_as_are_asked_for(ray: Executor, tmp_path: Path) -> Non
     assert len(again - three) == 1
 
 
+@pytest.mark.slow(kind="workers of Ray that are kept")
 @pytest.mark.parametrize(
     "other", [Resources(2, threads=2), Resources(2, gpus=1), Resources(2, gpus=0.5), Resources(2, memory=2**30)]
 )
@@ -145,6 +148,7 @@ def test_other_resources_mean_other_processes(ray: Executor, other: Resources, t
     assert gone(pids(asked)) if other.gpus else all(map(psutil.pid_exists, pids(asked)))
 
 
+@pytest.mark.slow(kind="workers of Ray that are kept")
 def test_one_that_is_killed_between_two_runs_is_replaced(ray: Executor, tmp_path: Path) -> None:
     """It had no task: nothing is lost by it, whatever the attempts that are allowed."""
     first = pids(meet(ray, tmp_path / "1"))
@@ -176,6 +180,7 @@ class Poisoned(Mortal):
     always = True
 
 
+@pytest.mark.slow(kind="workers of Ray that are kept")
 def test_one_that_dies_in_a_later_run_is_replaced(ray: Executor, tmp_path: Path) -> None:
     first = pids(meet(ray, tmp_path / "1"))
     (tmp_path / "2").mkdir()
@@ -198,6 +203,7 @@ def unmade() -> None:
     raise ValueError("cannot be made")
 
 
+@pytest.mark.slow(kind="workers of Ray that are kept")
 @pytest.mark.parametrize("how", ["task", "made", "poison", "on_done"])
 def test_a_run_that_fails_leaves_no_process(ray: Executor, how: str, tmp_path: Path) -> None:
     first = pids(meet(ray, tmp_path / "1"))
@@ -244,6 +250,7 @@ class LateAndFailing(Late):
     fails = True
 
 
+@pytest.mark.slow(kind="workers of Ray that are kept")
 @pytest.mark.parametrize("kind", [Late, LateAndFailing])
 def test_one_that_still_loads_when_the_run_ends(ray: Executor, kind: type[Late], tmp_path: Path) -> None:
     """It is kept, and takes part in the next run when it is done; if it fails, another one takes its place."""

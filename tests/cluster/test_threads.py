@@ -73,6 +73,7 @@ class Arithmetic:
         return hashlib.sha256(product.tobytes() + painted.tobytes()).hexdigest()
 
 
+@pytest.mark.slow(kind="executors")
 def test_the_same_bytes_everywhere(opened: dict[str, Executor]) -> None:
     seen: dict[str, list[str]] = {}
     for kind, workers in (("serial", 1), ("dask", 3), ("ray", 2)):

@@ -166,7 +166,7 @@ def test_the_command(tmp_path):
 
 def test_sizes_come_from_the_files_where_they_are(settings, tmp_path):
     found = sizes_of(parse(settings(tmp_path)))
-    assert (found.test, found.stimuli, found.photo) == (6, 46, 64)
+    assert (found.test, found.stimuli, found.photo) == (6, 46, (64, 64))
     of_each = {(of.train, of.test, of.sessions, of.train_trials) for of in found.subjects.values()}
     assert of_each == {(20, 6, 3, 60)}
     assert "files below" in found.source

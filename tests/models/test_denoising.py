@@ -183,7 +183,7 @@ def test_spaces_of_one_pass_are_asked_together(monkeypatch: pytest.MonkeyPatch) 
         first.network.evaluate, "_noise", lambda x, *rest: (evaluations.append(len(x)), evaluate(x, *rest))[1]
     )
     found = first.work_together(first.prepare(stimuli), list(encoders.values()))
-    assert evaluations == [4] * 5 + [2] * 5, "both halves of two photos, then of one; five steps each"
+    assert evaluations == [2] * 5 + [1] * 5, "two photos, then one; five steps each, both halves from one state"
     for of, values in zip(options, found, strict=True):
         np.testing.assert_allclose(values, made(stimuli, **of), atol=2e-3 * np.abs(values).max())
     alone = made(Stimuli(stimuli.ids[1:2], stimuli.images[1:2], stimuli.captions[1:2]), step=2)
@@ -213,8 +213,8 @@ def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
 
 def test_layers_of_a_compiled_unet_are_refused() -> None:
     with pytest.raises(InputError, match="expected a UNet that is not compiled"):
-        encoder(SpeedSettings(compile="torch_compile"), layer="mid_block")
-    encoder(SpeedSettings(compile="torch_compile"))
+        encoder(SpeedSettings(compile="default"), layer="mid_block")
+    encoder(SpeedSettings(compile="default"))
 
 
 def test_what_latents_depend_on_is_all_that_is_run() -> None:

@@ -295,3 +295,23 @@ def test_statistics_of_predictions_that_a_heavy_penalty_makes_tiny():
     np.testing.assert_allclose(block.prediction_std, exact.std(axis=0), rtol=1e-4)
     expected = [np.corrcoef(exact[:, i], true[:, i])[0, 1] for i in range(6)]
     np.testing.assert_allclose(block.pearson_r, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_scores_without_an_intercept_are_exact_where_the_mean_is_large_against_the_predictions(weighted):
+    rng = np.random.default_rng(6)
+    x, other = (rng.standard_normal(shape).astype("f4") for shape in ((200, 60), (40, 60)))
+    y = (x @ rng.standard_normal((60, 5)) + rng.standard_normal((200, 5)) + 200).astype("f4")
+    true = (other @ rng.standard_normal((60, 5)) + 200).astype("f4")
+    x -= x.mean(axis=0)
+    (hat,) = ridge.Dual(x @ x.T, intercept=False).hat_matrices(other @ x.T, [1e5])
+    weights = rng.integers(1, 4, 200).astype("f4") if weighted else None
+    block = streaming.predict_block([hat], [y[:90], y[90:]], [true], intercept=False, weights=weights)
+    exact = hat.astype(float) @ y
+    assert (exact.std(axis=0) < 1e-2 * y.mean(axis=0)).all()
+    np.testing.assert_allclose(block.latent, exact, atol=1e-4)
+    np.testing.assert_allclose(block.prediction_mean, exact.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(block.prediction_std, exact.std(axis=0), rtol=2e-4)
+    np.testing.assert_allclose(block.r2, r2_score(true, exact, multioutput="raw_values"), rtol=1e-4)
+    expected = [scipy.stats.pearsonr(exact[:, i], true[:, i])[0] for i in range(5)]
+    np.testing.assert_allclose(block.pearson_r, expected, atol=2e-4)

@@ -105,7 +105,7 @@ def build(tmp_path: Path, **sections: object) -> Context:
         voxels = np.arange(8)
         make.add(
             f"betas/{subject}",
-            catalog.betas(10, Encoding("int16", divisor=300, cut_off=True)),
+            catalog.betas(10, Encoding("int16", "percent signal change", 300, cut_off=True)),
             {"trial": 20, "voxel": 8, "region": 1, "axis": 3, "world": 4, "index": 4, "code": 1},
             grid=np.full(3, 8),
             affine=np.eye(4),
@@ -123,7 +123,7 @@ def build(tmp_path: Path, **sections: object) -> Context:
         )
         make.add(
             f"responses/{subject}/averaged",
-            catalog.responses(4),
+            catalog.responses(4, "percent signal change"),
             {"stimulus": len(ids), "voxel": 8},
             stimulus_id=ids,
             split=split,

@@ -3,14 +3,18 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bdflow.serve.bodies import JSON, NPY, NPZ, Refusal
 from bdflow.serve.replicas import Answer
-from bdflow.serve.requests import JSON, NPY, NPZ, Refusal, latents, patterns
+from bdflow.serve.requests import latents, patterns
 from tests.serve.test_serve import CAPABILITIES, LATENTS, PATTERN, Replica, ask, npy, npz, service, text
 
 
@@ -40,14 +44,15 @@ class Responses:
     """The rows of a subject whose third voxel is not decoded from."""
 
     path, sizes = "responses/subj01/averaged", {"voxel": 5}
-    arrays: ClassVar = {
+    values: ClassVar = {
         "voxel_mean": np.zeros(5, np.float32),
         "voxel_scale": np.full(5, 0.01, np.float32),
         "valid": np.array([1, 1, 0, 1, 1]),
     }
+    arrays: ClassVar = {"voxel_mean": SimpleNamespace(attrs={"units": "percent signal change"})}
 
     def read(self, name):
-        return self.arrays[name]
+        return self.values[name]
 
 
 def test_patterns_that_overflow_are_the_senders_fault():
@@ -69,6 +74,22 @@ def test_patterns_that_overflow_are_the_senders_fault():
     unused = npy(np.array([[1, 1, np.inf, 1, 1]]))
     assert ask(app, post[0], post[1] + query, unused, [("Content-Type", NPY)])[0] == 200
     assert (capacity.taken_items, capacity.taken_bytes) == (0, 0)
+
+
+def test_patterns_in_another_unit_than_the_rows_are_refused():
+    """And, of rows in two units, variants that need both."""
+    body = text(PATTERN | {"units": "percent signal change"})
+    assert patterns(CAPABILITIES, JSON, [], body).subject == "subj01"
+    with pytest.raises(Refusal, match=r"'z'.*'percent signal change'") as caught:
+        patterns(CAPABILITIES, JSON, [], text(PATTERN | {"units": "z"}))
+    assert caught.value.status == 422
+    two = replace(CAPABILITIES, units=CAPABILITIES.units | {"vdvae": "z"})
+    for units in ("z", "percent signal change"):
+        with pytest.raises(Refusal, match="in different units: vdvae z"):
+            patterns(two, JSON, [], text(PATTERN | {"units": units}))
+    assert patterns(two, JSON, [], text(PATTERN | {"units": "z", "variant": "only_vdvae"})).variant == "only_vdvae"
+    with pytest.raises(Refusal, match=r"'percent signal change'.*'z'"):
+        patterns(two, JSON, [], text(PATTERN | {"units": "percent signal change", "variant": "only_vdvae"}))
 
 
 def test_text_that_no_encoding_holds_is_refused_too():

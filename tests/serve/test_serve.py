@@ -15,16 +15,18 @@ from typer.testing import CliRunner
 from bdflow.cli.main import app as command
 from bdflow.errors import InputError
 from bdflow.serve import dispatcher, http
+from bdflow.serve.bodies import JSON, NPY, NPZ, Refusal
 from bdflow.serve.dispatcher import Capacity, Counts, Dispatcher, Health
 from bdflow.serve.replicas import Answer, Batcher
-from bdflow.serve.requests import JSON, NPY, NPZ, Capabilities, Refusal, latents, patterns
+from bdflow.serve.requests import Capabilities, latents, patterns
 from bdflow.serve.service import MIB, ServeOptions
 from bdflow.stores import NotReady
 
 SPACES = {"vdvae": (6,), "clip_vision": (3, 2), "clip_text": (2, 2)}
 VARIANTS = {"full": tuple(SPACES), "only_vdvae": ("vdvae",), "no_vdvae": ("clip_vision", "clip_text")}
+UNITS = dict.fromkeys(SPACES, "percent signal change")
 CAPABILITIES = Capabilities(
-    {"subj01": 5}, SPACES, VARIANTS, {"subj01": ("test_set", "none")}, "test_set", items=4, nbytes=4096
+    {"subj01": 5}, SPACES, UNITS, VARIANTS, {"subj01": ("test_set", "none")}, "test_set", items=4, nbytes=4096
 )
 PATTERN = {"subject": "subj01", "pattern": [[1, 2, 3, 4, 5.5]] * 2}
 LATENTS = {name: np.ones((2, *shape), np.float32) for name, shape in SPACES.items()}
@@ -424,13 +426,15 @@ def test_the_description_is_whole_and_needs_no_network():
         post = spec["paths"][path]["post"]
         assert set(post["requestBody"]["content"]) == {JSON, kind}
         assert {"200", "400", "401", "404", "408", "413", "415", "422", "500", "503"} == set(post["responses"])
-        assert {"subject", "variant", "seed", "stimulus_id", "standardise"} == {p["name"] for p in post["parameters"]}
+        names = {"subject", "variant", "seed", "stimulus_id", "standardise", *["units"][: path == "/v1/patterns"]}
+        assert names == {p["name"] for p in post["parameters"]}
     page = ask(app, "GET", "/docs")[2].decode()
     assert "POST /v1/patterns" in page
     assert "http://" not in page
     assert "https://" not in page
     assert "<script" not in page
-    assert json.loads(ask(app, "GET", "/v1/study")[2])["voxels"] == {"subj01": 5}
+    study = json.loads(ask(app, "GET", "/v1/study")[2])
+    assert (study["voxels"], study["units"]) == ({"subj01": 5}, UNITS)
 
 
 def test_the_command_refuses_an_open_host_without_a_token(settings, tmp_path, monkeypatch):

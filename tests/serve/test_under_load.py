@@ -22,7 +22,7 @@ from PIL import Image
 
 from bdflow.config import Config, parse
 from bdflow.pipeline import Pipeline, stages_until
-from bdflow.serve.requests import NPY, NPZ
+from bdflow.serve.bodies import NPY, NPZ
 from bdflow.stores import Store
 from bdflow.study.painting import painting
 from bdflow.study.stage import Context

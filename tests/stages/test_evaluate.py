@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import bdflow
 from bdflow.config import PUBLISHED_METRICS, parse
 from bdflow.errors import InputError
 from bdflow.metrics import image_metrics
@@ -112,6 +113,17 @@ def test_judges_look_at_each_photo_once_and_at_each_reconstruction_once(study, l
     ]
 
 
+def test_pictures_of_the_study_score_the_same_by_themselves(study, weights):
+    """`bdflow.score` of the stores, with every kind of judge: the study's scores, up to the rounding of float32."""
+    key = "reconstructions/brain_diffuser/subj01/full"
+    found = bdflow.score(study / "stimuli/shared", study / key, EVALUATED, weights=weights, bundle="tiny", batch_size=4)
+    expected = values(study, "subj01", "full")
+    assert set(found.missing) == {"CLIP"}
+    assert {*found.values, "CLIP"} == set(expected)
+    for metric, scores in found.values.items():
+        np.testing.assert_allclose(scores, expected[metric], rtol=0, atol=1e-6 if metric == "EffNet-B" else 1e-7)
+
+
 @pytest.mark.parametrize(("subject", "variant"), [("subj02", "full"), ("mean", "only_vdvae"), ("true", "full")])
 def test_every_value_follows_from_its_definition(study, weights, subject, variant):
     from bdflow.models.judges.weights import find_weights
@@ -163,6 +175,7 @@ def test_the_photos_themselves_score_one_and_those_of_others_do_not(settings, st
     assert np.mean(shuffled["PixCorr"]) < np.mean(same["PixCorr"])
 
 
+@pytest.mark.slow(kind="evaluation begun again")
 def test_other_distractors_are_named_and_cost_no_look_at_a_picture(settings, copied, sections, monkeypatch):
     monkeypatch.setattr(Panel, "__call__", lambda *_: pytest.fail("a judge looked again"))
     before = values(copied / "study.zarr", "subj01", "full")
@@ -202,6 +215,7 @@ def test_other_weights_make_scores_stale_and_name_themselves(settings, copied, s
     assert np.isnan(values(study, "subj01", "full")["EffNet-B"]).all()
 
 
+@pytest.mark.slow(kind="evaluation begun again")
 def test_evaluation_resumed_and_cut_otherwise_gives_the_same_bytes(settings, study, copied, sections):
     store = Store(copied / "study.zarr", "similarities/brain_diffuser/subj02")
     store.forget(3)
@@ -229,6 +243,7 @@ def test_the_mean_is_the_average_of_what_each_subjects_pictures_are_made_from(st
         assert Store(study, f"reconstructions/brain_diffuser/mean/{variant}").sealed
 
 
+@pytest.mark.slow(kind="evaluation begun again")
 def test_the_mean_waits_for_all_subjects(settings, tmp_path, sections, study):
     shutil.copytree(study, tmp_path / "study.zarr")
     for path in (

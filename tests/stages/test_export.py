@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import bdflow
 from bdflow import api
 from bdflow.config import Config, parse
 from bdflow.export import pictures
@@ -20,12 +22,14 @@ from bdflow.stores import NotReady, Store
 from tests.conftest import SUBJECTS, painter
 from tests.support.parts import whole
 
+METRICS = ("PixCorr", "SSIM", "CLIP (bundle)")
+
 
 @pytest.fixture(scope="module")
 def made(settings: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     root = tmp_path_factory.mktemp("export")
     options = {"variants": ["full", "only_vdvae"], "controls": ["prior"], "pictures": 2}
-    config = parse(settings(root, painters=painter(**options), evaluate={"metrics": ["PixCorr"]}))
+    config = parse(settings(root, painters=painter(**options), evaluate={"metrics": list(METRICS)}))
     with pytest.raises(NotReady):
         api.export_pictures(config, root / "early")
     assert not (root / "early").exists()
@@ -89,6 +93,84 @@ def test_an_export_that_fails_leaves_nothing(
     with pytest.raises(RuntimeError):
         api.export_pictures(made[0], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def score(*given: Any, **options: Any) -> Any:
+    return bdflow.score(*given, METRICS, bundle="tiny", batch_size=4, **options)
+
+
+def test_an_export_is_scored_as_the_study_was(made: tuple[Config, Path]) -> None:
+    """Every score of every variant and control, to the last digit that the store keeps; guesses too."""
+    config, folder = made
+    found = score(folder, None)
+    kinds = ("guess", "full", "only_vdvae", "prior")
+    assert set(found.sets) == {f"brain_diffuser/{kind}/{subject}" for kind in kinds for subject in SUBJECTS}
+    for subject in SUBJECTS:
+        store = Store(config.study, f"metrics/brain_diffuser/{subject}")
+        ids, names = store.read("stimulus_id").tolist(), store.read("metric").tolist()
+        for variant, expected in zip(store.read("variant").tolist(), store.read("value"), strict=True):
+            one = found.sets[f"brain_diffuser/{variant}/{subject}"]
+            assert (list(one.stimuli), one.pictures) == (ids, 2)
+            assert list(one.values) == names
+            for metric, values in zip(names, expected, strict=True):
+                np.testing.assert_array_equal(one.values[metric].astype(np.float32), values, err_msg=metric)
+
+
+def test_photos_may_lie_apart_and_stores_be_scored_themselves(made: tuple[Config, Path], tmp_path: Path) -> None:
+    config, folder = made
+    expected = score(folder, folder)
+    apart = score(folder / "pictures/photo", folder)
+    first = f"brain_diffuser/full/{SUBJECTS[0]}"
+    stores = score(config.study / "stimuli/shared", config.study / f"reconstructions/{first.replace('full/', '')}/full")
+    for metric, values in expected.sets[first].values.items():
+        np.testing.assert_array_equal(apart.sets[first].values[metric], values)
+        np.testing.assert_array_equal(stores.values[metric], values)
+
+
+def test_a_store_that_is_damaged_or_not_finished_is_not_scored(made: tuple[Config, Path], tmp_path: Path) -> None:
+    study = tmp_path / "study.zarr"
+    shutil.copytree(made[0].study, study)
+    key = f"reconstructions/brain_diffuser/{SUBJECTS[0]}/full"
+    chunk = next(file for file in sorted((study / key / "image/c").rglob("*")) if file.is_file())
+    chunk.unlink()
+    with pytest.raises(bdflow.CorruptChunk, match="no file"):
+        score(study / "stimuli/shared", study / key)
+    shutil.copytree(made[0].study / key, study / "half")
+    metadata = json.loads((study / "half/zarr.json").read_text(encoding="utf-8"))
+    metadata["attributes"]["sealed"] = False
+    (study / "half/zarr.json").write_text(json.dumps(metadata), encoding="utf-8")
+    with pytest.raises(bdflow.InputError, match="not finished"):
+        score(study / "stimuli/shared", study / "half")
+
+
+@pytest.mark.parametrize("change", ["picture", "table", "row", "absent", "added", "manifest"])
+def test_an_export_that_was_changed_is_not_scored(made: tuple[Config, Path], tmp_path: Path, change: str) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(made[1], folder)
+    file, table = folder / rows(folder)[0]["file"], folder / "images.csv"
+    match change:
+        case "picture":
+            Image.new("RGB", (64, 64)).save(file)
+        case "table":
+            table.write_text(table.read_text(encoding="utf-8").replace("subj01", "subj09"), encoding="utf-8")
+        case "row":
+            text = table.read_text(encoding="utf-8").replace("pictures/", "../pictures/")
+            table.write_text(text, encoding="utf-8")
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            manifest["sha256"]["images.csv"] = hashlib.sha256(text.encode()).hexdigest()
+            (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        case "absent":
+            file.unlink()
+        case "added":
+            shutil.copy(file, file.with_name("new.png"))
+        case "manifest":
+            (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    words = {
+        "picture": "another SHA-256", "table": "another SHA-256", "row": "outside the folder", "absent": "no pictures/",
+        "added": "1 picture that images.csv does not name", "manifest": "cannot be read",
+    }  # fmt: skip
+    with pytest.raises(bdflow.InputError, match=words[change]):
+        bdflow.score(folder, folder, "PixCorr")
 
 
 @given(st.lists(st.text(min_size=1, max_size=300), max_size=12, unique=True))

@@ -153,6 +153,7 @@ def test_what_is_missing_or_cut_off_is_said(nsd, tmp_path, caplog):
     assert len([line for line in lines if wanted[0] in line]) == 1, "once a subject"
 
 
+@pytest.mark.slow(kind="spoilt data")
 @pytest.mark.parametrize("seed", [2, 3])
 def test_a_study_of_spoilt_data_goes_through_to_the_end_of_ridge(nsd, tmp_path, seed):
     root, _ = spoilt(nsd, tmp_path, seed)

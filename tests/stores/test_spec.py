@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bdflow.datasets.contract import Encoding
 from bdflow.stores import ArraySpec, StoreError, StoreSpec
+from bdflow.stores.spec import create_arrays
 from bdflow.study import catalog, score_catalog
 
 
@@ -65,7 +66,8 @@ def test_check_lists_every_difference_from_disk(tmp_path):
     group = zarr.create_group(tmp_path / "g.zarr")
     sizes = {"a": 10, "b": 3}
     right = ArraySpec("x", ("a", "b"), "f4", "a thing", "m", {"a": 5})
-    assert list(right.check(right.create(group, sizes), sizes)) == []
+    created = create_arrays(group.store, group.path, [(right, sizes)])["x"]
+    assert list(right.check(created, sizes)) == []
     other = group.create_array("y", shape=(10, 3), chunks=(2, 3), dtype="f8", dimension_names=("a", "c"))
     wrong = " ".join(right.check(other, sizes))
     for word in ("dims", "chunks", "dtype", "long_name", "units", "crc32c"):
@@ -86,9 +88,9 @@ def test_target_spaces_are_cut_into_blocks_of_columns(shape, columns, cut):
 def test_every_store_of_the_catalog_documents_every_array():
     specs = [
         catalog.stimuli(64),
-        catalog.betas(750, Encoding("int16", divisor=300, cut_off=True)),
-        catalog.betas(1066, Encoding()),
-        catalog.responses(1024),
+        catalog.betas(750, Encoding("int16", "percent signal change", 300, cut_off=True)),
+        catalog.betas(1066, Encoding("float32", "percent signal change")),
+        catalog.responses(1024, "percent signal change"),
         catalog.targets((257, 768), "f2", 512, 4096),
         catalog.decoders(),
         catalog.predictions((91168,), 4096),

@@ -370,6 +370,7 @@ def arithmetic(content: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_what_decides_how_values_round_is_recorded(full, dtype):
     """In half precision all of it; in float32 the device alone, since the rest moves values by rounding (0026)."""
+    full = changed(full, "networks.vdvae_dtype", dtype)
     content, base = changed(full, "networks.dtype", dtype), parse(changed(full, "networks.dtype", dtype))
     content = changed(content, "painters.brain_diffuser.encode_batch_size", 4)
     before, found = arithmetic(content), {}
@@ -378,7 +379,7 @@ def test_what_decides_how_values_round_is_recorded(full, dtype):
         annotations |= {f"execution.{stage}.{name}": None for name in ("gpus", "workers", "threads")}
     special = {"networks.device": "cuda", **{key: 2 for key in annotations if key.startswith("execution.")}}
     for key, annotation in annotations.items():
-        if key.split(".")[0] not in ("networks", "features", "painters", "execution") or key == "networks.dtype":
+        if key.split(".")[0] not in ("networks", "features", "painters", "execution") or key.endswith("dtype"):
             continue
         if key in NOT_PLAIN:
             continue

@@ -97,6 +97,7 @@ def test_looking_needs_the_study_alone_and_leaves_it_as_it_is(away, tmp_path, ca
         assert "were not compared, since they are not at hand" in logs.text(caplog)
 
 
+@pytest.mark.slow(kind="looking without rights")
 @pytest.mark.parametrize("look", LOOKING)
 def test_looking_needs_no_right_to_write(away, tmp_path, monkeypatch, look):
     """As a colleague who may only read: what would write the study, or lock it, fails."""
@@ -123,6 +124,7 @@ def test_looking_needs_no_right_to_write(away, tmp_path, monkeypatch, look):
     assert files_of(away.study) == before
 
 
+@pytest.mark.slow(kind="looking without rights")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("look", LOOKING)
 def test_another_user_looks_at_a_study_that_is_not_theirs(away, tmp_path, look):

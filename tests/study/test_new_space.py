@@ -54,6 +54,7 @@ def test_a_fourth_space_is_decoded_and_scored_in_the_report(settings, encoders):
     assert "vit: mean r by token" in page
 
 
+@pytest.mark.slow(kind="studies that change")
 def test_a_space_added_later_leaves_the_others_pictures_and_scores(settings, encoders):
     added = yaml.safe_load(SPACES)["spaces"]
     three = {name: of for name, of in added.items() if name != "vit"}
@@ -67,6 +68,7 @@ def test_a_space_added_later_leaves_the_others_pictures_and_scores(settings, enc
     assert all(states[path] == "sealed" for path in states if path.startswith("targets/") and "vit" not in path)
 
 
+@pytest.mark.slow(kind="studies that change")
 def test_latents_that_exist_already_are_a_space(settings, tmp_path, caplog):
     ids = np.array(whole(_ingested(settings, tmp_path), "stimuli").read("stimulus_id"))
     rng = np.random.default_rng(0)

@@ -40,7 +40,7 @@ def painting_settings(config) -> dict:
 def test_speed_and_batch_sizes_are_no_part_of_the_record_and_modes_are():
     base = load("demo")
     painter = "painters.brain_diffuser"
-    for same in ("networks.speed.compile=torch_compile", "networks.speed.attention=plain",
+    for same in ("networks.speed.compile=max_autotune", "networks.speed.attention=plain",
                  f"{painter}.decode_batch_size=2", f"{painter}.encode_batch_size=3"):  # fmt: skip
         changed = load("demo", [same])
         assert changed.science() == base.science()

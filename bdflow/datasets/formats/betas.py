@@ -9,22 +9,28 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
-import nibabel as nib
 import numpy as np
-from isal import igzip_lib
 
 from bdflow.datasets.formats.grids import Grid, affine_of, form_of
 from bdflow.datasets.formats.hdf5 import OpenFile
 from bdflow.errors import InputError
 from bdflow.stores.paths import AnyPath, no_answer, place
 
+if TYPE_CHECKING:
+    import nibabel as nib
+
 _PIECE = 512 * 1024  # packed bytes read at once
 _BLOCK = 16 * 1024 * 1024  # bytes held at once when reading HDF5
 _FETCH_AGAIN = "fetch the file again (an interrupted download looks like this), then rerun."
-_STREAM_ERRORS: Any = (EOFError, OSError, zlib.error, igzip_lib.IsalError)
+
+
+def _stream_errors() -> Any:
+    from isal import igzip_lib
+
+    return (EOFError, OSError, zlib.error, igzip_lib.IsalError)
 
 
 class BetaSession(ABC):
@@ -164,7 +170,7 @@ class NiftiSession(BetaSession):
         size, start, reason = len(view), stream.count, "the file ends"
         try:
             done = stream.readinto(view)
-        except _STREAM_ERRORS as error:
+        except _stream_errors() as error:
             reason, done = f"the gzip stream breaks ({error})", stream.count - start
         if done < size:
             raise InputError(
@@ -178,7 +184,7 @@ class NiftiSession(BetaSession):
     def _check_end(self, stream: "_Gunzip | _Plain") -> None:
         try:
             surplus = stream.readinto(memoryview(bytearray(1)))
-        except _STREAM_ERRORS as error:
+        except _stream_errors() as error:
             raise InputError(
                 f"{self.path}, after the last trial ({self.n_trials - 1})",
                 found=f"a damaged end of the gzip stream ({error})",
@@ -195,8 +201,10 @@ class NiftiSession(BetaSession):
                 action=_FETCH_AGAIN,
             )
 
-    def _read_header(self, stream: "_Gunzip | _Plain") -> nib.Nifti1Header:
+    def _read_header(self, stream: "_Gunzip | _Plain") -> "nib.Nifti1Header":
         """Parse the header and leave `stream` at the first volume."""
+        import nibabel as nib
+
         try:
             block = stream.read(4)
             kind = nib.Nifti2Header if 540 in _both_orders(block) else nib.Nifti1Header
@@ -205,7 +213,7 @@ class NiftiSession(BetaSession):
             if bytes(header["magic"].item())[:2] != b"n+":
                 raise ValueError(f"magic {header['magic'].item()!r}")
             stream.read(int(header["vox_offset"]) - len(block))
-        except (*_STREAM_ERRORS, nib.spatialimages.HeaderDataError, ValueError, TypeError) as error:
+        except (*_stream_errors(), nib.spatialimages.HeaderDataError, ValueError, TypeError) as error:
             raise InputError(
                 self.path,
                 found=f"no readable header ({error})",
@@ -254,6 +262,12 @@ class _Plain:
         self._file.close()
 
 
+def _decompressor() -> Any:
+    from isal import igzip_lib
+
+    return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+
+
 class _Gunzip:
     """A gzip file unpacked by ISA-L straight into a buffer, `count` bytes so far; a context manager.
 
@@ -263,7 +277,7 @@ class _Gunzip:
 
     def __init__(self, path: AnyPath) -> None:
         self._file = _open_file(path)
-        self._member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        self._member = _decompressor()
         self._ahead, self._ended = b"", False
         self.count = 0
 
@@ -298,7 +312,7 @@ class _Gunzip:
         if not rest:
             self._ended = True
         elif rest.startswith(b"\x1f\x8b"):
-            self._member, self._ahead = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), rest
+            self._member, self._ahead = _decompressor(), rest
         else:
             raise OSError(f"{rest[:8]!r} follow the end of the stream")
 

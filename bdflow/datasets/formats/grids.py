@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from bdflow.errors import InputError
@@ -42,11 +41,15 @@ class Grid:
     @property
     def directions(self) -> str:
         """Where the axes run to, such as RAS."""
+        import nibabel as nib
+
         return "".join(code or "?" for code in nib.orientations.aff2axcodes(self.affine))
 
     @property
     def voxel_size(self) -> np.ndarray:
         """(3,) millimetres."""
+        import nibabel as nib
+
         found: np.ndarray = nib.affines.voxel_sizes(self.affine)
         return found
 
@@ -61,6 +64,8 @@ class Grid:
 
 def form_of(header: Any) -> int:
     """NIfTI's code of what an affine's millimetres are of (1: the scanner's); 0: the header states no affine."""
+    import nibabel as nib
+
     if isinstance(header, nib.Nifti1Header):
         return int(header["sform_code"]) or int(header["qform_code"])
     return int(isinstance(header, nib.freesurfer.mghformat.MGHHeader))
@@ -68,6 +73,8 @@ def form_of(header: Any) -> int:
 
 def affine_of(header: Any) -> np.ndarray | None:
     """The affine that a header states: (4, 4); None without one, and for an identity."""
+    import nibabel as nib
+
     found = header.get_best_affine() if isinstance(header, nib.Nifti1Header) else header.get_affine()
     return stated(np.asarray(found, np.float64), form_of(header))
 

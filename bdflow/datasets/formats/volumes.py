@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from bdflow.datasets.formats.grids import Grid, affine_of, form_of
@@ -15,7 +14,7 @@ from bdflow.datasets.formats.identity import missing
 from bdflow.errors import InputError
 from bdflow.stores.casts import holds, misfits
 from bdflow.stores.errors import StoreError
-from bdflow.stores.paths import AnyPath, RemotePath
+from bdflow.stores.paths import AnyPath
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,31 @@ def voxel_mask(volume: Volume, path: str | AnyPath | None = None) -> np.ndarray:
     return mask
 
 
-def _remote_volume(path: RemotePath) -> nib.Nifti1Image:
+def read_validity(path: AnyPath) -> Volume | None:
+    """Whether a session measured each voxel, bool; None where there is no such file.
+
+    Raises
+    ------
+    InputError : a damaged file; values other than 0 and 1.
+    """
+    if not path.is_file():
+        return None
+    volume = read_volume(path)
+    if not np.isin(volume.data, (0, 1)).all():
+        raise InputError(
+            path,
+            found=f"values {np.unique(volume.data)[:5].tolist()}",
+            expected="1 where the session measured the voxel, 0 elsewhere",
+            action="fetch the file again",
+        )
+    return replace(volume, data=volume.data == 1)
+
+
+def _image(path: AnyPath) -> Any:
+    import nibabel as nib
+
+    if isinstance(path, Path):
+        return nib.load(path)
     content = path.read_bytes()
     return nib.Nifti1Image.from_bytes(gzip.decompress(content) if path.suffix == ".gz" else content)
 
@@ -85,7 +108,7 @@ def read_volume(path: AnyPath, expected: str = "a NIfTI volume", action: str = "
     if not path.is_file():
         raise missing(path, expected)
     try:
-        image: Any = nib.load(path) if isinstance(path, Path) else _remote_volume(path)
+        image = _image(path)
         kind = image.get_data_dtype().kind
         if kind not in "fiu":
             raise ValueError(f"voxels of dtype {image.get_data_dtype()}, not real numbers")

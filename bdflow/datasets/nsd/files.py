@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from bdflow.datasets.formats.betas import BetaSession, open_session
-from bdflow.datasets.formats.volumes import Volume, labelled, read_volume
+from bdflow.datasets.formats.volumes import Volume, labelled, read_validity, read_volume
 from bdflow.datasets.nsd.design import Design, subject_index
 from bdflow.datasets.nsd.stimuli import Captions, Stimuli, missing
 from bdflow.errors import InputError, listed
@@ -211,18 +211,7 @@ class NSD:
 
         Raises InputError for a damaged file.
         """
-        path = self.valid_path(subject, session)
-        if not path.is_file():
-            return None
-        volume = read_volume(path)
-        if not np.isin(volume.data, (0, 1)).all():
-            raise InputError(
-                path,
-                found=f"values {np.unique(volume.data)[:5].tolist()}",
-                expected="1 where the session measured the voxel, 0 elsewhere",
-                action="fetch the file again.",
-            )
-        return replace(volume, data=volume.data == 1)
+        return read_validity(self.valid_path(subject, session))
 
     def valid_path(self, subject: str, session: int) -> AnyPath:
         """The file that says which voxels a session (counted from 1) measured; it need not be there."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
+from pydantic import model_validator
 
 from bdflow.config import DatasetSettings
 from bdflow.config.base import Section
@@ -25,15 +27,32 @@ from bdflow.stores.paths import AnyPath
 
 FRAMES = "nsddata_stimuli/stimuli/nsdimagery/allstim"
 TARGETS = f"{imagery_trials.EXPERIMENT}/rawtargetimages"
+CONDITIONS = "conditions"
+"""The split by condition: what was shown, imagined or attended to in `train_condition` is for training."""
+_NO_TRAINING = (
+    "to test on imagery what is trained on perception, set `dataset.options.train_condition: perception` and "
+    f"`dataset.split: dataset:{CONDITIONS}`; to use the decoders of a study of NSD, run `bdflow decode STUDY --dataset "
+    "THIS`; or name a file of test ids in `dataset.split`"
+)
 _CORE = re.compile(r"\d{5}")
 
 
 class ImageryOptions(Section):
     """condition : which trials there are. Runs of perception show pictures, those of imagery a letter; those of
     attention have two betas a trial, `attention cue` and `attention detection`.
+
+    train_condition : trials of one more condition, to train on; those of `condition` are then stimuli of their own,
+        `imagery/ID`.
     """
 
     condition: Literal["perception", "imagery", "attention", "all"] = "imagery"
+    train_condition: Literal["perception", "imagery", "attention"] | None = None
+
+    @model_validator(mode="after")
+    def _two_conditions(self) -> Self:
+        if self.train_condition is not None and self.condition in ("all", self.train_condition):
+            raise ValueError("train_condition needs another condition to test on: perception, imagery or attention")
+        return self
 
 
 class NSDImagery(SingleSession):
@@ -41,7 +60,7 @@ class NSDImagery(SingleSession):
 
     Ids of stimuli are the core's nsd_id, from 0 in five digits, for its pictures; `A/NAME` and `B/NAME` for other
     target pictures, by file without ending; `C/WORD` for words, which have no picture; `C/NAME` for other pictures of
-    words that were shown.
+    words that were shown. With `train_condition`, those of `condition` begin with its name, such as `imagery/A/NAME`.
     """
 
     KIND: ClassVar[str] = "nsd_imagery"
@@ -62,7 +81,8 @@ class NSDImagery(SingleSession):
         return int(height), int(width)
 
     def pictures(self, stimuli: Sequence[str]) -> Sequence[np.ndarray]:
-        core = [int(stimulus) for stimulus in stimuli if _CORE.fullmatch(stimulus)]
+        stimuli = [self._plain(stimulus) for stimulus in stimuli]
+        core = [int(stimulus) for stimulus in dict.fromkeys(stimuli) if _CORE.fullmatch(stimulus)]
         found: dict[str, np.ndarray] = {}
         if core:
             with self.nsd.stimuli() as file:
@@ -76,7 +96,8 @@ class NSDImagery(SingleSession):
         return [found[stimulus] for stimulus in stimuli]
 
     def captions(self, stimuli: Sequence[str]) -> Sequence[Sequence[str]]:
-        found: dict[str, list[str]] = {stimulus: [] for stimulus in self._stimuli}
+        stimuli = [self._plain(stimulus) for stimulus in stimuli]
+        found: dict[str, list[str]] = {self._plain(stimulus): [] for stimulus in self._stimuli}
         for target in self._targets:
             found[target.stimulus] = [target.name] if target.set == WORDS else []
         core = [stimulus for stimulus in dict.fromkeys(stimuli) if _CORE.fullmatch(stimulus)]
@@ -92,19 +113,30 @@ class NSDImagery(SingleSession):
         return max((len(captions) for captions in self.captions(self.stimuli())), default=0)
 
     def splits(self) -> Mapping[str, Split]:
-        return {"all": Split(test=frozenset(self._stimuli), train=frozenset())}
+        train = self.options.train_condition
+        if train is None:
+            return {"all": Split(frozenset(self._stimuli), frozenset(), _NO_TRAINING)}
+        test = frozenset(one for one in self._stimuli if self._plain(one) != one)
+        found = {CONDITIONS: Split(test, frozenset(self._stimuli) - test)}
+        for of in SETS:
+            mine = frozenset(one for one in test if self._set_of(one) == of)
+            others = frozenset(one for one in found[CONDITIONS].train or () if self._set_of(one) != of)
+            if mine and others:
+                found[f"{CONDITIONS}/{of}"] = Split(mine, others)
+        return found
 
     def content(self) -> Mapping[str, Mapping[str, object]]:
         """Which trials are read."""
-        return dict.fromkeys(("stimuli", "betas"), self.options.model_dump())
+        return dict.fromkeys(("stimuli", "betas"), self.options.model_dump(exclude_none=True))
 
     def stimulus_files(self) -> Mapping[str, AnyPath]:
         root = self.nsd.root
         files = {f"targets {of}": imagery_trials.pair_list(root, of) for of in SETS} | {"design": self.nsd.design_path}
-        for stimulus in self._stimuli:
+        shown = list(dict.fromkeys(map(self._plain, self._stimuli)))
+        for stimulus in shown:
             if not _CORE.fullmatch(stimulus):
                 files[f"picture {stimulus}"] = self._picture_path(stimulus)
-        if any(_CORE.fullmatch(stimulus) for stimulus in self._stimuli):
+        if any(_CORE.fullmatch(stimulus) for stimulus in shown):
             files["stimuli"] = self.nsd.stimuli_path
             captions = self._captions
             sources = captions.files if isinstance(captions, CocoCaptions) else [captions.path]
@@ -121,9 +153,17 @@ class NSDImagery(SingleSession):
 
     def _every_trial(self, subject: str) -> Trials:
         if subject not in self._trials:
-            self._trials[subject] = imagery_trials.read_trials(
+            read = imagery_trials.read_trials(
                 self.nsd.root, subject, self.SESSION, self._chosen, self._targets, self._name_of
             )
+            if self.options.train_condition is not None:
+                tested = np.isin(read.run, [run.number for run in self._runs_of(self.options.condition)])
+                ids = [
+                    self._tested(stimulus) if test else stimulus
+                    for stimulus, test in zip(read.stimulus.tolist(), tested, strict=True)
+                ]
+                read = replace(read, stimulus=np.array(ids, str))
+            self._trials[subject] = read
         return self._trials[subject]
 
     def _rows(self, subject: str) -> tuple[int, AnyPath]:
@@ -147,14 +187,36 @@ class NSDImagery(SingleSession):
 
     @property
     def _chosen(self) -> list[Run]:
-        """The runs whose trials are asked for."""
-        condition = self.options.condition
+        """The runs whose trials are asked for, in the order of the session."""
+        wanted = {run.number for condition in self._conditions for run in self._runs_of(condition)}
+        return [run for run in self._runs if run.number in wanted]
+
+    def _runs_of(self, condition: str) -> list[Run]:
         return [run for run in self._runs if condition == "all" or run.kind == KINDS[condition]]
+
+    @property
+    def _conditions(self) -> list[str]:
+        """The conditions that are asked for, that of training first."""
+        train, test = self.options.train_condition, self.options.condition
+        return [test] if train is None else [train, test]
 
     @property
     def _shows_words(self) -> bool:
         """Whether runs are among them that show pictures of words."""
-        return self.options.condition in ("perception", "all")
+        return any(condition in ("perception", "all") for condition in self._conditions)
+
+    def _tested(self, stimulus: str) -> str:
+        """Id of a stimulus in trials of `condition`, where those of `train_condition` have its own."""
+        return f"{self.options.condition}/{stimulus}"
+
+    def _plain(self, stimulus: str) -> str:
+        """Id of what was shown or meant, whichever the condition."""
+        return stimulus if self.options.train_condition is None else stimulus.removeprefix(self._tested(""))
+
+    def _set_of(self, stimulus: str) -> str:
+        """The set of a stimulus with a picture: of what is no target, that of the words."""
+        plain = self._plain(stimulus)
+        return next((target.set for target in self._targets if target.stimulus == plain), WORDS)
 
     @cached_property
     def _targets(self) -> list[Target]:
@@ -187,9 +249,16 @@ class NSDImagery(SingleSession):
 
     @cached_property
     def _stimuli(self) -> dict[str, None]:
-        """Stimuli with a picture, each once, in order: targets by set and number, then pictures of words."""
+        """Stimuli with a picture, each once, in order: targets by set and number, then pictures of words; those to
+        train on first.
+        """
+        *train, test = (self._shown_in(condition) for condition in self._conditions)
+        return dict.fromkeys(train[0] + [self._tested(one) for one in test] if train else test)
+
+    def _shown_in(self, condition: str) -> list[str]:
+        """The stimuli with a picture that a condition has: targets, and in perception the pictures of words."""
         found = {target.stimulus: None for target in self._targets if target.set != WORDS}
-        if self._shows_words:
+        if condition in ("perception", "all"):
             runs = [run for run in self._runs if run.name == "visC"]
             shown = set()
             for subject in self._with_behaviour(("visC",)):
@@ -200,7 +269,7 @@ class NSDImagery(SingleSession):
             for stimulus in sorted(shown):
                 if _CORE.fullmatch(stimulus) or stimulus in self._frames:
                     found[stimulus] = None
-        return found
+        return list(found)
 
     @cached_property
     def _captions(self) -> Captions | CocoCaptions:
@@ -220,7 +289,7 @@ class NSDImagery(SingleSession):
         names = {target.stimulus: target.name for target in self._targets if target.set != WORDS}
         if stimulus in names:
             return self.nsd.root / TARGETS / f"set{stimulus[0]}" / names[stimulus]
-        if stimulus in self._stimuli:
+        if stimulus in self._frames and any(self._plain(one) == stimulus for one in self._stimuli):
             return self._frames[stimulus]
         raise self._unknown(stimulus)
 

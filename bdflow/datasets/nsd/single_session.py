@@ -18,7 +18,7 @@ from bdflow.datasets.contract import Encoding, NoiseCeiling, SessionBetas, Trial
 from bdflow.datasets.formats.betas import BetaSession, open_session
 from bdflow.datasets.formats.grids import Grid, check_same_grid
 from bdflow.datasets.formats.identity import missing
-from bdflow.datasets.formats.volumes import Volume, read_volume, voxel_mask
+from bdflow.datasets.formats.volumes import Volume, read_validity, voxel_mask
 from bdflow.datasets.nsd import color_tables
 from bdflow.datasets.nsd.design import subject_index
 from bdflow.datasets.nsd.files import NSD
@@ -172,7 +172,7 @@ class SingleSession(ABC):
             mask,
             outliers=self.settings.outliers,
             not_a_number=self.settings.not_a_number,
-            measured=None if valid is None else valid.data[mask] == 1,
+            measured=None if valid is None else valid.data[mask],
         )
         return SessionBetas(found.values, found.valid)
 
@@ -205,19 +205,8 @@ class SingleSession(ABC):
         return opened
 
     def _valid(self, subject: str) -> Volume | None:
-        """Which voxels the session measured, 0 or 1; None where there is no such file."""
-        path = self._valid_path(subject)
-        if not path.is_file():
-            return None
-        volume = read_volume(path)
-        if not np.isin(volume.data, (0, 1)).all():
-            raise InputError(
-                path,
-                found=f"values {np.unique(volume.data)[:5].tolist()}",
-                expected="1 where the session measured the voxel, 0 elsewhere",
-                action="fetch the file again",
-            )
-        return volume
+        """Which voxels the session measured, bool; None where there is no such file."""
+        return read_validity(self._valid_path(subject))
 
     def _valid_path(self, subject: str) -> AnyPath:
         return self._ppdata(subject) / f"valid_{self.SESSION}.nii.gz"

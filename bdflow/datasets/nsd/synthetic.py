@@ -28,6 +28,10 @@ DESIGN = f"{EXPERIMENT}/nsdsynthetic_expdesign.mat"
 INFORMATION = f"{EXPERIMENT}/nsdsyntheticimageinformation.csv"
 STIMULI = "nsddata_stimuli/stimuli/nsdsynthetic"
 _AGAIN = "fetch the file again"
+_NO_TRAINING = (
+    "to use the decoders of a study of NSD, run `bdflow decode STUDY --dataset THIS`; for a study of these pictures "
+    "alone, take `dataset.split: shared`, or name a file of test ids"
+)
 
 
 class SyntheticOptions(Section):
@@ -77,7 +81,7 @@ class NSDSynthetic(SingleSession):
         return 0
 
     def splits(self) -> Mapping[str, Split]:
-        return {"all": Split(test=frozenset(self.stimuli()), train=frozenset())}
+        return {"all": Split(frozenset(self.stimuli()), frozenset(), _NO_TRAINING)}
 
     def stimulus_files(self) -> Mapping[str, AnyPath]:
         files = {"design": self.nsd.root / DESIGN, "stimuli": self._common_path}

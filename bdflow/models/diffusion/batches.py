@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdflow.device_memory import out_of_memory
 from bdflow.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -16,6 +17,11 @@ log = logging.getLogger(__name__)
 def pinned(values: Tensor, device: str) -> Tensor:
     """Values on the CPU, for a CUDA device where it can fetch them beside its work."""
     return values.pin_memory() if device.startswith("cuda") else values
+
+
+def moved(values: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Values on a device in another type: they go as they are, beside its work, and are converted there."""
+    return values.to(device, non_blocking=True).to(dtype)
 
 
 class Batches:
@@ -27,6 +33,8 @@ class Batches:
     size : items a batch; None takes all at once.
     fixed : fill up the last batch to `size` with copies of its last item, whose results are dropped. Then every call
         has one shape, which compiled networks need, and an item's result does not depend on how many others there are.
+    buckets : fill up every batch to the next power of two, at most `size`: where batches come in any number, few shapes
+        are compiled or recorded. Not with `fixed`.
     halve : halve a size that proves too large; else that is an error. In half precision results depend on it.
 
     Attributes
@@ -34,8 +42,11 @@ class Batches:
     size : the size now: the one asked for, or the smaller one that fits; a warning is logged when it was halved.
     """
 
-    def __init__(self, what: str, size: int | None = None, *, fixed: bool = False, halve: bool = True) -> None:
+    def __init__(
+        self, what: str, size: int | None = None, *, fixed: bool = False, buckets: bool = False, halve: bool = True
+    ) -> None:
         self.what, self.size, self.fixed, self.halve = what, size, fixed and size is not None, halve
+        self.buckets = buckets and not self.fixed
 
     def run(self, work: Callable[..., Tensor], *items: np.ndarray | Tensor | None) -> Tensor:
         """`work` over all items, results (n, ...) in their order.
@@ -49,16 +60,19 @@ class Batches:
         done: list[Tensor] = []
         start = 0
         while start < n:
-            size = n if self.size is None else self.size
+            size = (bucket(n, 2 * n) if self.buckets else n) if self.size is None else self.size
             here = [None if values is None else values[start : start + size] for values in given]
             count = min(size, n - start)
-            if self.fixed and count < size:
-                here = [None if values is None else _filled(values, size) for values in here]
-            ran = size if self.fixed else count
+            ran = size if self.fixed else bucket(count, size) if self.buckets else count
+            if count < ran:
+                here = [None if values is None else _filled(values, ran) for values in here]
             try:
                 done.append(work(*here)[:count])
-            except torch.OutOfMemoryError as error:
-                refused = str(error).splitlines()[0] if str(error) else "out of memory"
+            except Exception as error:
+                said = out_of_memory(error)
+                if said is None:
+                    raise
+                refused = said
             else:
                 start += count
                 continue
@@ -97,6 +111,11 @@ class Batches:
             ran,
             self.size,
         )
+
+
+def bucket(count: int, most: int) -> int:
+    """The next power of two, at most `most`."""
+    return min(1 << (count - 1).bit_length(), max(count, most))
 
 
 def _filled(values: Tensor, size: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 Half = Literal["joint", "conditional", "unconditional"]
 Pair = tuple[Tensor, Tensor]
+Pairs = dict[Half, Pair]
 
 
 class TransformerAttention:
@@ -21,7 +22,7 @@ class TransformerAttention:
 
     def __init__(self, fused: bool, kept: "KeptConditions | None" = None) -> None:
         self.fused, self.kept = fused, kept
-        self.pairs: dict[str, Pair] = {}
+        self.pairs: Pairs = {}
 
     def __call__(
         self,
@@ -54,18 +55,24 @@ def _heads(values: Tensor, heads: int) -> Tensor:
 class KeptConditions:
     """Keys and values of the conditions in every cross-attention of a UNet, for all steps of a batch.
 
+    Parameters
+    ----------
+    fused : see `TransformerAttention`.
+    active : whether they are kept at all.
+    in_place : of batches of one shape, under conditions of the same sides, they always lie in the same memory, from
+        which recorded graphs read; so every shape has memory of its own. Else only the last batch's are held.
+
     Attributes
     ----------
     half : the half whose keys the UNet uses now; None lets it compute its own.
-    version : counts how often the tensors changed place (recorded graphs read from where they were).
     """
 
-    def __init__(self, unet: nn.Module, fused: bool, active: bool) -> None:
+    def __init__(self, unet: nn.Module, fused: bool, active: bool, in_place: bool = False) -> None:
         self.half: Half | None = None
-        self.version = 0
-        self.active = active
+        self.active, self.in_place = active, in_place
         self._layers: list[tuple[str, Any, TransformerAttention]] = []
         self._nothing: dict[int, Pair] = {}
+        self._sets: dict[tuple[object, ...], list[Pairs]] = {}
         for side, transformer in _transformers(unet):
             blocks: Any = transformer.transformer_blocks
             for block in blocks:
@@ -80,34 +87,44 @@ class KeptConditions:
         """
         if not self.active:
             return
+        shapes = tuple((side, None if value is None else tuple(value.shape)) for side, value in given.items())
+        there = self._sets.get((joint, *shapes)) if self.in_place else None
+        made = []
         for number, (side, attn, processor) in enumerate(self._layers):
             condition = given[side]
-            if condition is None:
-                processor.pairs = {}
-                continue
-            if number not in self._nothing:
-                self._nothing[number] = keys_of(attn, nothing[side].to(condition))
-            made = keys_of(attn, condition)
-            expanded = tuple(part.expand(len(condition), -1, -1, -1) for part in self._nothing[number])
-            if joint:
-                both = (torch.cat([expanded[0], made[0]]), torch.cat([expanded[1], made[1]]))
-                self._put(processor, "joint", both)
-                kept = processor.pairs["joint"]
-                processor.pairs["conditional"] = kept[0][len(condition) :], kept[1][len(condition) :]
-            else:
-                self._put(processor, "conditional", made)
-                self._put(processor, "unconditional", (expanded[0], expanded[1]))
+            pairs: Pairs = {}
+            if condition is not None:
+                pairs = self._pairs(number, attn, condition, nothing[side], joint)
+                if there is not None:
+                    pairs = _put(there[number], pairs, joint)
+            processor.pairs = pairs
+            made.append(pairs)
+        if self.in_place:
+            self._sets[joint, *shapes] = made
 
-    def _put(self, processor: TransformerAttention, half: Half, pair: Pair) -> None:
-        there = processor.pairs.get(half)
-        if there is not None and all(a.shape == b.shape for a, b in zip(there, pair, strict=True)):
-            if half == "unconditional":
-                return
-            for old, new in zip(there, pair, strict=True):
-                old.copy_(new)
-            return
-        processor.pairs[half] = pair
-        self.version += 1
+    def forget(self) -> None:
+        """Let go of all memory but that of the conditions of nothing."""
+        self._sets.clear()
+        for _, _, processor in self._layers:
+            processor.pairs = {}
+
+    def _pairs(self, number: int, attn: Any, condition: Tensor, nothing: Tensor, joint: bool) -> Pairs:
+        if number not in self._nothing:
+            self._nothing[number] = keys_of(attn, nothing.to(condition))
+        own, n = keys_of(attn, condition), len(condition)
+        without = tuple(part.expand(n, -1, -1, -1) for part in self._nothing[number])
+        if not joint:
+            return {"conditional": own, "unconditional": (without[0], without[1])}
+        both = torch.cat([without[0], own[0]]), torch.cat([without[1], own[1]])
+        return {"joint": both, "conditional": (both[0][n:], both[1][n:])}
+
+
+def _put(there: Pairs, pairs: Pairs, joint: bool) -> Pairs:
+    """The values of `pairs` where those of an earlier batch lie. Those of nothing never change."""
+    half: Half = "joint" if joint else "conditional"
+    for old, new in zip(there[half], pairs[half], strict=True):
+        old.copy_(new)
+    return there
 
 
 def _transformers(unet: nn.Module) -> Iterator[tuple[str, Transformer2DModel]]:

@@ -8,15 +8,21 @@ from torch import Tensor
 
 from bdflow import random
 from bdflow.errors import InputError, counted
+from bdflow.models.threads import over_threads
 
 Draw = Callable[..., np.ndarray]
 Item = tuple[str | int, ...]
 
 
 def stack(draw: Draw, shape: tuple[int, ...], seed: int, purpose: str, items: Sequence[Item]) -> Tensor:
-    """(n, *shape) draws, each item from its own key (purpose, *item)."""
-    rows = [draw(shape, seed, purpose, *item) for item in items]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros((0, *shape))
+    """(n, *shape) draws, each item from its own key (purpose, *item), over the threads that are allowed."""
+    found = np.empty((len(items), *shape), np.float32)
+
+    def one(number: int) -> None:
+        found[number] = draw(shape, seed, purpose, *items[number])
+
+    over_threads(one, range(len(items)))
+    return torch.from_numpy(found)
 
 
 def items_of(subject: str, stimulus_ids: Sequence[str], pictures: Sequence[int] | None = None) -> list[Item]:
@@ -31,11 +37,16 @@ def items_of(subject: str, stimulus_ids: Sequence[str], pictures: Sequence[int] 
 def draws_of(
     shapes: Sequence[tuple[int, ...]], seed: int, purpose: str, before: Item, stimulus_ids: Sequence[str]
 ) -> list[Tensor]:
-    """Standard-normal draws, one (n, c, h, w) tensor a block."""
-    return [
-        stack(random.normal, shape, seed, purpose, [(*before, str(stimulus_id), block) for stimulus_id in stimulus_ids])
-        for block, shape in enumerate(shapes)
-    ]
+    """Standard-normal draws, one (n, c, h, w) tensor a block; stimuli over the threads that are allowed."""
+    found = [np.empty((len(stimulus_ids), *shape), np.float32) for shape in shapes]
+
+    def one(number: int) -> None:
+        for block, shape in enumerate(shapes):
+            key = (*before, str(stimulus_ids[number]), block)
+            found[block][number] = random.normal(shape, seed, purpose, *key)
+
+    over_threads(one, range(len(stimulus_ids)))
+    return [torch.from_numpy(values) for values in found]
 
 
 def uint8_images(what: str, images: np.ndarray, n: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
@@ -19,7 +18,8 @@ from torch import Tensor
 from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.errors import InputError
 from bdflow.models.config import BatchSizes
-from bdflow.models.diffusion.batches import Batches
+from bdflow.models.diffusion.autoencoder import Autoencoder
+from bdflow.models.diffusion.batches import Batches, moved
 from bdflow.models.diffusion.conditions import Conditions
 from bdflow.models.diffusion.solvers import SOLVERS
 from bdflow.models.diffusion.speed import DeepFeatures, Evaluator
@@ -65,15 +65,17 @@ class Schedule:
 class PaintBatches:
     """The batches of each stage of painting; what they learn about memory stays with them."""
 
-    def __init__(self, sizes: BatchSizes | None = None, *, halve: bool = True) -> None:
+    def __init__(
+        self, sizes: BatchSizes | None = None, *, halve: bool = True, halve_guesses: bool | None = None
+    ) -> None:
         sizes = sizes or BatchSizes()
         self.guess, self.encode, self.denoise, self.decode = (
-            Batches(what, size, fixed=sizes.fixed, halve=halve)
-            for what, size in (
-                ("decoding guesses", sizes.guess),
-                ("encoding guesses", sizes.encode),
-                ("denoising", sizes.denoise),
-                ("decoding pictures", sizes.decode),
+            Batches(what, size, fixed=sizes.fixed, buckets=sizes.buckets, halve=may)
+            for what, size, may in (
+                ("decoding guesses", sizes.guess, halve if halve_guesses is None else halve_guesses),
+                ("encoding guesses", sizes.encode, halve),
+                ("denoising", sizes.denoise, halve),
+                ("decoding pictures", sizes.decode, halve),
             )
         )
 
@@ -84,14 +86,15 @@ def latents_of(
     noise: Tensor | None,
     latent: Literal["sample", "mean"],
     ordered: Callable[[Tensor], Tensor] = lambda pixels: pixels,
+    called: Autoencoder | None = None,
 ) -> Tensor:
     """Scaled latents (n, c, h, w) float32 of uint8 images (n, H, W, 3): see `Img2Img.encode`. `ordered` brings pixels
-    to the memory order of the convolutions.
+    to the memory order of the convolutions; `called` is the autoencoder as settings say.
     """
     parameter, config = next(vae.parameters()), vae.config
     pixels = torch.as_tensor(images_u8).to(parameter.device, non_blocking=True).float() / 255 * 2 - 1
-    posterior = vae.encode(ordered(pixels.permute(0, 3, 1, 2).contiguous().to(parameter.dtype))).latent_dist
-    z: Tensor = posterior.mean.float()
+    pixels = ordered(pixels.permute(0, 3, 1, 2).contiguous().to(parameter.dtype))
+    z, deviation = (called or Autoencoder(vae)).moments(pixels)
     if latent == "sample":
         if noise is None or noise.shape != z.shape:
             raise InputError(
@@ -100,7 +103,7 @@ def latents_of(
                 expected=f"standard-normal noise of shape {tuple(z.shape)}",
                 action='draw it per item, or choose latent="mean".',
             )
-        z = z + posterior.std.float() * noise.to(parameter.device, torch.float32)
+        z = z + deviation * moved(noise, parameter.device, torch.float32)
     return z * float(config.scaling_factor)  # type: ignore[attr-defined]
 
 
@@ -127,10 +130,7 @@ class Img2Img:
     ) -> None:
         self.speed = speed or SpeedSettings()
         self.evaluate = Evaluator(unet, self.speed)
-        if self.speed.channels_last:
-            vae.to(memory_format=torch.channels_last)  # type: ignore[call-arg,call-overload]
-        if self.speed.attention == "plain":
-            vae.set_attn_processor(AttnProcessor())
+        self.autoencoder = Autoencoder(vae, self.speed)
         self.unet, self.vae, self.alphas_cumprod, self.nothing = unet, vae, alphas_cumprod, dict(nothing)
         parameter = next(unet.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -148,12 +148,12 @@ class Img2Img:
 
         Raises InputError for a sample without noise of that shape.
         """
-        return latents_of(self.vae, images_u8, noise, latent, self.evaluate.ordered)
+        return latents_of(self.vae, images_u8, noise, latent, self.evaluate.ordered, self.autoencoder)
 
     def add_noise(self, z: Tensor, noise: Tensor, schedule: Schedule, index: int) -> Tensor:
         """z at the noise level of `schedule.timesteps[index]`: sqrt(alpha) z + sqrt(1 - alpha) noise."""
-        alpha = schedule.alpha[index].to(z.device)
-        return alpha.sqrt() * z + (1 - alpha).sqrt() * noise.to(z)
+        alpha = schedule.alpha[index]
+        return alpha.sqrt().item() * z + (1 - alpha).sqrt().item() * moved(noise, z.device, z.dtype)
 
     def guided(
         self, x: Tensor, given: Mapping[str, Given], schedule: Schedule, first: int, options: PaintOptions
@@ -179,7 +179,7 @@ class Img2Img:
         low, high = options.guidance_interval
         here = {side: self._here(value) for side, value in given.items()}
         conditions = Conditions(here, self.nothing, options.mixing)
-        self.evaluate.begin(conditions)
+        self.evaluate.begin(conditions, schedule.timesteps[: first + 1])
         noise: Evaluator | DeepFeatures = self.evaluate
         if options.feature_cache > 1:
             noise = DeepFeatures(self.evaluate, options.feature_cache)
@@ -193,7 +193,7 @@ class Img2Img:
                 eps = noise(x, timestep, conditions, "conditional")
             else:
                 if self.speed.joint_guidance:
-                    eps_uncond, eps_cond = noise(torch.cat([x, x]), timestep, conditions, "joint").chunk(2)
+                    eps_uncond, eps_cond = noise(x, timestep, conditions, "joint").chunk(2)
                 else:
                     eps_uncond = noise(x, timestep, conditions, "unconditional")
                     eps_cond = noise(x, timestep, conditions, "conditional")
@@ -220,8 +220,8 @@ class Img2Img:
     def decode(self, x: Tensor) -> Tensor:
         """uint8 images (n, H, W, 3) on the CPU of scaled latents; clipped to [0, 1], times 255, truncated."""
         latents = self.evaluate.ordered((x / self.scale).to(self.dtype))
-        pixels = self.vae.decode(latents, return_dict=False)[0].float()
+        pixels = self.autoencoder.pixels(latents)
         return ((pixels + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
     def _here(self, given: Given) -> Tensor | None:
-        return None if given is None else torch.as_tensor(given).to(self.device, self.dtype, non_blocking=True)
+        return None if given is None else moved(torch.as_tensor(given), self.device, self.dtype)

@@ -51,6 +51,7 @@ class PictureInputs(ABC):
     ----------
     bundle : `tiny` or a directory.
     device, dtype : where and in which precision the networks run.
+    guess_dtype : in which precision guesses are decoded, if that is another one.
     seed : of all noise, which each item has of its own.
     options : steps, strength, guidance, mixing, ...
     speed : how the networks are called.
@@ -69,10 +70,15 @@ class PictureInputs(ABC):
         options: PaintOptions | None = None,
         speed: SpeedSettings | None = None,
         sizes: BatchSizes | None = None,
+        guess_dtype: str | None = None,
     ) -> None:
         self.bundle, self.device, self.dtype = open_bundle(bundle), device, dtype
         self.seed, self.options, self.speed = seed, options or PaintOptions(), speed or SpeedSettings()
-        self.batches = PaintBatches(sizes, halve=sizes is None or not sizes.fixed or dtype == "float32")
+        free = sizes is None or not sizes.fixed
+        self.guess_dtype = guess_dtype or dtype
+        self.batches = PaintBatches(
+            sizes, halve=free or dtype == "float32", halve_guesses=free or self.guess_dtype == "float32"
+        )
 
     @property
     @abstractmethod

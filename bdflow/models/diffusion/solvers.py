@@ -22,11 +22,11 @@ class DDIM:
     """J. Song et al. 2021, eta = 0; of first order."""
 
     def __init__(self, tables: Tables) -> None:
-        self.tables = tables
+        self.alpha, self.alpha_previous = tables.alpha.tolist(), tables.alpha_previous.tolist()
 
     def step(self, x: Tensor, eps: Tensor, index: int) -> Tensor:
         """x one level lower, from the noise predicted at level `index`."""
-        alpha, previous = self.tables.alpha[index].item(), self.tables.alpha_previous[index].item()
+        alpha, previous = self.alpha[index], self.alpha_previous[index]
         z0 = (x - (1 - alpha) ** 0.5 * eps) / alpha**0.5
         return previous**0.5 * z0 + (1 - previous) ** 0.5 * eps
 
@@ -39,12 +39,12 @@ class DPMpp2M:
     """
 
     def __init__(self, tables: Tables) -> None:
-        self.tables = tables
+        self.alpha, self.alpha_previous = tables.alpha.tolist(), tables.alpha_previous.tolist()
         self._before: tuple[Tensor, float] | None = None  # the data predicted, and the step in log-SNR, of last time
 
     def step(self, x: Tensor, eps: Tensor, index: int) -> Tensor:
         """x one level lower, from the noise predicted at level `index`; levels are visited in their order."""
-        alpha, previous = self.tables.alpha[index].item(), self.tables.alpha_previous[index].item()
+        alpha, previous = self.alpha[index], self.alpha_previous[index]
         z0 = (x - (1 - alpha) ** 0.5 * eps) / alpha**0.5
         h = _log_snr(previous) - _log_snr(alpha)
         data = z0

@@ -1,6 +1,6 @@
 """The UNet called faster: memory order, compilation, recorded CUDA graphs; and with deep features kept over steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,19 +9,23 @@ from torch import Tensor, nn
 
 from bdflow.config import SpeedSettings
 from bdflow.errors import InputError
+from bdflow.models.diffusion.compiling import compiled
 from bdflow.models.diffusion.conditions import Conditions, Half, KeptConditions
+from bdflow.models.diffusion.unet import as_rows, noise_of, output_of, refuse_other_parts, sides_of, time_embeddings
 
 
 class Evaluator:
-    """One evaluation of a UNet, as `speed` says: predicted noise of (n, c, h, w) float32 at a timestep.
+    """One evaluation of a UNet, as `speed` says: predicted noise of (n, c, h, w) float32 at a timestep, (n, c, h, w)
+    float32 of one half of guidance or (2 n, c, h, w) of both, the unconditional first.
 
-    Raises InputError for CUDA graphs without a CUDA device.
+    Raises InputError for CUDA graphs without a CUDA device, or for a UNet with parts that `noise_of` leaves out.
     """
 
     def __init__(self, unet: nn.Module, speed: SpeedSettings) -> None:
         parameter = next(unet.parameters())
         self.unet, self.speed = unet, speed
         self.device, self.dtype = parameter.device, parameter.dtype
+        refuse_other_parts(unet)
         if speed.compile == "cuda_graphs" and self.device.type != "cuda":
             raise InputError(
                 "networks.speed.compile",
@@ -31,28 +35,34 @@ class Evaluator:
             )
         if speed.channels_last:
             unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.kept = KeptConditions(unet, speed.attention == "fused", speed.cached_conditions)
-        self._call: Callable[..., Any] = unet
-        if speed.compile == "torch_compile":
-            self._call = torch.compile(unet, dynamic=False)
+        in_place = speed.compile == "cuda_graphs"
+        self.kept = KeptConditions(unet, speed.attention == "fused", speed.cached_conditions, in_place)
+        self._call = compiled(lambda x, time, given: noise_of(unet, x, time, given), speed.compile)
+        self._times: dict[tuple[int, ...], Tensor] = {}
+        self._time: dict[int, Tensor] = {}
         self._recorded: dict[tuple[Any, ...], _Recorded] = {}
 
-    def begin(self, conditions: Conditions) -> None:
-        """Get ready for all steps of one batch."""
-        version = self.kept.version
+    def begin(self, conditions: Conditions, timesteps: Sequence[int]) -> None:
+        """Get ready for all steps of one batch: `timesteps` are those that will be asked for."""
         self.kept.fill(conditions.given, conditions.nothing, self.speed.joint_guidance)
-        if self.kept.version != version:
-            self._recorded.clear()
+        key = tuple(timesteps)
+        if key not in self._times:
+            self._times = {key: time_embeddings(self.unet, key)}
+            rows = self._times[key].split(1)
+            self._time = dict(zip(key, rows, strict=True))
+
+    def time(self, timestep: int) -> Tensor:
+        """(1, D): the embedding of a timestep that `begin` was told."""
+        return self._time[timestep]
 
     def __call__(self, x: Tensor, timestep: int, conditions: Conditions, half: Half) -> Tensor:
-        t = torch.tensor(timestep, device=self.device)
-        x = self.ordered(x.to(self.dtype))
+        x, time = self.ordered(x.to(self.dtype)), self.time(timestep)
         given = conditions.of(half)
         self.kept.half = half if self.kept.active else None
         try:
             if self.speed.compile == "cuda_graphs":
-                return self._recording(x, t, given, half)
-            return self._noise(x, t, given).float()
+                return self._recording(x, time, given, half)
+            return self._noise(x, time, given).float()
         finally:
             self.kept.half = None
 
@@ -60,45 +70,61 @@ class Evaluator:
         """x in the memory order of the convolutions."""
         return x.contiguous(memory_format=torch.channels_last) if self.speed.channels_last else x
 
-    def _noise(self, x: Tensor, t: Tensor, given: dict[str, Any]) -> Tensor:
-        some = next(given[side] for side in _sides(given))
-        return self._call(x, t, encoder_hidden_states=some, cross_attention_kwargs=given, return_dict=False)[0]
+    def forget(self) -> None:
+        """Let go of recordings and of what they read."""
+        self._recorded.clear()
+        self.kept.forget()
 
-    def _recording(self, x: Tensor, t: Tensor, given: dict[str, Any], half: Half) -> Tensor:
-        key = (half, tuple(x.shape), given["mixing"], _sides(given))
+    def _noise(self, x: Tensor, time: Tensor, given: dict[str, Any]) -> Tensor:
+        return self._call(x, time, given)
+
+    def _recording(self, x: Tensor, time: Tensor, given: dict[str, Any], half: Half) -> Tensor:
+        key = (half, tuple(x.shape), given["mixing"], sides_of(given))
         if key not in self._recorded:
-            self._recorded[key] = _Recorded(self._noise, x, t, given)
-        return self._recorded[key].replay(x, t, given)
+            try:
+                self._recorded[key] = _Recorded(self._noise, x, time, given, read=not self.kept.active)
+            except Exception:
+                self.forget()  # of a smaller batch, which may fit once these are gone, all is made anew
+                raise
+        return self._recorded[key].replay(x, time, given)
 
 
-def _sides(given: Mapping[str, object]) -> tuple[str, ...]:
-    """The conditions that are there."""
-    return tuple(side for side, value in given.items() if side != "mixing" and value is not None)
+class Graph:
+    """A CUDA graph of some work: the same kernels on the same memory, launched at once."""
 
-
-class _Recorded:
-    """A CUDA graph of one evaluation: the same kernels on the same memory, launched at once."""
-
-    def __init__(self, noise: Callable[..., Tensor], x: Tensor, t: Tensor, given: dict[str, Any]) -> None:
-        sides = _sides(given)
-        self.inputs = [x.clone(), t.clone(), *(given[side].clone() for side in sides)]
-        held = {**given, **dict(zip(sides, self.inputs[2:], strict=True))}
+    def __init__(self, work: Callable[[], Tensor]) -> None:
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(3):  # libraries choose their kernels and make their workspaces
-                noise(self.inputs[0], self.inputs[1], held)
+                work()
         torch.cuda.current_stream().wait_stream(beside)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.out = noise(self.inputs[0], self.inputs[1], held)
+            self.out = work()
 
-    def replay(self, x: Tensor, t: Tensor, given: dict[str, Any]) -> Tensor:
-        fresh = [x, t, *(given[side] for side in _sides(given))]
+    def replay(self) -> Tensor:
+        """The result of the work on what its memory holds now; the next replay writes over it."""
+        self.graph.replay()
+        return self.out
+
+
+class _Recorded:
+    """A graph of one evaluation. `read`: whether the conditions are read themselves; else their kept keys are."""
+
+    def __init__(
+        self, noise: Callable[..., Tensor], x: Tensor, time: Tensor, given: Mapping[str, Any], read: bool
+    ) -> None:
+        self.sides = sides_of(given) if read else ()
+        self.inputs = [value.clone() for value in (x, time, *(given[side] for side in self.sides))]
+        held = {**given, **dict(zip(self.sides, self.inputs[2:], strict=True))}
+        self.graph = Graph(lambda: noise(self.inputs[0], self.inputs[1], held))
+
+    def replay(self, x: Tensor, time: Tensor, given: Mapping[str, Any]) -> Tensor:
+        fresh = [x, time, *(given[side] for side in self.sides)]
         for held, new in zip(self.inputs, fresh, strict=True):
             held.copy_(new)
-        self.graph.replay()
-        return self.out.float().clone()
+        return self.graph.replay().float().clone()
 
 
 @dataclass
@@ -146,16 +172,14 @@ class DeepFeatures:
 
     def _shallow(self, x: Tensor, timestep: int, conditions: Conditions, half: Half, deep: Tensor) -> Tensor:
         unet: Any = self.evaluator.unet
-        x = self.evaluator.ordered(x.to(self.evaluator.dtype))
-        t = torch.full((len(x),), timestep, device=x.device)
-        time = unet.time_embedding(unet.time_proj(t).to(x.dtype))
+        x, time = self.evaluator.ordered(x.to(self.evaluator.dtype)), self.evaluator.time(timestep)
         block = unet.up_blocks[-1]
         kept = self.evaluator.kept
         kept.half = half if kept.active else None
         try:
-            h = block.resnets[-1](torch.cat([deep, unet.conv_in(x)], dim=1), time)
+            h = block.resnets[-1](torch.cat([deep, as_rows(unet.conv_in(x), len(deep))], dim=1), time)
             if getattr(block, "has_cross_attention", False):
                 h = block.attentions[-1](h, cross_attention_kwargs=conditions.of(half))[0]
         finally:
             kept.half = None
-        return unet.conv_out(unet.conv_act(unet.conv_norm_out(h))).float()
+        return output_of(unet, h).float()

@@ -106,7 +106,7 @@ class Weights:
     missing: str = ""
 
 
-def find_weights(name: str, folder: Path | None = None) -> Weights:
+def find_weights(name: str, folder: Path | None = None, where: str = "`evaluate.weights`") -> Weights:
     """Where the weights of a judge lie: in `folder`, else in torch's or Hugging Face's cache.
 
     Parameters
@@ -114,6 +114,7 @@ def find_weights(name: str, folder: Path | None = None) -> Weights:
     name : of `JUDGES`.
     folder : a directory that holds the published files under their own names (for CLIP, a directory
         `clip-vit-large-patch14`); None for the caches alone.
+    where : that folder in words, for what is said of weights that are not there.
 
     Returns
     -------
@@ -127,14 +128,14 @@ def find_weights(name: str, folder: Path | None = None) -> Weights:
                 return Weights((place / "config.json", found[0]))
         return Weights(
             missing=f"no weights: found no {judge.file} (config.json with model.safetensors or pytorch_model.bin) in "
-            f"`evaluate.weights`, nor {CLIP_REPOSITORY} in the Hugging Face cache"
+            f"{where}, nor {CLIP_REPOSITORY} in the Hugging Face cache"
         )
     for place in (torch_cache(),) if folder is None else (folder, torch_cache()):
         if (place / judge.file).is_file():
             if find_spec("torchvision") is None:
                 return Weights(missing="torchvision is not installed; the extra `metrics` brings it")
             return Weights((place / judge.file,))
-    return Weights(missing=f"no weights: found no {judge.file} in `evaluate.weights`, nor in torch's cache")
+    return Weights(missing=f"no weights: found no {judge.file} in {where}, nor in torch's cache")
 
 
 def torch_cache() -> Path:

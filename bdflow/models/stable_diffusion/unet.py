@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bdflow.config import PaintOptions
 from bdflow.errors import InputError
 from bdflow.models.diffusion.img2img import Given, Img2Img, PaintBatches, Schedule
+from bdflow.models.diffusion.unet import transformed
 from bdflow.models.resizing import resize
 
 TAKAGI = PaintOptions(steps=50, strength=0.8, guidance_scale=5.0)
@@ -36,7 +37,7 @@ class TextTransformer(nn.Module):
         self, hidden_states: Tensor, *, cross_attention_kwargs: Mapping[str, Any], **unused: object
     ) -> tuple[Tensor]:
         text = cross_attention_kwargs["text"]
-        return (self.text(hidden_states, encoder_hidden_states=text, return_dict=False)[0],)
+        return (transformed(self.text, hidden_states, text),)
 
 
 def build_text_unet(config: Mapping[str, object]) -> UNet2DConditionModel:

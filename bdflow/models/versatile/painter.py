@@ -42,7 +42,7 @@ class Painter(PictureInputs):
     @cached_property
     def vdvae(self) -> VDVAE:
         """The VDVAE without its encoder."""
-        network = self.bundle.vdvae(self.device, self.dtype)
+        network = self.bundle.vdvae(self.device, self.guess_dtype)
         del network.encoder
         return network
 

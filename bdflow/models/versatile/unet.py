@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.errors import InputError
 from bdflow.models.diffusion.img2img import Given, Img2Img, PaintBatches, Schedule
+from bdflow.models.diffusion.unet import transformed
 
 
 class DualTransformer(nn.Module):
@@ -48,7 +49,7 @@ class DualTransformer(nn.Module):
 
     @staticmethod
     def _branch(transformer: Transformer2DModel, hidden_states: Tensor, condition: Tensor) -> Tensor:
-        return transformer(hidden_states, encoder_hidden_states=condition, return_dict=False)[0]
+        return transformed(transformer, hidden_states, condition)
 
 
 def build_dual_unet(config: Mapping[str, object]) -> UNet2DConditionModel:

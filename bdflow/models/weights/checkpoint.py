@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from bdflow.errors import InputError, counted, listed
 from bdflow.models.weights.pickled import ITEM_BYTES, UnusualPickle, ZippedTensor, read_archive
+from bdflow.models.weights.precision import settle
 from bdflow.models.weights.reading import FileEnds, Piece, filling, pieces_of, room
 
 FLOATS = {"float64", "float32", "float16", "bfloat16"}
@@ -134,9 +135,10 @@ def filled(readings: Sequence[Reading]) -> Iterator[None]:
         raise _truncated(error.path, error) from error
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, lone: str = "") -> Checkpoint:
     """Open a `.safetensors`, `.th`, `.pth`, `.pt`, `.ckpt` or `.bin` file. A pickled file may hold its
-    tensors at the top or below `state_dict`; a `module.` before every name is dropped.
+    tensors at the top or below `state_dict`; a `module.` before every name is dropped. With `lone`, it may also be
+    one tensor without a name, which gets this one.
 
     Raises InputError when the file is missing, truncated, not what its name says, or a pickle that asks for
     more than tensors.
@@ -157,7 +159,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             meaning="The file is mislabelled or the download went wrong.",
             action="download it again, or give it the suffix of its content.",
         )
-    return _open_safetensors(path) if kind == "safetensors" else _open_torch(path, kind)
+    return _open_safetensors(path) if kind == "safetensors" else _open_torch(path, kind, lone)
 
 
 def _kind(path: Path) -> str:
@@ -225,7 +227,7 @@ def _open_safetensors(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, {})
 
 
-def _open_torch(path: Path, kind: str) -> Checkpoint:
+def _open_torch(path: Path, kind: str, lone: str) -> Checkpoint:
     mapped = kind == "torch zip"
     if mapped and not zipfile.is_zipfile(path):
         raise _truncated(path, ValueError("no central directory at its end"))
@@ -233,9 +235,9 @@ def _open_torch(path: Path, kind: str) -> Checkpoint:
         content = read_archive(path) if mapped else _load_torch(path, mapped)
     except UnusualPickle:
         content = _load_torch(path, mapped)
-    state = _state_dict(path, content)
+    state = _state_dict(path, content, lone)
     if any(isinstance(tensor, ZippedTensor) and not tensor.whole for tensor in state.values()):
-        held = {n: t for n, t in _state_dict(path, _load_torch(path, mapped)).items() if not t.is_contiguous()}
+        held = {n: t for n, t in _state_dict(path, _load_torch(path, mapped), lone).items() if not t.is_contiguous()}
     else:
         held = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     return Checkpoint(path, {name: _info(tensor) for name, tensor in state.items()}, held)
@@ -264,8 +266,10 @@ def _load_torch(path: Path, mapped: bool) -> Any:
         raise _truncated(path, error) from error
 
 
-def _state_dict(path: Path, content: Any) -> dict[str, Any]:
+def _state_dict(path: Path, content: Any, lone: str = "") -> dict[str, Any]:
     """Name -> tensor (or ZippedTensor) of what was pickled; InputError if it is something else."""
+    if lone and isinstance(content, Tensor | ZippedTensor):
+        return {lone: content}
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content:
@@ -350,6 +354,7 @@ def fit_into(
     that hold all that is wanted and are being filled already. Raises InputError that lists every difference between
     files and module, and what to do (`action`).
     """
+    settle()
     counters = "num_batches_tracked"  # of training steps; batch norms that are loaded without them start at 0
     state = module.state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(counters)}

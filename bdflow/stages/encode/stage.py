@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from bdflow.config import Config, content
+from bdflow.regression.device import refuse_without_cupy
 from bdflow.stages.encode.workers import Encoder, device_of
 from bdflow.stores import text
 from bdflow.study import catalog, encoding_catalog, keys, parts
@@ -30,6 +31,10 @@ class Encode(Stage):
     name = "encode"
     method = 2
     on_demand = True
+
+    def check(self, config: Config) -> None:
+        if device_of(config) != "cpu":
+            refuse_without_cupy(self.name)
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         for subject in config.subjects:

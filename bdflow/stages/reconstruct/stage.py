@@ -57,13 +57,14 @@ class Reconstruct(Stage):
     def _pictures(self, config: Config, painter: str, subject: str) -> Iterator[StoreDecl]:
         roles, kind = spaces_of(config, painter), painter_kind(config, painter)
         common = {"networks": content(config.networks), **guess_settings(config, painter)}
+        by_guess = {**content(config.networks), "dtype": kind.guess_dtype}
         guesses = keys.guesses(painter, subject)
 
         def made_from(spaces: Iterable[str]) -> dict[str, object]:
             return {} if subject == TRUE else {s: config.ridge_of(s).standardise for s in spaces}
 
         if "guess" in roles:
-            settings = {**common, "standardise": made_from([roles["guess"]])}
+            settings = {**common, "networks": by_guess, "standardise": made_from([roles["guess"]])}
             layout, chunks = partial(guesses_layout, config, painter, subject), content(config.chunks, "guesses")
             upstream = latent_keys(config, subject, roles["guess"])
             inputs = partial(guess_inputs, config, painter)

@@ -17,12 +17,12 @@ import numpy as np
 from bdflow import random
 from bdflow.config import Config, content
 from bdflow.regression import ridge
+from bdflow.regression.device import refuse_without_cupy
 from bdflow.regression.grouping import Grouping
 from bdflow.regression.memory_budget import Plan
+from bdflow.stages.regress.predictor import Decoders, Predictor
 from bdflow.stages.regress.workers import (
-    Decoders,
     Factoriser,
-    Predictor,
     Reading,
     Selector,
     Summariser,
@@ -56,6 +56,11 @@ class Regress(Stage):
     """Systems, penalties, hat matrices, predictions."""
 
     name = "regress"
+    method = 2
+
+    def check(self, config: Config) -> None:
+        if _device(config) != "cpu":
+            refuse_without_cupy(self.name)
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         for subject in config.subjects:
@@ -246,7 +251,10 @@ def _plan(context: Context) -> Plan:
             voxels = context.counts.design_voxels(subject, design)
             responses = _responses(context, subject, design)
             extents[f"{subject}, {design.name}"] = extent_of(config, spaces, responses, voxels)
-    return plan_of(config, extents, [context.counts.shape(space) for space in config.decoded_spaces])
+    of = parts.targets(next(iter(config.decoded_spaces)), (SHARED, *context.subjects))
+    latents = [context.ready(key) for key in of]
+    column_bytes = sum(store.sizes["stimulus"] * store.arrays["latent"].dtype.itemsize for store in latents)
+    return plan_of(config, extents, [context.counts.shape(space) for space in config.decoded_spaces], column_bytes)
 
 
 def _device(config: Config) -> str:
@@ -276,7 +284,7 @@ def _solvers(context: Context, plan: Plan) -> dict[Pair, Solver]:
 def _reading(context: Context, plan: Plan) -> Reading:
     of = (SHARED, *context.subjects)
     targets = {space: parts.joined(context, parts.targets(space, of)) for space in context.config.decoded_spaces}
-    return Reading(targets, plan.piece_rows)
+    return Reading(targets, plan.piece_rows, plan.whole_blocks)
 
 
 def _start_systems(context: Context) -> Work:
@@ -292,7 +300,7 @@ def _start_systems(context: Context) -> Work:
             missing = system.missing()
             group = len(missing) if plan.whole else max(1, plan.kernel_rows // catalog.KERNEL_ROWS)
             tasks += [(*pair, missing[i : i + group]) for i in range(0, len(missing), max(group, 1))]
-    return Work(tasks, partial(SystemMaker, responses, systems, plan.whole))
+    return Work(tasks, partial(SystemMaker, responses, systems, plan.whole, _device(context.config)))
 
 
 def _declare_system(context: Context, subject: str, design: Design, responses: Store) -> Store:

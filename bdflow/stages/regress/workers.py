@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ from array_api_compat import array_namespace
 from bdflow import random
 from bdflow.config import Config
 from bdflow.regression import cross_validation, ridge, streaming
+from bdflow.regression.copies import copies_of
 from bdflow.regression.device import to_device, to_host
 from bdflow.stores import Store
 from bdflow.study.designs import Design
 from bdflow.study.parts import Joined
-from bdflow.study.system import Solver, as_slice, z_scored_blocks
-from bdflow.study.target_reader import Columns, ahead
+from bdflow.study.system import Solver, z_scored_blocks
+from bdflow.study.target_reader import Columns, ahead, as_slice
 
 Pair = tuple[str, str]  # (subject, design) or (subject, space)
 RowsOf = Callable[[slice], np.ndarray]
@@ -27,8 +28,10 @@ RowsOf = Callable[[slice], np.ndarray]
 class SystemMaker:
     """Computes rows of one system a task: all of them at once if the system is held whole."""
 
-    def __init__(self, responses: dict[Pair, Store], systems: dict[Pair, Store], whole: bool) -> None:
-        self.responses, self.systems, self.whole = responses, systems, whole
+    def __init__(
+        self, responses: dict[Pair, Store], systems: dict[Pair, Store], whole: bool, device: str = "cpu"
+    ) -> None:
+        self.responses, self.systems, self.whole, self.device = responses, systems, whole, device
 
     def __call__(self, task: tuple[str, str, list[int]]) -> None:
         subject, design, partitions = task
@@ -47,8 +50,11 @@ class SystemMaker:
     def _kernel(self, responses: Store, train: np.ndarray, used: np.ndarray) -> RowsOf:
         n = int(train.sum())
         rows, others = as_slice(np.flatnonzero(train)), as_slice(np.flatnonzero(~train))
-        blocks = ((values[rows], values[others]) for _, values in z_scored_blocks(responses, used))
-        kernel, cross = ridge.kernel_matrix(blocks, n, len(train) - n)
+        blocks = (
+            (to_device(values[rows], self.device), to_device(values[others], self.device))
+            for _, values in z_scored_blocks(responses, used)
+        )
+        kernel, cross = (to_host(found) for found in ridge.kernel_matrix(blocks, n, len(train) - n))
         position = np.where(train, np.cumsum(train), np.cumsum(~train)) - 1
 
         def rows_of(rows: slice) -> np.ndarray:
@@ -60,11 +66,12 @@ class SystemMaker:
         return rows_of
 
     def _kernel_part(self, responses: Store, train: np.ndarray, used: np.ndarray, part: slice) -> RowsOf:
-        product = np.zeros((part.stop - part.start, int(train.sum())), dtype=np.float32)
+        product: Any = to_device(np.zeros((part.stop - part.start, int(train.sum())), np.float32), self.device)
         rows = as_slice(np.flatnonzero(train))
         for _, values in z_scored_blocks(responses, used):
-            product += values[part] @ values[rows].T
-        return lambda rows: product[rows.start - part.start : rows.stop - part.start]
+            product += to_device(values[part], self.device) @ to_device(values[rows], self.device).T
+        found = to_host(product)
+        return lambda rows: found[rows.start - part.start : rows.stop - part.start]
 
     def _covariance(self, responses: Store, train: np.ndarray, used: np.ndarray, regions: list[slice]) -> RowsOf:
         rows = as_slice(np.flatnonzero(train))
@@ -73,7 +80,8 @@ class SystemMaker:
             return (values[rows][:, used[voxels]] for voxels, values in z_scored_blocks(responses, used))
 
         if self.whole:
-            gram = ridge.Primal(np.concatenate([block.copy() for block in blocks()], axis=1)).gram
+            all_rows = to_device(np.concatenate([block.copy() for block in blocks()], axis=1), self.device)
+            gram = to_host(ridge.Primal(all_rows).gram)
             return lambda rows: gram[rows]
         part = slice(regions[0].start, regions[-1].stop)
         own, at = [], 0
@@ -82,8 +90,8 @@ class SystemMaker:
             if first < last:
                 own.append(block[:, first:last].copy())
             at += block.shape[1]
-        mine = np.concatenate(own, axis=1)
-        product = np.concatenate([mine.T @ block for block in blocks()], axis=1)
+        mine = to_device(np.concatenate(own, axis=1), self.device)
+        product = np.concatenate([to_host(mine.T @ to_device(block, self.device)) for block in blocks()], axis=1)
         return lambda rows: product[rows.start - part.start : rows.stop - part.start]
 
 
@@ -164,10 +172,13 @@ class Factoriser:
 
 @dataclass(frozen=True)
 class Reading:
-    """The target stores, and how many rows of them are read at a time."""
+    """The target stores, how many rows of them are worked on at a time, and whether predictions read blocks of columns
+    whole.
+    """
 
     targets: dict[str, Joined]
     piece_rows: int
+    whole_blocks: bool = True
 
     def columns(self, space: str, ids: np.ndarray) -> Columns:
         """The latents of these stimuli."""
@@ -189,6 +200,8 @@ class Selector:
     ) -> None:
         self.validation, self.stores, self.reading, self.drawn = validation, stores, reading, drawn
         self.intercepts, self.device, self.scratch = intercepts, device, streaming.Scratch()
+        self.copies = copies_of(device)
+        self.read_into = self.copies.scratch()
         self.loaded: tuple[str, tuple[float, ...]] | None = None
 
     def _load(self, pair: Pair) -> None:
@@ -213,9 +226,9 @@ class Selector:
         columns = self._columns(store, region, space)
         scores = np.full((len(self.alphas), int(np.prod(shape))), np.nan, dtype=np.float32)
         if columns.size:
-            pieces = ahead(self.reading.columns(space, self.train).requests(region, self.scratch), self.device)
+            pieces = ahead(self.reading.columns(space, self.train).requests(region, self.read_into), self.copies)
             whole = columns.size == scores.shape[1]
-            drawn = pieces if whole else (piece[:, columns] for piece in pieces)
+            drawn = pieces if whole else (ridge.take(piece, columns, 1) for piece in pieces)
             if self.by_rows:
                 scores[:, columns] = -to_host(streaming.error_block(self.matrices, drawn))
             else:
@@ -241,138 +254,6 @@ def flat_range(store: Store, region: dict[str, slice]) -> tuple[int, int]:
     return block.start * width, block.stop * width
 
 
-@dataclass
-class Decoders:
-    """The hat matrices of every subject, those of one space held at a time, with what goes with them."""
-
-    stores: dict[Pair, Store]
-    validation: dict[Pair, Store]
-    selection: dict[Pair, Store]
-    device: str
-    space: str = ""
-
-    def __post_init__(self) -> None:
-        self.hats: dict[str, list[Any]] = {}
-        self.alphas: dict[str, np.ndarray] = {}
-        self._held: dict[str, tuple[Any, ...]] = {}
-
-    def load(self, space: str) -> None:
-        """Hold the matrices of a space: hat matrices, and below them the rows of cross-validation."""
-        if space == self.space:
-            return
-        self.space = space
-        for (subject, of), decoder in self.stores.items():
-            if of != space:
-                continue
-            known = decoder.read("alpha")
-            own = decoder.read("space_alpha")[decoder.read("space").tolist().index(space)]
-            wanted = self.selection[subject, space].read("alpha") if np.isnan(own) else np.array([own])
-            validation = self.validation.get((subject, space))
-            held = (decoder.path, validation and validation.path, tuple(wanted))
-            if self._held.get(subject) == held:
-                continue
-            self._held[subject], self.alphas[subject], self.hats[subject] = held, wanted, []
-            for alpha in wanted:
-                i = int(np.searchsorted(known, alpha))
-                parts = [decoder.read("hat_matrix", {"alpha": slice(i, i + 1)})[0]]
-                if validation is not None:
-                    j = int(np.searchsorted(validation.read("alpha"), alpha))
-                    parts.append(validation.read("matrix", {"alpha": slice(j, j + 1)})[0])
-                self.hats[subject].append(to_device(np.concatenate(parts) if parts[1:] else parts[0], self.device))
-
-    def held_out(self, subject: str) -> int:
-        """Rows of cross-validation below the hat matrix."""
-        store = self.validation.get((subject, self.space))
-        return 0 if store is None else store.sizes["held_out_stimulus"]
-
-    def of_subject(self, subject: str) -> Store:
-        """The decoder of the space that is loaded."""
-        return self.stores[subject, self.space]
-
-    def which(self, subject: str, region: dict[str, slice], t: int) -> tuple[np.ndarray | None, np.ndarray]:
-        """The matrix of each column of a block (None: there is one), and its penalty. A latent without a score takes
-        the penalty that most others of its block have.
-        """
-        if (subject, self.space) not in self.selection:
-            return None, np.full(t, self.alphas[subject][0], dtype=np.float32)
-        best = self.selection[subject, self.space].read("best_alpha", region).ravel()
-        known = best[np.isfinite(best)]
-        number = np.abs(self.alphas[subject] - np.nan_to_num(best)[:, None]).argmin(axis=1)
-        common = np.bincount(number[np.isfinite(best)]).argmax() if known.size else len(self.alphas[subject]) - 1
-        number[~np.isfinite(best)] = common
-        return number, self.alphas[subject][number].astype(np.float32)
-
-
-class Predictor:
-    """Predicts one block of latents for every subject a task."""
-
-    def __init__(
-        self,
-        decoders: Decoders,
-        reading: Reading,
-        stores: dict[str, dict[str, Store]],
-        weights: dict[Pair, np.ndarray | None],
-        intercepts: dict[str, bool],
-    ) -> None:
-        self.decoders, self.reading, self.stores = decoders, reading, stores
-        self.weights, self.intercepts = weights, intercepts
-        self.scratch = streaming.Scratch()
-        self.space = ""
-
-    def _load(self, space: str) -> None:
-        self.decoders.load(space)
-        self.space = space
-        stores = {subject: self.decoders.of_subject(subject) for subject in self.stores[space]}
-        self.train = {s: self.reading.columns(space, store.read("train_stimulus_id")) for s, store in stores.items()}
-        self.test = {s: self.reading.columns(space, store.read("stimulus_id")) for s, store in stores.items()}
-
-    def __call__(self, task: tuple[str, int]) -> None:
-        space, partition = task
-        if space != self.space:
-            self._load(space)
-        subjects = {s: store for s, store in self.stores[space].items() if not store.markers()[partition]}
-        first = next(iter(self.stores[space].values()))
-        region = first.spec.region(first.sizes, partition)
-        asked = [
-            (self.test[s].requests(region, Read()), self.train[s].requests(region, self.scratch, None if i else LEAD))
-            for i, s in enumerate(subjects)
-        ]
-        answers = ahead(list(chain.from_iterable(test + train for test, train in asked)), self.decoders.device)
-        for (subject, store), (test, train) in zip(subjects.items(), asked, strict=True):
-            true = list(islice(answers, len(test)))
-            t = true[0].shape[1]
-            which, alphas = self.decoders.which(subject, region, t)
-            block = streaming.predict_block(
-                self.decoders.hats[subject],
-                islice(answers, len(train)),
-                true,
-                which=which,
-                held_out=self.decoders.held_out(subject),
-                scratch=self.scratch,
-                weights=self.weights[subject, space],
-                intercept=self.intercepts[space],
-            )
-            shape = tuple(
-                region[d].stop - region[d].start if d in region else store.sizes[d] for d in store.dims("alpha")
-            )
-            values = {name: to_host(value) for name, value in block._asdict().items() if value is not None}
-            values["alpha"] = alphas
-            store.write(
-                partition,
-                {n: v.reshape(-1, *shape) if n == "latent" else v.reshape(shape) for n, v in values.items()},
-            )
-
-
-LEAD = 1024  # rows
-
-
-class Read(streaming.Scratch):
-    """Fresh memory each time: for what is kept."""
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return np.empty(shape, dtype)
-
-
 class Weigher:
     """Computes the weights of one block of voxels of one subject and space a task, block of latents after block."""
 
@@ -386,6 +267,8 @@ class Weigher:
     ) -> None:
         self.solvers, self.decoders, self.reading = solvers, decoders, reading
         self.stores, self.predictions, self.scratch = stores, predictions, streaming.Scratch()
+        self.copies = copies_of(next(iter(solvers.values())).device)
+        self.read_into = self.copies.scratch()
 
     def __call__(self, task: tuple[str, str, int]) -> None:
         subject, space, group = task
@@ -405,7 +288,7 @@ class Weigher:
             block = {dim: part for dim, part in region.items() if dim != "voxel"}
             alpha = self.predictions[subject, space].read("alpha", block)
             which = np.abs(np.asarray(used)[None] - alpha.reshape(-1, 1)).argmin(axis=1) if len(used) > 1 else None
-            pieces = ahead(columns.requests(block, self.scratch), solver.device)
+            pieces = ahead(columns.requests(block, self.read_into), self.copies)
             product = to_host(streaming.walk(matrices, pieces, which, self.scratch).product)
             store.write(partition, {"weight": product.reshape(len(product), *alpha.shape)})
 

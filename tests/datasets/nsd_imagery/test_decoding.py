@@ -19,7 +19,9 @@ from bdflow.config import Config, parse
 from bdflow.datasets.reader import open_dataset
 from bdflow.errors import InputError
 from bdflow.pipeline import Pipeline
+from bdflow.regression import ridge
 from bdflow.stores import NotReady, Store
+from bdflow.study import other_dataset
 from tests.datasets.test_doors import features
 from tests.support import logs
 
@@ -76,6 +78,7 @@ def study_of(root: Path, name: str = "study", **dataset: Any) -> Config:
             "spaces": spaces,
             "report": {"path": str(root / "report")},
             "features": {"dtype": "float32"},
+            "chunks": {"columns": 5},  # of twelve latents: decoded and written in blocks of 5, 5 and 2
         }
     )
 
@@ -189,14 +192,19 @@ def test_each_space_has_its_own_design(root: Path, subject: str) -> None:
     data, config = open_dataset(other(SAMPLE)), study_of(root)
     betas, shown = data.session_betas(subject, "nsdimagery"), data.trials(subject).stimulus
     measured = betas.valid.all(axis=0)
-    for space, kind, values in (("averaged", "averaged_zscored", z), ("plain", "averaged", lambda of: of / 300)):
+    percent = "percent signal change"
+    kinds = (("averaged", "averaged_zscored", z, "z"), ("plain", "averaged", lambda of: of / 300, percent))
+    for space, kind, values, units in kinds:
         mean = Store(config.study, f"responses/{subject}/{kind}").read("voxel_mean")
         with np.errstate(invalid="ignore"):
             x = np.where(measured, values(betas.values.astype(float)), mean)
         ids = tree[space].stimulus_id.values.tolist()
         assert ids == sorted(set(shown.tolist()))
         patterns = np.stack([x[shown == one].mean(axis=0) for one in ids])
-        np.testing.assert_allclose(tree[space].latent, api.decode(config, patterns, subject)[space].latent, atol=1e-3)
+        again = api.decode(config, patterns, subject, units=units)
+        assert set(again.children) == ({"plain"} if units == percent else {"trials", "averaged", "early"})
+        assert {node.attrs["pattern_units"] for node in again.children.values()} == {units}
+        np.testing.assert_allclose(tree[space].latent, again[space].latent, atol=1e-3)
     used = Store(config.study, f"betas/{subject}").read("roi")
     assert tree["early"].attrs["voxels"] < tree["trials"].attrs["voxels"] == used.shape[1]
     provenance = tree["early"].attrs["provenance"]
@@ -204,6 +212,54 @@ def test_each_space_has_its_own_design(root: Path, subject: str) -> None:
     assert provenance["settings"]["dataset"]["options"] == {"condition": "imagery"}
     assert "session nsdimagery" in provenance["inputs"]
     assert tree["early"].attrs["study"] == str(config.study)
+
+
+def test_patterns_are_in_the_unit_of_the_rows(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where spaces are decoded from rows in two units, patterns say theirs; raw int16 is told from percent."""
+    config = study_of(root)
+    caplog.set_level("INFO", logger="bdflow")
+    rows = Store(config.study, "responses/subj01/averaged").read("response")[:2]
+    with pytest.raises(InputError) as error:
+        api.decode(config, rows, "subj01")
+    said = str(error.value)
+    assert "z for trials, averaged, early; percent signal change for plain" in said
+    assert "--units" in said
+    with pytest.raises(InputError, match="'arbitrary'"):
+        api.decode(config, rows, "subj01", units="arbitrary")
+    assert "SDs from the mean" not in logs.text(caplog)
+    api.decode(config, rows, "subj01", units="percent signal change")
+    assert "not decoded, since their rows are in other units" in logs.text(caplog)
+    assert "SDs from the mean" not in logs.text(caplog)
+    api.decode(config, 300 * rows, "subj01", units="percent signal change")
+    assert "Are they in the unit of the rows (percent signal change)?" in logs.text(caplog)
+    np.save(tmp_path / "rows.npy", rows)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    command = ["decode", str(tmp_path / "study.yaml"), str(tmp_path / "rows.npy"), "--subject", "subj01"]
+    out = str(tmp_path / "out.zarr")
+    done = CliRunner().invoke(app, [*command, "--out", out, "--units", "percent signal change"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert set(xarray.open_datatree(out, engine="zarr", consolidated=False).children) == {"plain"}
+
+
+def test_latents_are_decoded_and_written_in_blocks(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No more of a space is in memory than one block of columns; blocks make up what `latents` gives."""
+    sizes = []
+    seen = other_dataset.restandardised
+    monkeypatch.setattr(
+        other_dataset, "restandardised", lambda raw, *rest: sizes.append(raw.shape[1]) or seen(raw, *rest)
+    )
+    api.decode_dataset(
+        study_of(root), other(SAMPLE), tmp_path / "out.zarr", subjects=["subj01"], standardise="test_set"
+    )
+    assert sizes == [5, 5, 2] * len(SPACES)
+    raw = xarray.open_zarr(root / "imagery.zarr", group="subj01/plain", consolidated=False).load()
+    found = xarray.open_zarr(tmp_path / "out.zarr", group="subj01/plain", consolidated=False).load()
+    rule = Store(study_of(root).study, "predictions/subj01/plain")
+    to_mean, to_std, mean, std = (rule.read(name) for name in ridge.RULES["test_set"])
+    np.testing.assert_allclose(
+        found.latent, (raw.latent - mean) / np.where(std > 0, std, 1) * to_std + to_mean, rtol=1e-4, atol=1e-3
+    )
+    assert found.latent.attrs == {"long_name": "decoded latent", "units": "1"}
 
 
 def test_a_minimal_file_and_the_command(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
