@@ -92,7 +92,7 @@ def run(check: Check, folder: Path, limit: float) -> dict[str, Any]:
             cwd=HERE.parent,
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=limit,
             check=False,
         )

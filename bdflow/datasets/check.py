@@ -208,8 +208,11 @@ def _odd(account: DatasetAccount, no_training: str) -> Iterator[str]:
     """What is unusual, and what bdflow makes of it. `no_training` : what to do without training stimuli."""
     if not all(of.train for of in account.subjects.values()):
         yield (
-            f"the split {account.split} has no training stimuli, so that `bdflow run` refuses it. What to do: "
-            + (no_training or "run `bdflow decode STUDY --dataset THIS`, or name another split in `dataset.split`")
+            f"the split {account.split} has no training stimuli, so that a run refuses it. What to do: "
+            + (
+                no_training
+                or "decode it with the decoders of another study (`decode --dataset`), or name another `dataset.split`"
+            )
             + "."
         )
     if account.captions.get(0):

@@ -193,7 +193,7 @@ def open_zarr(path: Path, scale: Scale | None, option: str, *, shown: bool) -> A
                 found="a store that is not finished",
                 expected="a sealed store",
                 meaning="Pictures that are not there yet would be black.",
-                action="finish the study (`bdflow run CONFIG`), then score it",
+                action="finish the study, then score it",
             )
         store = Store(folder.parent, folder.name)
         for lost in store.missing_chunks():
@@ -224,7 +224,7 @@ def _damaged(path: Path, error: Exception) -> InputError:
         path,
         found=f"Zarr that cannot be read ({type(error).__name__}: {str(error)[:300]})",
         expected="an array of pictures in Zarr",
-        action="write it again; of a study, `bdflow verify CONFIG --repair` mends it",
+        action="write it again; of a study, let it be verified and repaired",
     )
 
 

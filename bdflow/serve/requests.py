@@ -263,7 +263,7 @@ def _check_units(capabilities: Capabilities, asked: AskedPatterns) -> None:
             found=f"{asked.variant!r}, painted from spaces that are decoded from rows in different units: "
             + listed(f"{space} {unit}" for space, unit in units.items()),
             expected="a variant whose spaces have rows in one unit, since a pattern is in one",
-            action="choose another variant, or decode each space by `bdflow decode --units` and send latents",
+            action="choose another variant, or decode each space in its unit (`decode --units`) and send latents",
         )
     if asked.units is not None and asked.units not in units.values():
         raise Refusal(

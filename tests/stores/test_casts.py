@@ -133,6 +133,10 @@ BOUNDED = {
     "bdflow/stages/reconstruct/selection.py": [  # which of the pictures of a stimulus
         "np.nan_to_num(found, nan=-2.0).argmax(axis=1)"
     ],
+    "bdflow/scoring/pixels.py": [
+        "values",  # whole numbers of 0 to 255: others are refused before
+        "np.rint((wide - self.low) * (255 / (self.high - self.low))).clip(0, 255)",
+    ],
     "bdflow/study/encoding_models.py": ["q < FALSE_DISCOVERIES"],  # bool
     "bdflow/study/region_patterns.py": ["np.count_nonzero(patterns, axis=1)"],  # at most the voxels
     "bdflow/study/voxel_maps.py": ["regions.pattern(name)"],  # 1 and 0

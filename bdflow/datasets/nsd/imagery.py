@@ -31,8 +31,8 @@ CONDITIONS = "conditions"
 """The split by condition: what was shown, imagined or attended to in `train_condition` is for training."""
 _NO_TRAINING = (
     "to test on imagery what is trained on perception, set `dataset.options.train_condition: perception` and "
-    f"`dataset.split: dataset:{CONDITIONS}`; to use the decoders of a study of NSD, run `bdflow decode STUDY --dataset "
-    "THIS`; or name a file of test ids in `dataset.split`"
+    f"`dataset.split: dataset:{CONDITIONS}`; to use the decoders of a study of NSD, decode this dataset by it (`decode "
+    "--dataset`); or name a file of test ids in `dataset.split`"
 )
 _CORE = re.compile(r"\d{5}")
 

@@ -29,8 +29,8 @@ INFORMATION = f"{EXPERIMENT}/nsdsyntheticimageinformation.csv"
 STIMULI = "nsddata_stimuli/stimuli/nsdsynthetic"
 _AGAIN = "fetch the file again"
 _NO_TRAINING = (
-    "to use the decoders of a study of NSD, run `bdflow decode STUDY --dataset THIS`; for a study of these pictures "
-    "alone, take `dataset.split: shared`, or name a file of test ids"
+    "to use the decoders of a study of NSD, decode this dataset by it (`decode --dataset`); for a study of these "
+    "pictures alone, take `dataset.split: shared`, or name a file of test ids"
 )
 
 
