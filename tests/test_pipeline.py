@@ -520,6 +520,7 @@ def test_another_split_is_data(settings, nsd, tmp_path):
     )
 
 
+@pytest.mark.slow(kind="studies that change")
 def test_a_full_disk_names_itself_and_the_run_goes_on_when_there_is_room(settings, finished, tmp_path):
     """A real full disk: a tmpfs that fills up, one that is too small from the start of a stage, one with space."""
     mount = tmp_path / "small"
@@ -542,6 +543,7 @@ def test_a_full_disk_names_itself_and_the_run_goes_on_when_there_is_room(setting
         subprocess.run(["umount", mount], check=True)
 
 
+@pytest.mark.slow(kind="orders of work")
 def test_a_study_in_memory_is_the_one_on_disk(settings, tmp_path):
     found = {}
     for name, study in (("disk", str(tmp_path / "study.zarr")), ("memory", "memory://pipeline/study.zarr")):

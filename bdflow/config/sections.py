@@ -388,6 +388,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _kept_features_or_compiled_networks(self) -> Self:
+        for name, painter in self.painters.items():
+            if painter.feature_cache > 1 and self.networks.speed.compile != "none":
+                raise ValueError(
+                    f"painters.{name}.feature_cache: found {painter.feature_cache}, with networks.speed.compile: "
+                    f"{self.networks.speed.compile}; expected one of the two: what is compiled is a whole evaluation"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _something_is_decoded(self) -> Self:
         if not self.decoded_spaces:
             raise ValueError("spaces: found none that is decoded; expected at least one without `decode: false`")

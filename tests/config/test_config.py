@@ -68,6 +68,11 @@ def test_wrong_overrides_are_named(override, words):
         assert word in str(error.value), str(error.value)
 
 
+def test_kept_features_and_compiled_networks_are_refused_before_anything_runs():
+    with pytest.raises(InputError, match=r"feature_cache: found 2, with networks.speed.compile: default"):
+        load("demo", ["networks.speed.compile=default", f"{PAINTER}.feature_cache=2"])
+
+
 def test_every_wrong_key_at_once():
     with pytest.raises(InputError) as error:
         parse(MINIMAL | {"sed": 3, "dataset": {"rot": "x"}})

@@ -52,6 +52,7 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow(kind="training goes on")
 def test_networks_that_are_not_trained_are_those_of_the_bundle_that_it_starts_from(tmp_path: Path) -> None:
     """All others byte for byte, with their records; the new one has its steps, seed and time said."""
     out, work = tmp_path / "bundle", tmp_path / "work"
@@ -116,6 +117,7 @@ def test_conditions_are_shrunk_towards_their_mean() -> None:
     torch.testing.assert_close(found[1], 0.25 * conditions[1] + 0.75 * mean)
 
 
+@pytest.mark.slow(kind="training goes on")
 def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
 

@@ -264,6 +264,7 @@ def test_the_plan_follows_the_budget_and_refuses_with_both_numbers():
         plan({"a": SMALL}, 4096, 1024, 1024, 2048 * MIB, True)
 
 
+@pytest.mark.slow(kind="systems in parts")
 def test_a_system_in_panels_gives_the_same_decoder(regressed, tmp_path, monkeypatch):
     """The same stage through factors kept on disk; killed between panels, it goes on at the next."""
     whole = regressed({"weights": ["clip_text"], "validation": {"stimuli": 5}}, {"standardise": "held_out"})

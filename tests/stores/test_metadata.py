@@ -143,6 +143,7 @@ def test_every_changed_byte_of_metadata_is_named(study, every):
     assert tried > 15_000 // every
 
 
+@pytest.mark.slow(kind="bytes of metadata")
 def test_what_a_changed_byte_leaves_is_mended_to_the_same_bytes_and_never_a_traceback(study):
     good = files_of(study.path)
     for number, name in enumerate(metadata_of(study.path)):

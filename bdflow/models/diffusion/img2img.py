@@ -22,7 +22,7 @@ from bdflow.models.diffusion.autoencoder import Autoencoder
 from bdflow.models.diffusion.batches import Batches, moved
 from bdflow.models.diffusion.conditions import Conditions
 from bdflow.models.diffusion.solvers import SOLVERS
-from bdflow.models.diffusion.speed import DeepFeatures, Evaluator
+from bdflow.models.diffusion.speed import DeepFeatures, Evaluator, refuse_both
 
 Given = np.ndarray | Tensor | None
 
@@ -181,6 +181,7 @@ class Img2Img:
         conditions = Conditions(here, self.nothing, options.mixing)
         self.evaluate.begin(conditions, schedule.timesteps[: first + 1])
         noise: Evaluator | DeepFeatures = self.evaluate
+        refuse_both(options.feature_cache, self.speed)
         if options.feature_cache > 1:
             noise = DeepFeatures(self.evaluate, options.feature_cache)
         solver = SOLVERS[options.solver](schedule)

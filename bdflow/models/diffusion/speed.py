@@ -127,6 +127,17 @@ class _Recorded:
         return self.graph.replay().float().clone()
 
 
+def refuse_both(every: int, speed: SpeedSettings) -> None:
+    """InputError where deep features are kept and networks are compiled: what is compiled is a whole evaluation."""
+    if every > 1 and speed.compile != "none":
+        raise InputError(
+            "painters.NAME.feature_cache",
+            found=f"{every}, with networks.speed.compile: {speed.compile}",
+            expected="one of the two",
+            action="set feature_cache: 1 or compile: none.",
+        )
+
+
 @dataclass
 class DeepFeatures:
     """Evaluations of which only every `every`-th goes through the whole UNet (X. Ma et al. 2023, "DeepCache").
@@ -139,13 +150,6 @@ class DeepFeatures:
     every: int
 
     def __post_init__(self) -> None:
-        if self.evaluator.speed.compile != "none":
-            raise InputError(
-                "painters.NAME.feature_cache",
-                found=f"{self.every}, with networks.speed.compile: {self.evaluator.speed.compile}",
-                expected="one of the two",
-                action="set feature_cache: 1 or compile: none.",
-            )
         self._deep: dict[tuple[Half, int], Tensor] = {}
         self._steps = 0
 

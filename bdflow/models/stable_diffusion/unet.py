@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bdflow.config import PaintOptions
 from bdflow.errors import InputError
 from bdflow.models.diffusion.img2img import Given, Img2Img, PaintBatches, Schedule
+from bdflow.models.diffusion.speed import refuse_both
 from bdflow.models.diffusion.unet import transformed
 from bdflow.models.resizing import resize
 
@@ -101,6 +102,7 @@ class StableDiffusion(Img2Img):
                     action="give one of them",
                 )
             text = self.nothing["text"].expand(len(start_noise), -1, -1)
+        refuse_both(options.feature_cache, self.speed)
         self._check(pictures, text, start_noise)
         schedule = Schedule.of(self.alphas_cumprod, options.steps)
         if pictures is None:

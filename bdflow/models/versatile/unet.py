@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.errors import InputError
 from bdflow.models.diffusion.img2img import Given, Img2Img, PaintBatches, Schedule
+from bdflow.models.diffusion.speed import refuse_both
 from bdflow.models.diffusion.unet import transformed
 
 
@@ -119,6 +120,7 @@ class VersatileDiffusion(Img2Img):
         Raises InputError for wrong shapes or types, or when both conditions are absent.
         """
         options, batches = options or PaintOptions(), batches or PaintBatches()
+        refuse_both(options.feature_cache, self.speed)
         self._check(guess_u8, vision, text, start_noise)
         schedule = Schedule.of(self.alphas_cumprod, options.steps)
         # 1. where to start
