@@ -40,7 +40,7 @@ def test_every_import_is_a_dependency():
     assert lacking == {}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="lowest versions")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("executor", ["serial", "dask", "ray"])
 def test_the_lowest_versions_run_a_study_to_its_report(settings, undisturbed, tmp_path, executor):

@@ -270,7 +270,7 @@ def test_a_new_variant_reuses_everything_else(settings, copied):
         assert (images[variant] != images["full"]).mean() > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="long checks")
 def test_the_upper_bound_is_painted_from_the_true_latents(settings, copied):
     before = snapshot(copied / "study.zarr")
     study = run(settings, copied, NAMES, reconstruct={"upper_bound": True})

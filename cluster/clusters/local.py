@@ -69,6 +69,8 @@ class Spawning:
         }
         # Threads and processes inherit the mask: a Ctrl-C reaches this process, which then ends the workers.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        for name in self.variables:  # what this process has would count more than Dask's settings
+            os.environ.pop(name, None)
         try:
             with dask.config.set({"distributed.nanny.pre-spawn-environ": None}), dask.config.set(settings):
                 yield

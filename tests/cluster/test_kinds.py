@@ -119,7 +119,7 @@ def dashboards(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name.startswith("bdflow.cluster.executors")]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="dashboards")
 @pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize("kind", ["dask", "ray"])
 def test_dashboards_are_logged_and_on_the_loopback(kind: str, caplog: pytest.LogCaptureFixture) -> None:
