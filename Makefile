@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 help:
 	@echo "make demo    simulated brains, the whole pipeline, a report below demo/"
-	@echo "make test    the test suite (under 8 minutes on two cores; WORKERS=8 if there are more)"
+	@echo "make test    the test suite (about 8 minutes on two cores; WORKERS=8 if there are more)"
 	@echo "make slow    the slow tests: kills, every executor, floods, science"
 	@echo "make integration   a real SLURM, a real S3 server, every fault in every stage (as root; apt: slurm-wlm munge)"
 	@echo "make rotated ROTATE=WORD   of both, one test of each kind, drawn by the word, as CI does by the commit"

@@ -113,7 +113,7 @@ class Networks:
     def called(self, speed: SpeedSettings) -> VersatileDiffusion:
         """The networks with these switches; earlier ones are undone."""
         for module in (self.unet, self.vae):
-            module.to(memory_format=torch.contiguous_format)
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-arg]
         self.vae.set_attn_processor(AttnProcessor2_0())
         return VersatileDiffusion(self.unet, self.vae, self.table, *self.nothing, speed)
 
@@ -212,7 +212,7 @@ HEAD = (
 def modes(count: int, seed: int = 3) -> list[dict[str, Any]]:
     """The approximate modes on scenes painted from their own latents, by the tiny bundle."""
     scenes = [scene(3_000_000 + index, seed) for index in range(count)]
-    photos, ids = np.stack([one.image for one in scenes]), list(range(count))
+    photos, ids = np.stack([one.image for one in scenes]), [str(index) for index in range(count)]
     extractor = FeatureExtractor("tiny")
     latents = extractor(photos, [list(one.captions) for one in scenes], ids)
     guesses = Painter("tiny").guess(latents["vdvae"], "benchmark", ids)

@@ -112,10 +112,10 @@ def _paths(form: str, n: int, p: int, m: int) -> Iterator[tuple[str, np.ndarray,
     ):
         yield "components", u, v
     best = [banded.Banded(T, 1) for _ in range(2)]
-    for block, put in zip(best, (lambda v: v, gpu), strict=True):
+    for models, put in zip(best, (lambda v: v, gpu), strict=True):
         for candidate in banded.candidates(put(kernels), put(crosses), np.ones((1, 1)), ALPHAS, rows):
             shown, tested = put(y.astype("f4")), put(true.astype("f4"))
-            block.consider(candidate, rows, shown, tested, np.ones(T, bool))
+            models.consider(candidate, rows, shown, tested, np.ones(T, bool))
     yield "bands", best[0].joint.r2, best[1].joint.r2
     yield "panels", *_panels(kernels[0], crosses[0].T)
 

@@ -97,7 +97,7 @@ def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str,
             "stimulus_id": np.concatenate([test, own[subject]]),
             "split": split,
         }
-        stores[path] = study.declare(path, catalog.responses(1024), sizes, given, known[path])
+        stores[path] = study.declare(path, catalog.responses(1024, "percent signal change"), sizes, given, known[path])
     for space, shape in scale.spaces.items():
         spec = catalog.targets(shape, "f2", scale.stimuli, scale.columns)
         for part, (ids, of) in cut.items():

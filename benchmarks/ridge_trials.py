@@ -113,7 +113,9 @@ def fill(config: Config, space: str, size: Size) -> None:
     }
     key = keys.responses(SUBJECT, "trials")
     sizes = {"row": len(ids), "voxel": voxels}
-    store = study.declare(key, catalog.responses(1024, "trials"), sizes, given, known[key])
+    store = study.declare(
+        key, catalog.responses(1024, "percent signal change", rows="trials"), sizes, given, known[key]
+    )
     factors = rng.standard_normal((size.tests + size.stimuli, 64), dtype=np.float32)
     for partition in store.missing():
         region = store.spec.region(sizes, partition)["voxel"]

@@ -42,7 +42,13 @@ def fill(study: Study, trials: int, tests: int, voxels: int) -> Store:
     repeats = np.where(np.arange(len(ids)) < tests, REPEATS, 1)
     given = {"stimulus_id": ids, "split": split, "repeats": repeats, "trial": np.arange(len(ids))}
     sizes = {"row": len(ids), "voxel": voxels}
-    store = study.declare("responses", catalog.responses(VOXELS, "trials"), sizes, given, Provenance("benchmark"))
+    store = study.declare(
+        "responses",
+        catalog.responses(VOXELS, "percent signal change", rows="trials"),
+        sizes,
+        given,
+        Provenance("benchmark"),
+    )
     train = ids >= tests
     for partition in store.missing():
         rng = np.random.default_rng(partition)

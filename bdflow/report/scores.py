@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
 from itertools import combinations
 from typing import NamedTuple
 
@@ -15,6 +13,7 @@ import numpy as np
 from bdflow.config import Config
 from bdflow.metrics import published
 from bdflow.metrics.statistics import Difference, Estimate, difference, estimate, holm
+from bdflow.scoring.result import as_csv
 from bdflow.stores import Store
 from bdflow.study import keys
 from bdflow.study.painting import picture_label, pictures_of
@@ -256,17 +255,6 @@ def ranks(value: np.ndarray) -> np.ndarray:
     return found
 
 
-def table(columns: Sequence[str], rows: Iterator[list[object]] | Sequence[Sequence[object]]) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """CSV text; numbers with six digits, what is not a number empty."""
-    out = StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_cell(item) for item in row])
-    return out.getvalue()
-
-
-def _cell(item: object) -> object:
-    if isinstance(item, float | np.floating):
-        return f"{item:.6g}" if np.isfinite(item) else ""
-    return item
+    return as_csv(columns, rows, 6)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 KNOWN = (*PIXELS, *JUDGE_OF, BUNDLE_CLIP)
 LOOKED_AT = 64
+SELECTED = {"all": "all", "first": "the first", "best": "the best by a predicted space"}
 """Stimuli, to tell whether red and blue are exchanged."""
 GROUPS = {"published": PUBLISHED_METRICS, "takagi": TAKAGI_METRICS}
 
@@ -261,13 +262,18 @@ class _Run:
             yield f"{counted(self.same_photos, 'photo')} more than once: identification counts them against each other"
         if len({one.stimuli for one in sets.values()}) > 1:
             yield "the sets do not show the same stimuli: their scores are means over different ones"
+        for painter, chosen in self.matched.selects.items():
+            several = max((s.images.several for s in self.matched.sets if s.name.startswith(f"{painter}/")), default=1)
+            if several > 1 and chosen != self.options.select:
+                yield (
+                    f"of {several} pictures of a stimulus by {painter} the study scored {SELECTED[chosen]}, here "
+                    f"{SELECTED[self.options.select]} count: these are not the study's scores"
+                    + ("; --select first makes them so" if chosen == "first" else "")
+                )
+        yield from self._alike("photo", "are their photos, pixel by pixel", sets)
+        yield from self._alike("other", "are the same as another picture", sets)
         for name, one in sets.items():
             of = f" of {name}" if name else ""
-            every = f"of {len(one.stimuli)} pictures{of}"
-            if self.same[f"{name}/photo"]:
-                yield f"{self.same[f'{name}/photo']} {every} are their photos, pixel by pixel"
-            if self.same[f"{name}/other"]:
-                yield f"{self.same[f'{name}/other']} {every} are the same as another picture"
             gains = np.array([gain for gain in self.exchanged[name] if np.isfinite(gain)])
             if gains.size > 1 and (gains > 0).mean() >= 0.9 and gains.mean() > 0.02:
                 yield (
@@ -281,6 +287,16 @@ class _Run:
                         f"{metric}{of} is not defined for {gaps} of {len(values)} stimuli (pictures of one flat "
                         "colour): its mean is over the others"
                     )
+
+    def _alike(self, what: str, words: str, sets: dict[str, SetScores]) -> Iterator[str]:
+        """One line for all sets in which pictures are like something."""
+        counts = {name: self.same[f"{name}/{what}"] for name in sets if self.same[f"{name}/{what}"]}
+        if counts:
+            low, high = min(counts.values()), max(counts.values())
+            n = max(len(sets[name].stimuli) for name in counts)
+            which = listed([name for name in counts if name], 5)
+            number = f"{low} to {high}" if low < high else str(low)
+            yield f"{number} of {n} pictures{f' in {which}' if which else ''} {words}"
 
 
 def _gain_of_exchange(photo: np.ndarray, picture: np.ndarray) -> float:

@@ -21,11 +21,15 @@ LONGEST = 150  # bytes of a name
 
 @dataclass(frozen=True)
 class Export:
-    """What a folder of `bdflow export` holds: photos, if they were exported, and sets by `PAINTER/KIND/SUBJECT`."""
+    """What a folder of `bdflow export` holds: photos, if they were exported, and sets by `PAINTER/KIND/SUBJECT`.
+
+    `selects` : by painter, which of several pictures of a stimulus its study scored: `all`, `first` or `best`.
+    """
 
     folder: Path
     photos: FileImages | None
     sets: dict[str, FileImages]
+    selects: dict[str, str]
 
 
 def is_export(folder: Path) -> bool:
@@ -41,7 +45,7 @@ def open_export(folder: Path) -> Export:
     InputError : a table or manifest that is none, that disagree, or that name files which are not there; pictures that
         they do not name; stimuli of a set with different numbers of pictures.
     """
-    rows, digests = _rows(folder), _digests(folder)
+    rows, (digests, selects) = _rows(folder), _manifest(folder)
     wrong = [row["file"] for row in rows if digests.get(row["file"]) != row["sha256"]]
     if wrong:
         raise _broken(folder, f"other digests in {TABLE} than in {MANIFEST}: {listed(wrong)}")
@@ -72,7 +76,7 @@ def open_export(folder: Path) -> Export:
             raise _broken(folder, f"different numbers of pictures of the stimuli in {name}")
         files = {stimulus: list(pictures.values()) for stimulus, pictures in stimuli.items()}
         sets[name] = FileImages(f"{folder}, {name}", files, sums)
-    return Export(folder, sets.pop(PHOTO, None), sets)
+    return Export(folder, sets.pop(PHOTO, None), sets, selects)
 
 
 def file_name(stimulus: str) -> str:
@@ -104,16 +108,19 @@ def _rows(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def _manifest(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Digests by file, and `select` by painter."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = manifest["sha256"]
+        selects = {name: str(of["select"]) for name, of in manifest["configuration"]["painters"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(folder, f"a {MANIFEST} that cannot be read ({error})") from error
     if not isinstance(found, dict):
         raise _broken(folder, f"a {MANIFEST} without digests")
     if found.get(TABLE) != hashlib.sha256((folder / TABLE).read_bytes()).hexdigest():
         raise _broken(folder, f"a {TABLE} with another SHA-256 than {MANIFEST} says")
-    return found
+    return found, selects
 
 
 def _broken(folder: Path, found: str) -> InputError:

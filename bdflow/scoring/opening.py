@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Matched:
     ----------
     ids : of the photos' rows: ids, or numbers from 0.
     left_out : photos that no set shows. places : what was handed in, in words.
+    selects : of an export, by painter, which of several pictures of a stimulus its study scored.
     """
 
     photos: Images
@@ -47,6 +48,7 @@ class Matched:
     sets: tuple[Set, ...]
     left_out: int
     places: tuple[str, str]
+    selects: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_all(
@@ -88,7 +90,8 @@ def open_all(
     if exported is not None:
         shown = _renamed(shown, exported)
     places = tuple(str(given) if isinstance(given, str | Path) else "an array" for given in (photos, pictures))
-    return _matched(shown, sets, subset, exported is not None, (places[0], places[1]))
+    found = _matched(shown, sets, subset, exported is not None, (places[0], places[1]))
+    return found if exported is None else replace(found, selects=exported.selects)
 
 
 def _photos(given: Given, exported: Export | None, scale: Scale | None) -> Images:

@@ -151,17 +151,17 @@ def arrowed(metric: str) -> str:
     return f"{metric} {'↓' if lower_is_better(metric) else '↑'}"
 
 
-def as_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """CSV text; what is not a number is empty."""
+def as_csv(columns: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 9) -> str:
+    """CSV text; floats with so many digits, what is not a number empty."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_cell(item) for item in row])
+        writer.writerow([_cell(item, digits) for item in row])
     return out.getvalue()
 
 
-def _cell(item: object) -> object:
+def _cell(item: object, digits: int) -> object:
     if isinstance(item, float | np.floating):
-        return f"{item:.9g}" if np.isfinite(item) else ""
+        return f"{item:.{digits}g}" if np.isfinite(item) else ""
     return item

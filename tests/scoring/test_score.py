@@ -166,6 +166,15 @@ def test_results_do_not_depend_on_batches_or_threads():
         np.testing.assert_allclose(parts.values[metric], values, atol=1e-6)
 
 
+def test_sets_with_like_pictures_are_told_in_one_line(tmp_path):
+    photos, made = planted(6)
+    save(tmp_path / "photos", photos)
+    for name, times in (("a", 3), ("b", 5), ("c", 1)):
+        save(tmp_path / "pictures" / name, np.concatenate([np.repeat(made[:1], times, axis=0), made[times:]]))
+    found = bdflow.score(tmp_path / "photos", tmp_path / "pictures", ("PixCorr",))
+    assert found.notices == ("2 to 4 of 6 pictures in a, b are the same as another picture",)
+
+
 def test_exchanged_colours_are_noticed():
     photos, made = planted()
     assert bdflow.score(photos, made, PIXELS).notices == ()

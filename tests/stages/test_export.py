@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,32 @@ def test_an_export_is_scored_as_the_study_was(made: tuple[Config, Path]) -> None
             assert list(one.values) == names
             for metric, values in zip(names, expected, strict=True):
                 np.testing.assert_array_equal(one.values[metric].astype(np.float32), values, err_msg=metric)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "option", "words"),
+    [
+        ("best", "all", "the study scored the best by a predicted space, here all count"),
+        ("best", "first", "the study scored the best by a predicted space, here the first count"),
+        ("first", "all", "the study scored the first, here all count: .*--select first makes them so"),
+        ("all", "first", "the study scored all, here the first count"),
+        ("first", "first", None),
+        ("all", "all", None),
+    ],
+)
+def test_other_pictures_than_the_study_scored_are_told(
+    made: tuple[Config, Path], tmp_path: Path, chosen: str, option: str, words: str | None
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(made[1], folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["configuration"]["painters"]["brain_diffuser"]["select"] = chosen
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    found = bdflow.score(folder, None, ("PixCorr",), select=option)
+    told = [notice for notice in found.notices if "not the study's scores" in notice]
+    assert len(told) == (words is not None)
+    if words is not None:
+        assert re.search(words, told[0])
 
 
 def test_photos_may_lie_apart_and_stores_be_scored_themselves(made: tuple[Config, Path], tmp_path: Path) -> None:
