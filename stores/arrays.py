@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import zarr
 from zarr.storage import StorePath
 
-from bdflow.stores.metadata import FILE, read_document
+from bdflow.stores.metadata import FILE, Document, read_document
 from bdflow.stores.paths import AnyPath, zarr_store
 from bdflow.stores.spec import EVERY_CHUNK
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class Arrays(Mapping[str, "ZarrArray"]):
-    """The arrays of a store that are there, of those that it should have."""
+    """The arrays of a store that are there, of those that it should have; `known`: metadata that was read, by file."""
 
-    def __init__(self, study: AnyPath, path: str, names: Sequence[str]) -> None:
+    def __init__(self, study: AnyPath, path: str, names: Sequence[str], known: Mapping[str, Document]) -> None:
         self._study, self._backend, self._path, self._names = study, zarr_store(study), path, names
+        self._known = known
         self._open: dict[str, ZarrArray] = {}
 
     def __getitem__(self, name: str) -> ZarrArray:
@@ -30,7 +31,7 @@ class Arrays(Mapping[str, "ZarrArray"]):
             if name not in self._names:
                 raise KeyError(name)
             path = f"{self._path}/{name}"
-            document = read_document(self._study / path / FILE)
+            document = self._known.get(f"{name}/{FILE}") or read_document(self._study / path / FILE)
             if document is None or document.get("node_type") != "array":
                 raise KeyError(name)
             where = StorePath(self._backend, path)

@@ -143,7 +143,7 @@ def entries(study: str | Path | RemotePath) -> list[dict[str, Any]]:
     """
     where, found = place(study), []
     for path in groups(where):
-        damage = next(metadata.damage_of_group(where, path, required=False), None)
+        damage = next(iter(metadata.damage_of_group(where, path, required=False)), None)
         if damage is not None:
             log.warning("%s: left out, since its metadata is damaged (%s). %s", path, damage.file, ONLY_JOURNAL)
             continue

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
@@ -26,13 +27,15 @@ from zarr.core.sync import sync
 
 from bdflow.stores.entries import entries
 from bdflow.stores.errors import CorruptMetadata
-from bdflow.stores.paths import AnyPath
+from bdflow.stores.paths import AnyPath, RemotePath
 from bdflow.stores.spec import ArraySpec, create_arrays
 
 if TYPE_CHECKING:
     from zarr.core.common import JSON
 
 FILE = "zarr.json"
+AT_ONCE = 10
+"""Requests to an object store at a time."""
 COPY = "metadata"
 COPY_CHUNK = f"{COPY}/c/0"
 DIGEST = "digest"
@@ -190,35 +193,53 @@ def is_bare(document: Document) -> bool:
     return canonical(document) == canonical(parse(BARE))
 
 
-def damage_of_group(study: AnyPath, path: str, *, required: bool) -> Iterator[CorruptMetadata]:
+def damage_of_group(study: AnyPath, path: str, *, required: bool) -> list[CorruptMetadata]:
     """Every file of metadata of a finished group that is not what was written.
 
     Parameters
     ----------
     required : whether a group without a copy is damaged; else nothing is known of it.
     """
-    where = study / path
+    return examined_group(study, path, required=required)[0]
+
+
+def examined_group(study: AnyPath, path: str, *, required: bool) -> tuple[list[CorruptMetadata], dict[str, Document]]:
+    """Damage as `damage_of_group` finds it, and the documents of files that are what was written, by name."""
+    where, whole = study / path, {}
     try:
         copy = read_copy(where)
     except Unreadable as error:
-        yield CorruptMetadata(path, COPY_CHUNK, str(error))
-        return
+        return [CorruptMetadata(path, COPY_CHUNK, str(error))], {}
     if copy is None:
-        if required:
-            yield CorruptMetadata(path, COPY_CHUNK, "no file")
-        return
-    for name, expected in copy.items():
-        try:
-            found = read_document(where / name)
-        except Unreadable as error:
-            yield CorruptMetadata(path, name, str(error))
-            continue
-        if found is None:
-            yield CorruptMetadata(path, name, "no file")
+        return [CorruptMetadata(path, COPY_CHUNK, "no file")] if required else [], {}
+    damage = []
+    for (name, expected), found in zip(copy.items(), _documents([where / name for name in copy]), strict=True):
+        if isinstance(found, Unreadable):
+            why: str | None = str(found)
+        elif found is None:
+            why = "no file"
         else:
             why = differs(unsealed(found) if name == FILE else found, expected)
-            if why:
-                yield CorruptMetadata(path, name, why)
+        if why:
+            damage.append(CorruptMetadata(path, name, why))
+        elif isinstance(found, dict):
+            whole[name] = found
+    return damage, whole
+
+
+def _documents(files: Sequence[AnyPath]) -> list[Document | Unreadable | None]:
+    """Each file as `read_document` reads it, or why it cannot be read; objects of a bucket several at a time."""
+
+    def read(file: AnyPath) -> Document | Unreadable | None:
+        try:
+            return read_document(file)
+        except Unreadable as error:
+            return error
+
+    if len(files) < 2 or not isinstance(files[0], RemotePath):
+        return [read(file) for file in files]
+    with ThreadPoolExecutor(min(AT_ONCE, len(files))) as threads:
+        return list(threads.map(read, files))
 
 
 def damage_of_bare(study: AnyPath, path: str) -> Iterator[CorruptMetadata]:

@@ -9,14 +9,16 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.api.asynchronous import create_array
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.storage import MemoryStore, StorePath
 
 from bdflow.errors import counted
 from bdflow.stores.errors import StoreError
@@ -24,6 +26,7 @@ from bdflow.stores.errors import StoreError
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArrayConfigParams
     from zarr.core.common import JSON
+    from zarr.core.metadata.v3 import ArrayV3Metadata as Metadata
 
     ZarrArray = zarr.Array[Any]
 
@@ -67,24 +70,22 @@ class ArraySpec:
     def attributes(self) -> dict[str, JSON]:
         return {"long_name": self.doc, "units": self.units, **self.attrs}
 
-    async def create(self, backend: ZarrStore, path: str, sizes: Sizes) -> ZarrArray:
-        """Write the metadata of the array in the group at `path`; every chunk will carry a crc32c checksum, and chunks
-        of fill values are written too, so that a chunk without a file is always a damaged one.
+    async def metadata(self, sizes: Sizes) -> Metadata:
+        """The metadata of the array; every chunk will carry a crc32c checksum, and chunks of fill values are written
+        too, so that a chunk without a file is always a damaged one.
         """
         codecs: list[Any] = [ZstdCodec(level=1)] if self.codec == "zstd" else []
-        return zarr.Array(
-            await create_array(
-                backend,
-                name=f"{path}/{self.name}",
-                shape=self.shape(sizes),
-                chunks=self.chunk_shape(sizes),
-                dtype="string" if self.dtype == "str" else self.dtype,
-                dimension_names=self.dims,
-                compressors=[*codecs, Crc32cCodec()],
-                attributes=self.attributes(),
-                config=EVERY_CHUNK,
-            )
+        array = await create_array(
+            MemoryStore(),  # where it will lie, Zarr would ask for every group above it, array by array
+            name=self.name,
+            shape=self.shape(sizes),
+            chunks=self.chunk_shape(sizes),
+            dtype="string" if self.dtype == "str" else self.dtype,
+            dimension_names=self.dims,
+            compressors=[*codecs, Crc32cCodec()],
+            attributes=self.attributes(),
         )
+        return cast("Metadata", array.metadata)
 
     def check(self, array: ZarrArray, sizes: Sizes) -> Iterator[str]:
         """Every way in which `array` on disk differs from this declaration."""
@@ -116,7 +117,13 @@ def create_arrays(backend: ZarrStore, path: str, arrays: Iterable[tuple[ArraySpe
     """Write the metadata of arrays in the group at `path`, one after the other; the arrays by name."""
 
     async def create() -> dict[str, ZarrArray]:
-        return {spec.name: await spec.create(backend, path, sizes) for spec, sizes in arrays}
+        created: dict[str, ZarrArray] = {}
+        for spec, sizes in arrays:
+            found, where = await spec.metadata(sizes), StorePath(backend, f"{path}/{spec.name}")
+            for file, content in found.to_buffer_dict(default_buffer_prototype()).items():
+                await (where / file).set(content)
+            created[spec.name] = zarr.Array(zarr.AsyncArray(found, where, EVERY_CHUNK))
+        return created
 
     return sync(create())
 

@@ -19,7 +19,7 @@ from bdflow.errors import counted, lines
 from bdflow.stores.arrays import Arrays
 from bdflow.stores.entries import Kind, strangers
 from bdflow.stores.errors import CorruptChunk, StoreError, Unexpected, disk_full_as_error
-from bdflow.stores.metadata import COPY, FILE, read_document
+from bdflow.stores.metadata import COPY, FILE, Document, read_document
 from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, sizes_below, zarr_store
 from bdflow.stores.spec import ArraySpec, StoreSpec
 
@@ -36,11 +36,12 @@ Selection = Mapping[str, slice | np.ndarray]
 class Store:
     """A declared store at `path` in the study at `study`; everything about it is read from its own metadata.
 
-    Instances are light and picklable: workers get one and open the arrays they touch.
+    Instances are light and picklable: workers get one and open the arrays they touch. `known` is metadata that was just
+    read, by file, and is not read again; whether the store is sealed always is.
     """
 
-    def __init__(self, study: str | Path | RemotePath, path: str) -> None:
-        self.study, self.path = place(study), path
+    def __init__(self, study: str | Path | RemotePath, path: str, known: Mapping[str, Document] | None = None) -> None:
+        self.study, self.path, self._known = place(study), path, known or {}
 
     def __reduce__(self):  # type: ignore[no-untyped-def]
         return type(self), (self.study, self.path)
@@ -62,12 +63,12 @@ class Store:
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
-        return self._attributes()
+        return dict(self._known[FILE]["attributes"]) if FILE in self._known else self._attributes()
 
     @cached_property
     def arrays(self) -> Mapping[str, ZarrArray]:
         """Every array by name, for reading and writing; each is opened when it is asked for."""
-        return Arrays(self.study, self.path, [*self.attrs["data"], *self.attrs["given"], PROGRESS])
+        return Arrays(self.study, self.path, [*self.attrs["data"], *self.attrs["given"], PROGRESS], self._known)
 
     @cached_property
     def spec(self) -> StoreSpec:

@@ -184,22 +184,26 @@ class Study:
 
     def metadata_damage(self, path: str) -> list[CorruptMetadata]:
         """Every file of metadata of a store that is not what was written; none where there is no store. Cheap."""
+        return self._examined(path)[0]
+
+    def _examined(self, path: str) -> tuple[list[CorruptMetadata], dict[str, Document]]:
+        """Damage as `metadata_damage` finds it, and metadata that is what was written, by file."""
         where, recorded = self.path / path, None
         try:
             document = metadata.read_document(where / FILE)
             if document is None and not (where / COPY_CHUNK).is_file():
-                return [CorruptMetadata(path, FILE, "no file")] if self._has_marks(path) else []
+                return [CorruptMetadata(path, FILE, "no file")] if self._has_marks(path) else [], {}
             if document is not None and metadata.is_bare(document):
-                return []
+                return [], {}
             if document is not None:
                 recorded = document["attributes"]["provenance"]["format"]
         except (Unreadable, KeyError, TypeError):
             pass
         old = isinstance(recorded, int) and recorded < COPIED_SINCE
-        found = list(metadata.damage_of_group(self.path, path, required=not old))
-        if not found and old:
+        damage, known = metadata.examined_group(self.path, path, required=not old)
+        if not damage and old:
             self._document(path)
-        return found
+        return damage, known
 
     def store(self, path: str) -> Store:
         """A declared store. Raises NotReady if there is none."""
@@ -215,26 +219,31 @@ class Study:
 
     def state(self, path: str, expected: Provenance) -> State:
         """How far the store is, against what it should be made from."""
-        damage = self.metadata_damage(path)
+        return self._looked_at(path, expected)[0]
+
+    def _looked_at(self, path: str, expected: Provenance) -> tuple[State, Store]:
+        """Its state, and the store, with the metadata that was read for it."""
+        damage, known = self._examined(path)
+        store = Store(self.path, path, known)
         if damage:
-            return State("damaged", why=[f"{one.file}: {one.why}" for one in damage])
-        if not self.declared(path):
-            return State("absent")
-        store = Store(self.path, path)
+            return State("damaged", why=[f"{one.file}: {one.why}" for one in damage]), store
+        if FILE not in known and not self.declared(path):
+            return State("absent"), store
         total = store.n_partitions
         done = total - len(store.missing())
         why = differences(store.provenance, expected)
         if not why and 0 < done < total:
             why = other_arithmetic(store.provenance, expected)
         if why:
-            return State("stale", done, total, why)
-        return State("sealed" if store.sealed and done == total else "partial", done, total)
+            return State("stale", done, total, why), store
+        sealed = known[FILE]["attributes"].get("sealed", False) if FILE in known else store.sealed
+        return State("sealed" if sealed and done == total else "partial", done, total), store
 
     def sealed(self, path: str, expected: Provenance) -> Store:
         """The store, ready to be read. Raises NotReady, saying what is missing and the stage that makes it."""
-        state = self.state(path, expected)
+        state, store = self._looked_at(path, expected)
         if state.kind == "sealed":
-            return Store(self.path, path)
+            return store
         if state.kind == "damaged":
             raise self.metadata_damage(path)[0]
         found = {

@@ -133,13 +133,15 @@ def test_inside_an_allocation_of_two_nodes_with_gpus(settings, reference, tmp_pa
 @pytest.mark.integration(kind="large clusters")
 @pytest.mark.timeout(2000)
 def test_the_demo_by_jobs_and_in_an_allocation(tmp_path):
-    """The shipped demo, two of its subjects, both systems and executors, with fewer stimuli and smaller chunks: by one
-    command that asks for jobs of both, and as one job of two nodes; the same bytes."""
+    """The shipped demo, two of its subjects, both systems and executors, with fewer stimuli, fewer steps and smaller
+    chunks: by one command that asks for jobs of both, and as one job of two nodes; the same bytes."""
     content = yaml.safe_load(recipes()["demo"].read_text())
     content["subjects"] = content["subjects"][::2]
     few = SimulateOptions(subjects=tuple(content["subjects"]), n_shared=6, n_own=24, volume_shape=(12, 14, 11))
     simulate(tmp_path / "nsd", few)
     content["chunks"] |= {"stimuli": 16, "images": 4}
+    for painted in content["painters"].values():
+        painted["steps"] = 4
     content["dataset"]["root"], content["report"]["path"] = str(tmp_path / "nsd"), str(tmp_path / "report")
     for stage in content["execution"].values():
         stage |= {"memory": "1500 MiB", "threads": 1}

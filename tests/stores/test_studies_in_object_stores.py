@@ -136,10 +136,10 @@ def test_killed_and_begun_again_in_s3(settings, local, s3, tmp_path):
 
 @pytest.mark.integration(kind="object store: a whole run goes through faults")
 def test_through_errors_resets_delays_and_cut_answers(settings, local, s3, tmp_path, monkeypatch):
-    """Every twentieth request fails, in six ways: the run ends in the same bytes, and asks as often as it may."""
-    monkeypatch.setenv("BDFLOW_STORE_TIMEOUT", "5")
+    """Every thirtieth request fails, in six ways: the run ends in the same bytes, and asks as often as it may."""
+    monkeypatch.setenv("BDFLOW_STORE_TIMEOUT", "3")
     url = s3.bucket + "/study.zarr"
-    s3.rate, s3.slowness = 0.05, 7
+    s3.rate, s3.slowness = 0.03, 5
     s3.faults = ("500", "503", "reset before", "reset after", "truncate") * 3 + ("slow",)
     finish(configuration(settings, tmp_path, url))
     s3.rate = 0
