@@ -374,6 +374,6 @@ def serve(
 
 def duration(seconds: float) -> str:
     """Seconds as the report writes them."""
-    from bdflow.report.tables import duration as written
+    from bdflow.report.making import duration as written
 
     return written(seconds)

@@ -9,6 +9,7 @@ import numpy as np
 
 from bdflow.config import Config
 from bdflow.datasets.ceilings import noise_ceiling
+from bdflow.report import palette
 from bdflow.report.page import Row, Table, number
 from bdflow.report.plots import Line, Plot, heat_maps, histograms, lines
 from bdflow.stores import Store
@@ -70,6 +71,11 @@ def name(subject: str) -> str:
     return "mean of predictions" if subject == MEAN else subject
 
 
+def look(context: Context, subject: str) -> palette.Look:
+    """How a subject is drawn."""
+    return palette.subject(subject, context.subjects)
+
+
 def ridge_table(context: Context, stores: Stores) -> Table:
     averaged = " The mean is that of predictions re-standardised for painting, whose R² is lower than that of raw ones."
     rules = {context.config.ridge_of(space).standardise for space in context.config.decoded_spaces}
@@ -113,10 +119,10 @@ def _layers(context: Context, stores: Stores, space: str) -> list[Plot]:
     plots = []
     for score, label in (("pearson_r", "mean r"), ("r2", "mean R²")):
         series = []
-        for colour, subject in enumerate(context.decoded):
+        for subject in context.decoded:
             values = stores[keys.predictions(subject, space)].read(score)
             y = [mean(values[start:stop]) for start, stop in bounds]
-            series.append(Line(name(subject), range(1, len(y) + 1), y, colour))
+            series.append(Line(name(subject), range(1, len(y) + 1), y, look(context, subject)))
         title = titled(context, space, "vdvae", f"VDVAE: {label} by layer")
         plots.append(lines(title, series, "layer, coarse to fine, at its resolution", label, ticks=ticks))
     return plots
@@ -141,8 +147,8 @@ def token_plots(context: Context, stores: Stores) -> list[Plot]:
             titled(context, space, "clip_text", "CLIP text: mean r by token") if text else f"{space}: mean r by token"
         )
         series = [
-            Line(name(subject), range(len(values)), values.tolist(), colour)
-            for colour, (subject, values) in enumerate(by_token.items())
+            Line(name(subject), range(len(values)), values.tolist(), look(context, subject))
+            for subject, values in by_token.items()
         ]
         plots.append(lines(title, series, "token of the caption" if text else "token", "mean r", points=False))
     return plots
@@ -175,7 +181,7 @@ def alpha_plots(context: Context, stores: Stores) -> list[Plot]:
             note += "All rows of a stimulus were left out together."
         elif context.config.ridge_of(space).rows == "trials":
             note += LEAKS
-        for colour, subject in enumerate(context.subjects):
+        for subject in context.subjects:
             path = keys.selection(subject, space)
             if path not in stores:
                 continue
@@ -184,7 +190,9 @@ def alpha_plots(context: Context, stores: Stores) -> list[Plot]:
             chosen = float(decoder.read("space_alpha")[decoder.read("space").tolist().index(space)])
             order = np.argsort(alpha)
             y = [mean(score[i]) for i in order]
-            series.append(Line(subject, alpha[order].tolist(), y, colour, chosen if np.isfinite(chosen) else None))
+            series.append(
+                Line(subject, alpha[order].tolist(), y, look(context, subject), chosen if np.isfinite(chosen) else None)
+            )
         if series:
             plots.append(
                 lines(
@@ -242,7 +250,7 @@ def voxel_table(context: Context, stores: Stores) -> Table:
 
 
 def ceiling_plot(context: Context, stores: Stores) -> Plot:
-    rows = [(subject, _ceiling(context, stores, subject), colour) for colour, subject in enumerate(context.subjects)]
+    rows = [(one, _ceiling(context, stores, one), look(context, one)) for one in context.subjects]
     return histograms("Noise ceiling of the voxels, in percent of variance", rows)
 
 

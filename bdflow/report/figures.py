@@ -12,7 +12,7 @@ import numpy as np
 
 from bdflow.errors import InputError
 from bdflow.metrics import published
-from bdflow.report import decoding
+from bdflow.report import decoding, palette
 from bdflow.report.scores import AVERAGE, Scores
 from bdflow.report.tables import label
 from bdflow.report.writer import photos, read_stores
@@ -28,7 +28,8 @@ from bdflow.study.target_reader import layers_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#2a6fb0", "#c2571a", "#2f8457", "#8a4fa3", "#4a4e55", "#b08900", "#b8336a")
+POINTS = "os^Dv*"
+"""Shapes of points, in the order of those of the report's plots."""
 STYLE: Any = {
     "font.size": 8, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
     "svg.hashsalt": "bdflow", "axes.grid": False, "legend.frameon": False, "savefig.dpi": 200,
@@ -96,6 +97,15 @@ def _new(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _point(look: palette.Look) -> str:
+    return POINTS[look.shape % len(POINTS)]
+
+
+def _dashes(look: palette.Look) -> Any:
+    """As matplotlib has them: an offset, and lengths in line widths."""
+    return (0, tuple(float(length) for length in look.dash.split())) if look.dash else "-"
+
+
 def _available(scores: Scores) -> list[int]:
     return [m for m, why in enumerate(scores.missing) if not why]
 
@@ -121,9 +131,9 @@ def score_figure(scores: Scores, *, comparable: bool) -> Figure:
             shift = (r - (len(rows) - 1) / 2) * 0.7 / len(rows)
             for v, variant in enumerate(scores.variants):
                 found = scores.estimates[row, variant, metric]
-                y, colour = v + shift, COLOURS[scores.rows.index(row) % len(COLOURS)]
-                axis.plot([found.low, found.high], [y, y], color=colour, lw=1)
-                axis.plot(found.mean, y, "o", ms=3, color=colour, label=label(row) if not v else None)
+                y, look = v + shift, palette.subject(row, scores.people)
+                axis.plot([found.low, found.high], [y, y], color=look.on_white, lw=1)
+                axis.plot(found.mean, y, _point(look), ms=3, color=look.on_white, label=label(row) if not v else None)
         for v, variant in enumerate(scores.variants):
             in_table = published.TABLE_2.get(variant) if comparable else None
             known = None if in_table is None else published.score(in_table, metric)
@@ -152,7 +162,7 @@ def distribution_figure(scores: Scores) -> Figure:
             medianprops={"color": "black"}, flierprops={"marker": ".", "ms": 2, "mec": "#999999"},
         )  # fmt: skip
         for place, box in zip(places, boxes["boxes"], strict=True):
-            box.set(facecolor=COLOURS[place % len(COLOURS)], alpha=0.55)
+            box.set(facecolor=palette.subject(scores.rows[place], scores.people).on_white, alpha=0.55)
         axis.set_title(scores.metrics[m])
         axis.grid(axis="x", color="#dddddd", lw=0.6)
     axes[0].set_yticks(range(len(scores.rows)), [label(row) for row in scores.rows])
@@ -217,20 +227,21 @@ def decoding_figure(context: Context, stores: Stores) -> Figure:
     for axis, (space, settings) in zip(axes, config.decoded_spaces.items(), strict=True):
         titles = {"vdvae": "VDVAE", "clip_vision": "CLIP vision", "clip_text": "CLIP text"}
         axis.set(title=titles.get(space, space), ylabel="mean r" if axis is axes[0] else "")
-        for i, subject in enumerate(context.decoded):
-            colour = COLOURS[i % len(COLOURS)]
+        for subject in context.decoded:
+            look = decoding.look(context, subject)
+            drawn: Any = {"lw": 1, "color": look.on_white, "ls": _dashes(look), "label": label(subject)}
             r = stores[keys.predictions(subject, space)].read("pearson_r")
             if settings.encoder == "vdvae":
                 layers = layers_of(stores[keys.targets(space, SHARED)])
                 bounds = pairwise(accumulate((c * h * w for c, h, w in layers), initial=0))
                 by_layer = [decoding.mean(r[start:stop]) for start, stop in bounds]
-                axis.plot(range(1, len(by_layer) + 1), by_layer, "o-", ms=2, lw=1, color=colour, label=label(subject))
+                axis.plot(range(1, len(by_layer) + 1), by_layer, marker=_point(look), ms=2, **drawn)
                 axis.set(xlabel="layer, coarse to fine")
             elif r.ndim == 2:
-                axis.plot([decoding.mean(token) for token in r], lw=1, color=colour, label=label(subject))
+                axis.plot([decoding.mean(token) for token in r], **drawn)
                 axis.set(xlabel="token")
             else:
-                axis.plot(np.sort(r)[::-1], lw=1, color=colour, label=label(subject))
+                axis.plot(np.sort(r)[::-1], **drawn)
                 axis.set(xlabel="latent, best first")
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure

@@ -12,7 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from bdflow.report.plots import SERIES, Plot
+from bdflow.report import palette
+from bdflow.report.plots import Plot
 
 Cell = str | tuple[str, str]
 GALLERY = "gallery.js"
@@ -47,12 +48,46 @@ class Sheet:
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
     note: str = ""
-    wide: bool = False
+
+
+@dataclass(frozen=True)
+class VoxelMap:
+    """Slices of one map: (subject, file) each, with a bar of colours, or the colour (#rrggbb) of each region."""
+
+    title: str
+    pictures: Sequence[tuple[str, str]]
+    bar: str = ""
+    regions: Sequence[tuple[str, str]] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture below the title: what it is, its file, lines of scores, and how the gallery calls it."""
+
+    label: str
+    file: str
+    scores: Sequence[str]
+    subject: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test stimulus below the title: its photo first, then what was painted of it."""
+
+    title: str
+    stimulus: str
+    caption: str
+    number: int
+    pictures: Sequence[Shown]
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page says. `gallery` is data for its script; `files` lie beside the page, in `tables`."""
+    """All that the page says. `gallery` is data for its script; `files` lie beside the page, in `tables`; `missing` are
+    metrics without scores, and why; series are the names in a legend and their samples.
+    """
 
     title: str
     summary: str
@@ -63,7 +98,7 @@ class Page:
     distributions: Sequence[Plot]
     decoding: Sequence[Table]
     decoding_plots: Sequence[Plot]
-    decoding_series: Sequence[str]
+    decoding_series: Sequence[tuple[str, Markup]]
     regions: Sequence[Sheet]
     gallery: Mapping[str, Any]
     weight: str
@@ -73,17 +108,23 @@ class Page:
     fingerprints: Table
     encoding: Sequence[Table] = ()
     similarities: Sequence[Plot] = ()
-    similarity_series: Sequence[str] = ()
+    similarity_series: Sequence[tuple[str, Markup]] = ()
+    examples: Sequence[Example] = ()
+    ranked_by: str = ""
+    missing: Sequence[tuple[str, str]] = ()
+    verdict: str = ""
+    maps: Sequence[VoxelMap] = ()
+    maps_note: str = ""
     files: Sequence[str] = ()
     footer: str = ""
     sections: Sequence[tuple[str, str]] = field(
         default=(
+            ("gallery", "Gallery"),
             ("scores", "Scores"),
             ("distributions", "Distributions"),
             ("decoding", "Decoding"),
             ("regions", "Regions"),
             ("making", "How it was made"),
-            ("gallery", "Gallery"),
         )
     )
 
@@ -108,9 +149,8 @@ def html(page: Page, gallery_bytes: int) -> Iterator[str]:
     """
     found = templates()
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
-    css = (FOLDER / "report.css").read_text(encoding="utf-8")
     size = len(script.encode())
-    for piece in found.get_template("page.html.j2").generate(page=page, css=Markup(css)):
+    for piece in found.get_template("page.html.j2").generate(page=page, css=style()):
         size += len(piece.encode())
         yield piece
     yield found.get_template("end.html.j2").render(
@@ -122,9 +162,14 @@ def html(page: Page, gallery_bytes: int) -> Iterator[str]:
     )
 
 
+def style() -> Markup:
+    """The style sheet, with the colours of `palette`."""
+    return Markup(palette.css() + (FOLDER / "report.css").read_text(encoding="utf-8"))
+
+
 def templates() -> Environment:
     """The templates of pages; every text that is put in is escaped."""
-    found = Environment(
+    return Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -132,5 +177,3 @@ def templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.globals["SERIES"] = SERIES
-    return found

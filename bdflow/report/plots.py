@@ -10,7 +10,18 @@ from html import escape
 import numpy as np
 from markupsafe import Markup
 
-SERIES = 7  # colours of the style sheet
+from bdflow.report import palette
+from bdflow.report.palette import Look
+
+POINTS = (
+    "M{0:.1f} {1:.1f}m-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0Z",
+    "M{0:.1f} {1:.1f}m-2.7 -2.7h5.4v5.4h-5.4Z",
+    "M{0:.1f} {1:.1f}m0 -3.8l3.6 6.2h-7.2Z",
+    "M{0:.1f} {1:.1f}m0 -4l3.4 4l-3.4 4l-3.4 -4Z",
+    "M{0:.1f} {1:.1f}m0 3.8l3.6 -6.2h-7.2Z",
+    "M{0:.1f} {1:.1f}m-1.2 -3.6h2.4v2.4h2.4v2.4h-2.4v2.4h-2.4v-2.4h-2.4v-2.4h2.4Z",
+)
+"""Outlines of points at (x, y): circle, square, triangle, diamond, triangle on its tip, cross."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +40,14 @@ class Line:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: int
+    look: Look
     mark: float | None = None
 
 
 def histograms(
-    title: str, rows: Sequence[tuple[str, np.ndarray, int]], known: Sequence[tuple[str, float]] = (), note: str = ""
+    title: str, rows: Sequence[tuple[str, np.ndarray, Look]], known: Sequence[tuple[str, float]] = (), note: str = ""
 ) -> Plot:
-    """Distributions one below the other on one axis: (label, scores, colour); bars of each add up to one.
+    """Distributions one below the other on one axis: (label, scores, look); bars of each add up to one.
 
     The median is a stroke, the quartiles a thick line; `known` are published means, drawn across.
     """
@@ -56,7 +67,7 @@ def histograms(
 
     bottom = len(rows) * (height + gap)
     parts = [_grid(ticks, at, bottom)]
-    for i, ((label, _, colour), values, count) in enumerate(zip(rows, finite, counts, strict=True)):
+    for i, ((label, _, look), values, count) in enumerate(zip(rows, finite, counts, strict=True)):
         base = (i + 1) * (height + gap) - gap
         parts.append(f'<text class="label" x="{left - 8}" y="{base - 8}" text-anchor="end">{escape(label)}</text>')
         if not values.size:
@@ -68,7 +79,7 @@ def histograms(
         lower, middle, upper = np.percentile(values, [25, 50, 75])
         words = f"{label}: median {middle:.3f}, quartiles {lower:.3f} and {upper:.3f}, {len(values)} images"
         parts.append(
-            f'<g class="c{colour % SERIES}"><title>{escape(words)}</title>'
+            f'<g class="{look.colour}"><title>{escape(words)}</title>'
             f'<path class="area" d="{"".join(steps)}L{at(high):.1f} {base}Z"/>'
             f'<path class="box" d="M{at(lower):.1f} {base + 2}H{at(upper):.1f}"/>'
             f'<path class="median" d="M{at(middle):.1f} {base - height + 8}V{base + 4}"/></g>'
@@ -134,12 +145,12 @@ def lines(
             continue
         drawn = "".join(f"{'L' if i else 'M'}{across(a):.1f} {up(b):.1f}" for i, (a, b) in enumerate(here))
         dots = "".join(
-            f'<circle cx="{across(a):.1f}" cy="{up(b):.1f}" r="2.2"><title>'
-            f"{escape(f'{line.label}, {_number(a)}: {b:.3f}')}</title></circle>"
+            f'<path class="point" d="{_point(line.look, across(a), up(b))}"><title>'
+            f"{escape(f'{line.label}, {_number(a)}: {b:.3f}')}</title></path>"
             for a, b in here
         )
         parts.append(
-            f'<g class="c{line.colour % SERIES}"><title>{escape(line.label)}</title><path class="line" d="{drawn}"/>'
+            f'<g class="{line.look.colour}"><title>{escape(line.label)}</title>{_stroke(line.look, drawn)}'
             f"{dots if points else ''}"
         )
         if line.mark is not None and first <= float(scale(line.mark)) <= last:
@@ -152,29 +163,89 @@ def lines(
     return Plot(title, _svg(*size, words, "".join(parts)), note)
 
 
+def sample(look: Look) -> Markup:
+    """A line with a point, for a legend."""
+    body = f'<g class="{look.colour}">{_stroke(look, "M1 7H33")}<path class="point" d="{_point(look, 17, 7)}"/></g>'
+    return Markup(f'<svg class="sample" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">{body}</svg>')
+
+
+def _stroke(look: Look, drawn: str) -> str:
+    dash = f' stroke-dasharray="{look.dash}"' if look.dash else ""
+    return f'<path class="line"{dash} d="{drawn}"/>'
+
+
+def _point(look: Look, x: float, y: float) -> str:
+    return POINTS[look.shape % len(POINTS)].format(x, y)
+
+
+ABREAST = 5  # maps
+
+
 def heat_maps(title: str, maps: Sequence[tuple[str, np.ndarray]], unit: str, note: str = "") -> Plot:
-    """Square maps (side, side) side by side in one scale, rows from above; darker is more."""
+    """Square maps (side, side) side by side in one scale, rows from above, with a bar of colours."""
     finite = np.concatenate([values[np.isfinite(values)].ravel() for _, values in maps])
     if not finite.size:
         return Plot(title, Markup(), "no scores")
-    low, high = float(finite.min()), float(finite.max())
-    side, gap = 112, 14
+    low, high, ticks = axis(float(finite.min()), float(finite.max()))
+    side, gap, above = 104, 14, 18
     parts = []
     for i, (label, values) in enumerate(maps):
-        left, cell = i * (side + gap), side / len(values)
-        parts.append(f'<text class="label" x="{left}" y="12">{escape(label)}</text>')
+        left, top = (i % ABREAST) * (side + gap), (i // ABREAST) * (side + above + gap)
+        cell = side / len(values)
+        parts.append(f'<text class="label" x="{left}" y="{top + 12}">{escape(label)}</text>')
         for row, column in np.ndindex(values.shape):
             value = float(values[row, column])
-            share = (value - low) / (high - low) if high > low else 1.0
-            opacity = f"{0.06 + 0.94 * share:.2f}" if math.isfinite(value) else "0"
-            parts.append(
-                f'<rect x="{left + column * cell:.1f}" y="{18 + row * cell:.1f}" width="{cell:.2f}" '
-                f'height="{cell:.2f}" fill-opacity="{opacity}"><title>{value:.3f}</title></rect>'
-            )
-    words = f"{title}: {unit} from {low:.3f} (light) to {high:.3f} (dark) for {', '.join(label for label, _ in maps)}"
-    legend_text = f"{unit}: {low:.2f} light, {high:.2f} dark"
-    svg = _svg(len(maps) * (side + gap), side + 22, words, f'<g class="heat">{"".join(parts)}</g>')
-    return Plot(title, svg, f"{legend_text}. {note}".strip())
+            if math.isfinite(value):
+                place = f'x="{left + column * cell:.1f}" y="{top + above + row * cell:.1f}"'
+                parts.append(
+                    f'<rect {place} width="{cell + 0.1:.2f}" height="{cell + 0.1:.2f}" '
+                    f'fill="{_colour((value - low) / (high - low))}"><title>{value:.3f}</title></rect>'
+                )
+    lines_of_maps = -(-len(maps) // ABREAST)
+    left = min(len(maps), ABREAST) * (side + gap)
+    height = lines_of_maps * (side + above + gap) - gap - above
+    parts.append(_upright_bar(left, above, min(height, 2 * side), ticks))
+    words = f"{title}: {unit} from {finite.min():.3f} to {finite.max():.3f} for {', '.join(label for label, _ in maps)}"
+    svg = _svg(left + 60, height + above + 6, words, "".join(parts))
+    return Plot(title, svg, f"{unit}: {finite.min():.2f} to {finite.max():.2f}. {note}".strip())
+
+
+STEPS = 32  # colours in a bar
+
+
+def _colour(share: float) -> str:
+    red, green, blue = palette.ramp(np.array([share]))[0].round().astype(int).tolist()
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _upright_bar(left: float, top: float, height: float, ticks: Sequence[float]) -> str:
+    step = height / STEPS
+    parts = [
+        f'<rect x="{left}" y="{top + height - (i + 1) * step:.2f}" width="12" height="{step + 0.2:.2f}" '
+        f'fill="{_colour((i + 0.5) / STEPS)}"/>'
+        for i in range(STEPS)
+    ]
+    for tick in ticks:
+        y = top + height * (1 - (tick - ticks[0]) / (ticks[-1] - ticks[0]))
+        parts.append(f'<path class="tick" d="M{left + 12} {y:.1f}h4"/>')
+        parts.append(f'<text class="label" x="{left + 19}" y="{y + 4:.1f}">{_number(tick)}</text>')
+    return "".join(parts)
+
+
+def colour_bar(high: float, words: str) -> Markup:
+    """A bar of colours from 0 to `high` with its numbers, to lie below a map; `words` say what it measures."""
+    width, left = 240, 10
+    ticks = [tick for tick in axis(0.0, high or 1.0)[2] if tick <= (high or 1.0) * 1.0001]
+    parts = [
+        f'<rect x="{left + i * width / STEPS:.2f}" y="0" width="{width / STEPS + 0.2:.2f}" height="12" '
+        f'fill="{_colour((i + 0.5) / STEPS)}"/>'
+        for i in range(STEPS)
+    ]
+    for tick in ticks:
+        x = left + width * tick / (high or 1.0)
+        parts.append(f'<path class="tick" d="M{x:.1f} 12v4"/>')
+        parts.append(f'<text class="label" x="{x:.1f}" y="28" text-anchor="middle">{_number(tick)}</text>')
+    return _svg(width + 2 * left + 20, 32, f"{words}: colours from 0 to {high:.3g}", "".join(parts))
 
 
 def axis(low: float, high: float, n: int = 5) -> tuple[float, float, list[float]]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from bdflow.datasets.ceilings import noise_ceiling
+from bdflow.errors import counted
 from bdflow.regions.rescale import stretched
-from bdflow.report.page import Sheet
+from bdflow.report import palette
+from bdflow.report.page import Sheet, VoxelMap
+from bdflow.report.plots import colour_bar
 from bdflow.stores import Store
 from bdflow.study import encoding_models, keys, region_patterns
 from bdflow.study.noise_ceilings import ceiling_of
@@ -18,29 +21,34 @@ from bdflow.study.stage import MEAN, Context
 from bdflow.study.voxel_maps import REPEATS, importance, positions
 
 FOLDER = "regions"
-SEQUENTIAL = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], float)
-CATEGORIES = np.array(
-    [(42, 111, 176), (194, 87, 26), (47, 132, 87), (138, 79, 163), (176, 137, 0), (184, 51, 106), (74, 78, 85)], float
-)
 TITLES = {"r2": "R² from {model}", "unique": "unique R² of {band} in {model}", "share": "share of {band} in {model}"}
 """Maps of encoding models that are shown as they are."""
-OUTSIDE = np.array((228, 228, 224), float)
+UNITS = {"noise ceiling": "percent of variance"}
+NOTHING = np.array((128, 128, 128, 96), float)
+"""Voxels without a value or a region, RGBA: grey on light and on dark paper."""
+LISTED = 24  # regions in a legend
+MAPS_NOTE = (
+    f"The sagittal, coronal and axial slice with the most voxels. Noise ceiling: of averages over {REPEATS} trials. "
+    "Importance (kept by ridge.weights): SD of the latent per SD of the voxel. R² and r (of the stage `encode`): of "
+    "encoding models, on the test set; unique R² of a space: R² of the set less that of its other spaces. A voxel "
+    f"passes at a false discovery rate of {encoding_models.FALSE_DISCOVERIES:.0%}. All maps, and p and q values, can "
+    "be exported as NIfTI."
+)
+GAP = 6  # pixels
 Encode = Callable[[np.ndarray, int], bytes]
 
 
 def sheets(context: Context, folder: Path, encode: Encode) -> list[Sheet]:
-    """Write the pictures below `folder` and return what the page says of them; `encode` makes a WebP of an image."""
+    """Write the pictures that regions like to see below `folder`, and return what the page says of them; `encode` makes
+    a WebP of an image.
+    """
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
 
     def picture(name: str, image: np.ndarray) -> str:
         (folder / FOLDER / f"{name}.webp").write_bytes(encode(image, context.config.report.thumbnail))
         return f"{FOLDER}/{name}.webp"
 
-    def slices(name: str, image: np.ndarray) -> str:
-        Image.fromarray(image).save(folder / FOLDER / f"{name}.png")
-        return f"{FOLDER}/{name}.png"
-
-    return [*(_painted(context, chosen, picture) for chosen in _painted_sets(context)), _slices(context, slices)]
+    return [_painted(context, chosen, picture) for chosen in _painted_sets(context)]
 
 
 def _painted_sets(context: Context) -> list[str]:
@@ -82,36 +90,55 @@ def _painted(context: Context, chosen: str, keep: Callable[[str, np.ndarray], st
 # --- slices ---------------------------------------------------------------------------------------------------
 
 
-def _slices(context: Context, keep: Callable[[str, np.ndarray], str]) -> Sheet:
+def voxel_maps(context: Context, folder: Path) -> list[VoxelMap]:
+    """Write slices of every map below `folder`, and return what the page says of them."""
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     of = {subject: _maps(context, subject) for subject in context.subjects}
-    names = list(dict.fromkeys(name for maps in of.values() for name in maps))
-    labelled = {name for maps in of.values() for name, values in maps.items() if values.dtype.kind == "i"}
-    tops = {name: max(_top(maps[name]) for maps in of.values() if name in maps) for name in names}
-    rows = []
-    for subject, maps in of.items():
-        at = positions(context, subject)
+    at = {subject: positions(context, subject) for subject in context.subjects}
+    found = []
+    for number, name in enumerate(dict.fromkeys(name for maps in of.values() for name in maps)):
+        values = {subject: maps[name] for subject, maps in of.items() if name in maps}
+        top = max(_top(one) for one in values.values())
         files = []
-        for number, name in enumerate(names):
-            values = maps.get(name, np.full(len(at[0]), np.nan, np.float32))
-            colours = _labels(values) if name in labelled and name in maps else _ramp(values, tops[name])
-            files.append(keep(f"map-{subject}-{number}", montage(colours, at)))
-        rows.append((subject, files))
-    columns = [name if name in labelled else f"{name}: 0 to {tops[name]:.3g}" for name in names]
-    return Sheet(
-        "Voxel maps: the sagittal, coronal and axial slice with the most voxels",
-        columns,
-        rows,
-        f"Noise ceiling: percent of variance, of averages over {REPEATS} trials. Importance (kept by ridge.weights): "
-        "SD of the latent per SD of the voxel. R² and r (of the stage `encode`): of encoding models, on the test set; "
-        "unique R² of a space: R² of the set less that of its other spaces. A voxel passes at a false discovery rate "
-        f"of {encoding_models.FALSE_DISCOVERIES:.0%}. All maps, and p and q values, can be exported as NIfTI.",
-        wide=True,
-    )
+        for subject, one in values.items():
+            file = f"{FOLDER}/map-{subject}-{number}.png"
+            Image.fromarray(montage(_ramp(one, top), at[subject])).save(folder / file)
+            files.append((subject, file))
+        found.append(VoxelMap(name, files, colour_bar(top, name), note=UNITS.get(name, "")))
+    return [*found, *_collections(context, folder, at)]
+
+
+def _collections(context: Context, folder: Path, at: Mapping[str, Sequence[np.ndarray]]) -> list[VoxelMap]:
+    """The regions of each collection, in the same colours for every subject."""
+    mask = region_patterns.vocabulary(context.config).mask
+    of: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for subject in context.subjects:
+        betas: Store = context.ready(keys.betas(subject))
+        for region, inside in zip(betas.read("region").tolist(), betas.read("roi"), strict=True):
+            collection, _, name = region.partition("/")
+            if collection != mask:
+                of.setdefault(collection, {}).setdefault(subject, {})[name] = inside == 1
+    found = []
+    for number, (collection, by_subject) in enumerate(of.items()):
+        names = list(dict.fromkeys(name for regions in by_subject.values() for name in regions))
+        colours = {name: palette.REGIONS[k % len(palette.REGIONS)] for k, name in enumerate(names)}
+        files = []
+        for subject, regions in by_subject.items():
+            painted = np.tile(NOTHING, (len(at[subject][0]), 1))
+            for name, inside in regions.items():
+                painted[inside] = (*bytes.fromhex(colours[name][1:]), 255)
+            file = f"{FOLDER}/regions-{subject}-{number}.png"
+            Image.fromarray(montage(painted, at[subject])).save(folder / file)
+            files.append((subject, file))
+        more = len(names) - LISTED
+        said = f"And {counted(more, 'region')} more. " if more > 0 else ""
+        said += "Colours repeat." if len(names) > len(palette.REGIONS) else ""
+        found.append(VoxelMap(collection, files, regions=list(colours.items())[:LISTED], note=said.strip()))
+    return found
 
 
 def _maps(context: Context, subject: str) -> dict[str, np.ndarray]:
-    """Maps (voxels,): floating point to be shown by value, integers as labels."""
-    betas: Store = context.ready(keys.betas(subject))
+    """Maps (voxels,), floating point."""
     found: dict[str, np.ndarray] = {
         "noise ceiling": noise_ceiling(ceiling_of(context, subject).ncsnr, REPEATS).astype(np.float32)
     }
@@ -124,14 +151,6 @@ def _maps(context: Context, subject: str) -> dict[str, np.ndarray]:
             found[f"r from {one.model}, where it passes"] = np.where(passes, one.values, np.float32(np.nan))
         elif one.kind in TITLES:
             found[TITLES[one.kind].format(model=one.model, band=one.band)] = one.values
-    mask = region_patterns.vocabulary(context.config).mask
-    number: dict[str, int] = {}
-    for region, inside in zip(betas.read("region").tolist(), betas.read("roi"), strict=True):
-        collection = region.partition("/")[0]
-        if collection != mask:
-            number[collection] = number.get(collection, 0) + 1
-            labels = found.setdefault(collection, np.zeros(len(inside), np.int16))
-            labels[inside == 1] = number[collection]
     return found
 
 
@@ -141,31 +160,27 @@ def _top(values: np.ndarray) -> float:
 
 
 def _ramp(values: np.ndarray, top: float) -> np.ndarray:
-    """(voxels, 3) colours of values from 0 to `top`; what is not a number as outside."""
-    place = np.clip(np.nan_to_num(values) / (top or 1), 0, 1) * (len(SEQUENTIAL) - 1)
-    colours = np.stack([np.interp(place, range(len(SEQUENTIAL)), channel) for channel in SEQUENTIAL.T], axis=1)
-    return np.where(np.isfinite(values)[:, None], colours, OUTSIDE)
+    """(voxels, 4) colours of values from 0 to `top`, RGBA."""
+    colours = np.column_stack([palette.ramp(np.nan_to_num(values) / (top or 1)), np.full(len(values), 255.0)])
+    return np.where(np.isfinite(values)[:, None], colours, NOTHING)
 
 
-def _labels(values: np.ndarray) -> np.ndarray:
-    """(voxels, 3) colours of labels; 0 and below pale."""
-    return np.where((values > 0)[:, None], CATEGORIES[(values - 1) % len(CATEGORIES)], OUTSIDE - 24)
-
-
-def montage(colours: np.ndarray, at: Sequence[np.ndarray], height: int = 120) -> np.ndarray:
-    """Three slices beside one another, (y, x, 3) uint8: voxels (voxels, 3) at their places `at`, cut to the mask."""
-    low = [int(axis.min()) for axis in at]
-    place = tuple(axis - start + 1 for axis, start in zip(at, low, strict=True))
-    volume = np.tile(OUTSIDE, (*(int(axis.max()) + 2 for axis in place), 1))
+def montage(colours: np.ndarray, at: Sequence[np.ndarray], height: int = 160) -> np.ndarray:
+    """Three slices beside one another, (y, x, 4) uint8 RGBA: voxels (voxels, 4) at their places `at`, cut to where
+    voxels are; what is outside is transparent. All slices have one scale, of whole pixels a voxel.
+    """
+    place = tuple(axis - int(axis.min()) for axis in at)
+    volume = np.zeros((*(int(axis.max()) + 1 for axis in place), 4))
     volume[place] = colours
-    parts = []
+    slices = []
     for axis in range(3):
         fullest = int(np.bincount(place[axis]).argmax())
-        upright = np.flip(np.take(volume, fullest, axis=axis).swapaxes(0, 1), axis=0)
-        times = max(1, height // upright.shape[0])
-        large = upright.repeat(times, axis=0).repeat(times, axis=1)
-        pad = np.tile(OUTSIDE, (max(0, height - large.shape[0]), large.shape[1], 1))
-        parts.append(np.concatenate([pad, large])[-max(height, large.shape[0]) :])
-    tallest = max(part.shape[0] for part in parts)
-    parts = [np.pad(part, ((tallest - len(part), 0), (2, 2), (0, 0)), constant_values=OUTSIDE[0]) for part in parts]
+        slices.append(np.flip(np.take(volume, fullest, axis=axis).swapaxes(0, 1), axis=0))
+    tallest = max(len(one) for one in slices)
+    times = max(1, height // tallest)
+    parts = []
+    for one in slices:
+        above = (tallest - len(one)) // 2
+        padded = np.pad(one, ((above, tallest - len(one) - above), (0, 0), (0, 0)))
+        parts.append(np.pad(padded.repeat(times, axis=0).repeat(times, axis=1), ((0, 0), (GAP, GAP), (0, 0))))
     return np.concatenate(parts, axis=1).round().astype(np.uint8)

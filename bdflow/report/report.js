@@ -1,7 +1,7 @@
 "use strict";
 (() => {
-  const { subjects, variants, lines: kinds, metrics, stimuli, scores, shown, thumbnail } = GALLERY;
-  const AVERAGE = -1, STEP = 12;
+  const { subjects, variants, lines: kinds, metrics, stimuli, scores, shown, thumbnail, parts, part } = GALLERY;
+  const AVERAGE = -1, ROWS = 6;
   const $ = (id) => document.getElementById(id);
   const element = (tag, attributes = {}, ...children) => {
     const made = document.createElement(tag);
@@ -16,7 +16,7 @@
   const id = (i) => stimuli[i][0];
   const anchor = (i) => `stimulus-${encodeURIComponent(id(i))}`;
   const caption = (i) => stimuli[i][1][0] ?? "no caption";
-  const file = (folder, i, suffix) => `images/${encodeURIComponent(folder)}/${String(i).padStart(5, "0")}${suffix && "-" + suffix.replace("/", "-")}.webp`;
+  const file = (folder, i, suffix) => `images/${encodeURIComponent(folder)}/${String(i).padStart(5, "0")}${suffix && "-" + suffix.replaceAll("/", "-")}.webp`;
   const number = (value, digits) => (value === null || Number.isNaN(value) ? "–" : value.toFixed(digits).replace("-", "−"));
   const people = subjects.map((_, s) => s).filter((s) => subjects[s].person);
   const score = (i, s, v, m) => {
@@ -28,12 +28,12 @@
   const first = {
     order: "best", metric: metrics[0]?.name ?? "", of: people.length > 1 ? "average" : subjects[0].name,
     variant: variants[0].name, find: "", subjects: subjects.map((s) => s.name).join(),
-    pictures: kinds.filter((k) => k.usual).map((k) => k.name).join(),
+    pictures: kinds.filter((k) => k.usual).map((k) => k.name).join(), page: "1",
   };
   const view = { ...first };
   const load = () => {
     const hash = decodeURI(location.hash);
-    if (!hash.startsWith("#view?")) return;
+    Object.assign(view, first);
     for (const [key, value] of new URLSearchParams(hash.slice(6))) if (key in view) view[key] = value;
   };
   const keep = () => {
@@ -50,14 +50,14 @@
     const s = view.of === "average" ? AVERAGE : place(subjects, view.of);
     return stimuli.map((_, i) => (m < 0 ? NaN : score(i, s, v, m)));
   };
+  const searched = stimuli.map(([name, texts]) => [name.toLowerCase(), texts.join("\n").toLowerCase()]);
+  const digits = (word) => /^\d+$/.test(word);
   const arrange = () => {
-    const words = view.find.toLowerCase().split(/\s+/).filter(Boolean);
-    const asked = view.find.trim().replace(/^nsd\s*/i, "");
-    const number = /^\d+$/.test(asked) ? Number(asked) : null;
+    // "nsd 764", "NSD-00764" and "nsd00764" ask for a number
+    const words = view.find.toLowerCase().replace(/\bnsd[\s#:_-]*(?=\d)/g, "").split(/\s+/).filter(Boolean);
     const found = stimuli.map((_, i) => i).filter((i) => {
-      const text = stimuli[i][1].join("\n").toLowerCase();
-      const name = id(i).toLowerCase(), same = number !== null && /^\d+$/.test(name) && Number(name) === number;
-      return same || words.every((word) => name.includes(word) || text.includes(word));
+      const [name, text] = searched[i];
+      return words.every((word) => name.includes(word) || text.includes(word) || (digits(word) && digits(name) && Number(name) === Number(word)));
     });
     const value = values(), lower = metrics[place(metrics, view.metric)]?.lower;
     const key = value.map((x) => (lower ? x : -x));
@@ -75,7 +75,7 @@
   };
 
   // rows
-  let found = [], value = [], done = 0, columns = [], lines = [];
+  let found = [], value = [], columns = [], lines = [];
   const picture = (source, alt) => element("img", { src: source, alt, width: thumbnail, height: thumbnail, loading: "lazy", decoding: "async" });
   const cell = (i, s, line) => {
     const name = subjects[s].label;
@@ -92,7 +92,8 @@
     const x = Number.isNaN(value[i]) ? "" : `${view.metric} ${number(value[i], 3)}`;
     article.append(
       element("h3", {}, element("b", {}, id(i)), " ", element("span", {}, caption(i)), " ", element("small", {}, x)),
-      element("div", { class: "truth", style: `grid-row: 2 / span ${Math.max(1, lines.length)}` }, picture(file("shown", i, ""), `Photo shown: ${caption(i)}`), element("span", {}, "shown")),
+      element("button", { type: "button", class: "truth", style: `grid-row: 2 / span ${Math.max(1, lines.length)}`, onclick: () => details(i, null, "") },
+        picture(file("shown", i, ""), `Photo shown: ${caption(i)}`), element("span", {}, "shown")),
     );
     for (const line of lines) {
       const [head, ...tail] = line.split("/");
@@ -101,29 +102,27 @@
     }
     return article;
   };
-  const more = () => {
-    const stop = Math.min(found.length, done + STEP);
-    const next = document.createDocumentFragment();
-    for (; done < stop; done++) next.append(row(found[done]));
-    $("rows").append(next);
-  };
-  const near = () => $("more").getBoundingClientRect().top < innerHeight + 800;
-  const fill = () => { while (done < found.length && near()) more(); };
-
   const draw = () => {
     keep();
     const [here, wanted] = [chosen("subjects"), chosen("pictures")];
     columns = subjects.map((_, s) => s).filter((s) => here.has(subjects[s].name));
     lines = kinds.map((k) => k.name).filter((name) => wanted.has(name));
     ({ found, value } = arrange());
-    done = 0;
+    const pages = Math.max(1, Math.ceil(found.length / ROWS)), page = Math.min(pages, Math.max(1, Number(view.page) || 1));
+    const start = (page - 1) * ROWS, here_now = found.slice(start, start + ROWS);
     $("grid").style.setProperty("--columns", columns.length);
     $("grid").style.setProperty("--thumbnail", thumbnail + "px");
     $("heads").replaceChildren(element("div", {}, "shown"), element("div"), ...columns.map((s) => element("div", {}, subjects[s].label)));
-    $("rows").replaceChildren();
-    more();
-    fill();
-    $("count").textContent = `${found.length} of ${stimuli.length} stimuli`;
+    $("rows").replaceChildren(...here_now.map(row));
+    $("nothing").hidden = found.length > 0;
+    $("nothing").textContent = found.length ? "" : `Nothing found for \u201c${view.find}\u201d: it is in no id and no caption. \u201creset\u201d shows all ${stimuli.length} again.`;
+    $("count").textContent = `${found.length} of ${stimuli.length} stimuli` + (pages > 1 ? `, ${start + 1} to ${start + here_now.length} here` : "");
+    $("below").hidden = pages < 2;
+    $("below").querySelector("span").textContent = `page ${page} of ${pages}`;
+    for (const button of document.querySelectorAll(".pager button")) {
+      const to = page + (button.className === "on" ? 1 : -1);
+      Object.assign(button, { hidden: pages < 2, disabled: to < 1 || to > pages, value: String(to) });
+    }
     for (const button of $("order").children) button.setAttribute("aria-pressed", String(button.dataset.order === view.order));
     for (const [id, key] of [["subjects", "subjects"], ["variants", "pictures"]]) {
       const on = chosen(key);
@@ -133,38 +132,78 @@
     if ($("find").value !== view.find) $("find").value = view.find;
   };
 
-  // all scores of one picture
-  const details = (i, s, line) => {
-    const v = place(variants, line);
-    const figure = (source, text) => element("figure", {}, element("img", { src: source, alt: text }), element("figcaption", {}, text));
-    const body = v < 0 ? [] : metrics.map((metric, m) => {
+  // all scores of one picture, or the photo (no subject) with its captions; the stimulus before and after
+  const figure = (source, text) => element("figure", {}, element("img", { src: source, alt: text }), element("figcaption", {}, text));
+  const table = (i, s, v) => {
+    const body = metrics.map((metric, m) => {
       const x = score(i, s, v, m), all = stimuli.map((_, j) => score(j, s, v, m)).filter((y) => !Number.isNaN(y));
       const better = all.filter((y) => (metric.lower ? y < x : y > x)).length;
       return element("tr", {}, element("th", { scope: "row" }, metric.name), element("td", { class: "number" }, number(x, 4)),
         element("td", { class: "number" }, Number.isNaN(x) ? "" : `${better + 1} of ${all.length}`));
     });
-    const head = element("tr", {}, ...["metric", "score", "rank"].map((text, k) => element("th", { scope: "col", class: k ? "number" : false }, text)));
-    const { painter, variant } = kinds[place(kinds, line)], guess = kinds.find((k) => k.painter === painter && k.variant === null);
-    const store = variant === null ? `guesses/${painter}/${subjects[s].name}` : `reconstructions/${painter}/${subjects[s].name}/${variant}`;
+    const head = ["metric", "score", "rank"].map((text, k) => element("th", { scope: "col", class: k ? "number" : false }, text));
+    return element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
+  };
+  const where = (store, i, rest = "") => element("p", { class: "note" }, "In full size: ",
+    element("code", {}, `study["${store}"].to_dataset().swap_dims(stimulus="stimulus_id").image.sel(stimulus_id=${JSON.stringify(id(i))})${rest}`));
+  const CHOSEN = {
+    all: (n) => `The first of ${n} pictures; scores are over all of them.`,
+    first: (n) => `The first of ${n} pictures; the others are not scored.`,
+    best: (n) => `One of ${n} pictures: the one whose latent is most like the predicted one.`,
+  };
+  const picked = (i, s, line) => {
+    const v = place(variants, line), { painter, variant, pictures, select } = kinds[place(kinds, line)], of = subjects[s].name;
+    const guess = kinds.find((k) => k.painter === painter && k.variant === null);
+    const best = select === "best" && variant !== null, several = variant !== null && pictures > 1;
+    return [
+      element("div", { class: "pair" }, figure(file("shown", i, ""), "shown"), ...(guess ? [figure(file(of, i, guess.name), guess.name)] : []),
+        ...(variant === null ? [] : [figure(file(of, i, line), line)])),
+      ...(several ? [element("p", {}, CHOSEN[select](pictures))] : []),
+      ...(v < 0 ? [element("p", { class: "note" }, "A guess has no scores of its own.")] : [table(i, s, v)]),
+      variant === null ? where(`guesses/${painter}/${of}`, i) : where(`reconstructions/${painter}/${of}/${variant}`, i, best ? "" : "[0]"),
+      ...(best && several ? [element("p", { class: "note" }, "Which of them: ", element("code", {}, `study["selected/${painter}/${of}"].best`))] : []),
+    ];
+  };
+  let open = null;
+  const details = (i, s, line) => {
+    const order = found.includes(i) ? found : stimuli.map((_, j) => j);
+    const seen = s === null ? order : order.filter((j) => shown[s][j]);
+    const at = seen.indexOf(i);
+    open = { s, line, before: seen[at - 1], after: seen[at + 1] };
+    const step = (name, to, text) => element("button", { type: "button", class: name, disabled: to === undefined, "aria-label": text, title: text, onclick: () => move(name) }, name === "before" ? "‹" : "›");
+    const steps = element("div", { class: "steps" }, step("before", open.before, "Previous stimulus"), element("span", {}, `${at + 1} of ${seen.length}`), step("after", open.after, "Next stimulus"),
+      element("form", { method: "dialog" }, element("button", { class: "close", "aria-label": "Close" }, "✕")));
+    const title = s === null ? `${id(i)}, the photo shown` : `${id(i)}, ${subjects[s].label}, ${line}`;
     $("details").replaceChildren(
-      element("form", { method: "dialog" }, element("button", { "aria-label": "Close" }, "✕")),
-      element("h3", {}, `${id(i)}, ${subjects[s].label}, ${line}`),
-      element("div", { class: "pair" }, figure(file("shown", i, ""), "shown"), ...(guess ? [figure(file(subjects[s].name, i, guess.name), guess.name)] : []),
-        ...(v < 0 ? [] : [figure(file(subjects[s].name, i, line), line)])),
-      element("ul", {}, ...stimuli[i][1].map((text) => element("li", {}, text))),
-      ...(v < 0 ? [] : [element("table", {}, element("thead", {}, head), element("tbody", {}, ...body))]),
-      element("p", { class: "note" }, "In full size: ", element("code", {}, `study["${store}"].to_dataset().swap_dims(stimulus="stimulus_id").image.sel(stimulus_id=${JSON.stringify(id(i))})`)),
+      steps, element("h3", { id: "details-title" }, title),
+      ...(s === null ? [element("div", { class: "pair" }, figure(file("shown", i, ""), "shown"))] : []),
+      element("ul", {}, ...(stimuli[i][1].length ? stimuli[i][1] : ["no caption"]).map((text) => element("li", {}, text))),
+      ...(s === null ? [where(parts[part[i]], i)] : picked(i, s, line)),
     );
-    $("details").showModal();
+    if (!$("details").open) $("details").showModal();
+  };
+  const move = (to) => {
+    if (!open || open[to] === undefined) return;
+    details(open[to], open.s, open.line);
+    ($("details").querySelector(`.${to}:enabled`) ?? $("details").querySelector(".close")).focus();
   };
   $("details").addEventListener("click", (event) => { if (event.target === $("details")) $("details").close(); });
+  $("details").addEventListener("keydown", (event) => {
+    const to = { ArrowLeft: "before", ArrowRight: "after" }[event.key];
+    if (to) { event.preventDefault(); move(to); }
+  });
+  for (const button of document.querySelectorAll("#examples button")) {
+    const { number: i, subject, kind } = button.dataset;
+    button.addEventListener("click", () => (kind ? details(Number(i), place(subjects, subject), kind) : details(Number(i), null, "")));
+  }
 
   // controls
   const options = (id, names) => $(id).append(...names.map(([value, text]) => element("option", { value }, text)));
   options("metric", metrics.map((m) => [m.name, m.name]));
   options("by-subject", [...(people.length > 1 ? [["average", "average of subjects"]] : []), ...subjects.map((s) => [s.name, s.label])]);
   options("by-variant", variants.map((v) => [v.name, v.name]));
-  const on = (id, event, change) => $(id).addEventListener(event, (e) => { change(e); draw(); });
+  const on = (id, event, change) => $(id).addEventListener(event, (e) => { change(e); view.page = "1"; draw(); });
+  on("reset", "click", () => { Object.assign(view, first); });
   on("metric", "change", (e) => { view.metric = e.target.value; });
   on("by-subject", "change", (e) => { view.of = e.target.value; });
   on("by-variant", "change", (e) => { view.variant = e.target.value; });
@@ -182,9 +221,12 @@
   chips("subjects", "subjects", subjects.map((s) => [s.name, s.label]));
   chips("variants", "pictures", kinds.map((k) => [k.name, k.name, k.label]));
   $("controls").addEventListener("submit", (e) => e.preventDefault());
-  addEventListener("hashchange", () => { load(); draw(); });
-  new IntersectionObserver(fill, { rootMargin: "800px" }).observe($("more"));
+  for (const button of document.querySelectorAll(".pager button")) {
+    button.addEventListener("click", () => { view.page = button.value; draw(); $("grid").scrollIntoView(); });
+  }
+  addEventListener("hashchange", () => { if (location.hash.startsWith("#view?")) { load(); draw(); } });
   addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });
-  load();
+  if (location.hash.startsWith("#view?")) load();
   draw();
+  if (location.hash.startsWith("#view?")) $("gallery").scrollIntoView();
 })();

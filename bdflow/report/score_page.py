@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 
 from bdflow.errors import counted
 from bdflow.metrics.statistics import INTERVAL
-from bdflow.report.page import FOLDER, Cell, Row, Table, number, templates
-from bdflow.report.plots import SERIES, Plot, histograms
+from bdflow.report import palette
+from bdflow.report.page import Cell, Row, Table, number, style, templates
+from bdflow.report.plots import Plot, histograms
 from bdflow.report.scores import ranks
 from bdflow.report.writer import thumbnail
 from bdflow.scoring.opening import Matched, Set
@@ -69,8 +69,7 @@ def write(scores: Scores, matched: Matched, folder: Path) -> Path:
 
 def html(page: ScorePage) -> str:
     """The page in the style of a study's report."""
-    css = Markup((FOLDER / "report.css").read_text(encoding="utf-8"))
-    return templates().get_template("score.html.j2").render(page=page, css=css)
+    return templates().get_template("score.html.j2").render(page=page, css=style())
 
 
 def _page(scores: Scores, matched: Matched, files: Sequence[str]) -> ScorePage:
@@ -116,8 +115,8 @@ def _table(scores: Scores) -> Table:
 
 
 def _histogram(metric: str, sets: Mapping[str, SetScores]) -> Plot:
-    apart = len(sets) <= SERIES  # more sets than colours: one colour for all
-    rows = [(name or ONLY, one.values[metric], i if apart else 0) for i, (name, one) in enumerate(sets.items())]
+    apart = len(sets) <= len(palette.LIGHT)  # more sets than colours: one colour for all
+    rows = [(name or ONLY, one.values[metric], palette.number(i * apart)) for i, (name, one) in enumerate(sets.items())]
     return histograms(arrowed(metric), rows)
 
 

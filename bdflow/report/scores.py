@@ -78,6 +78,11 @@ class Scores:
         return cls(tuple(subjects), tuple(labels), metrics, missing, ids, value)
 
     @property
+    def known(self) -> tuple[str, ...]:
+        """The metrics that have scores."""
+        return tuple(metric for metric, why in zip(self.metrics, self.missing, strict=True) if not why)
+
+    @property
     def people(self) -> tuple[str, ...]:
         """The subjects that were scanned."""
         return tuple(subject for subject in self.subjects if subject not in (MEAN, TRUE))

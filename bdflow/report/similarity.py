@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from bdflow.config import Config
+from bdflow.report import palette
 from bdflow.report.page import number
 from bdflow.report.plots import Line, Plot, lines
 from bdflow.report.scores import Scores
@@ -33,6 +34,11 @@ def names(config: Config) -> list[str]:
         if space_of(config, painter) is not None:
             found += [settings.variants[0], *settings.controls]
     return list(dict.fromkeys(found))
+
+
+def look(config: Config, name: str) -> palette.Look:
+    """How what a plot shows is drawn."""
+    return palette.pictures(names(config).index(name))
 
 
 def paths(context: Context) -> list[str]:
@@ -79,7 +85,7 @@ def _plot(
         label = picture_label(config, painter, variant)
         value = scores.value[: len(scores.people), scores.variants.index(label), m]
         x, y = binned(near.ravel(), value.ravel())
-        series.append(Line(variant, x.tolist(), y.tolist(), names(config).index(variant)))
+        series.append(Line(variant, x.tolist(), y.tolist(), look(config, variant)))
         rho = correlation(near.ravel(), value.ravel())
         said.append(f"{variant} {number(rho, 2)}")
     several = f"{painter}, " if len(config.painters) > 1 else ""

@@ -12,9 +12,10 @@ from bdflow.config import Config
 from bdflow.errors import counted
 from bdflow.metrics import published
 from bdflow.metrics.statistics import INTERVAL, PAIRED, TEST, Difference, Estimate
-from bdflow.report import decoding, encoding, similarity
-from bdflow.report.page import Cell, Page, Row, Sheet, Table, number
-from bdflow.report.plots import Plot, histograms
+from bdflow.report import decoding, encoding, making, palette, ranking, similarity
+from bdflow.report.page import Cell, Example, Page, Row, Sheet, Table, VoxelMap, number
+from bdflow.report.plots import Plot, histograms, sample
+from bdflow.report.regions import MAPS_NOTE
 from bdflow.report.scores import AVERAGE, Scores, Tested, full_of
 from bdflow.stores import Store
 from bdflow.study.painting import picture_label, pictures_of
@@ -75,13 +76,15 @@ def page(
     stores: Stores,
     scores: Scores,
     gallery: Mapping[str, object],
+    examples: Sequence[Example],
     regions: Sequence[Sheet],
+    maps: Sequence[VoxelMap],
     weight: str,
     journal: Sequence[Mapping[str, Any]],
     configuration: str,
 ) -> Page:
     config = context.config
-    versions, bundle = _versions(stores), config.networks.bundle
+    versions, bundle = making.versions(stores), config.networks.bundle
     kinds = sorted({painter.kind for painter in config.painters.values()})
     comparable = bundle != "tiny" and "versatile_diffusion" in kinds
     controls = list(dict.fromkeys(control for painter in config.painters.values() for control in painter.controls))
@@ -97,7 +100,6 @@ def page(
             ("networks", f"{bundle}, {config.networks.dtype}"),
             ("mask", vocabulary(config).mask or "all voxels"),
             ("seed", str(config.seed)),
-            *((("beyond the prior", verdict(scores)),) if scores.tested else ()),
         ),
         scores=[
             table_1(scores, comparable=comparable),
@@ -115,18 +117,24 @@ def page(
             if table.groups
         ],
         distributions=distributions(scores, comparable=comparable),
-        similarity_series=similarity.names(config),
+        similarity_series=[(name, sample(similarity.look(config, name))) for name in similarity.names(config)],
         similarities=tuple(similarity.plots(context, stores, scores)),
         decoding=decoding.tables(context, stores),
         decoding_plots=decoding.plots(context, stores),
-        decoding_series=[decoding.name(subject) for subject in context.decoded],
+        decoding_series=[(decoding.name(one), sample(decoding.look(context, one))) for one in context.decoded],
+        examples=examples,
+        ranked_by=ranking.words(scores),
+        missing=[(metric, why) for metric, why in zip(scores.metrics, scores.missing, strict=True) if why],
+        verdict=verdict(scores),
         regions=regions,
+        maps=maps,
+        maps_note=MAPS_NOTE if maps else "",
         gallery=gallery,
         weight=weight,
-        making=[time_table(journal)] if journal else [],
+        making=[making.time_table(journal)] if journal else [],
         configuration=configuration,
         versions=versions,
-        fingerprints=_fingerprints(context),
+        fingerprints=making.fingerprints(context),
         encoding=encoding.tables(context),
         files=tuple(scores.files()),
         footer=f"bdflow {dict(versions).get('bdflow', '')}. Method and published scores: {published.SOURCE}.",
@@ -142,24 +150,22 @@ def label(subject: str) -> str:
 
 
 def _columns(scores: Scores) -> list[str]:
-    return [f"{metric} {'↓' if scores.lower_is_better(metric) else '↑'}" for metric in scores.metrics]
+    return [f"{metric} {'↓' if scores.lower_is_better(metric) else '↑'}" for metric in scores.known]
 
 
-def _estimate(found: Estimate | None) -> Cell:
-    if found is None:
-        return "missing"
+def _estimate(found: Estimate) -> Cell:
     interval = f"{number(found.low)} to {number(found.high)}" if np.isfinite(found.low) else ""
     return (number(found.mean), interval)
 
 
-def _row(scores: Scores, row: str, variant: str, text: str, kind: str = "run") -> Row:
-    found = [scores.estimates.get((row, variant, metric)) for metric in scores.metrics]
-    n = max((estimate.n for estimate in found if estimate), default=0)
+def _row(scores: Scores, row: str, variant: str, text: Cell, kind: str = "run") -> Row:
+    found = [scores.estimates[row, variant, metric] for metric in scores.known]
+    n = max((estimate.n for estimate in found), default=0)
     return Row([text, *map(_estimate, found), str(n)], kind)
 
 
 def _published(scores: Scores, text: str, known: published.Scores) -> Row | None:
-    beside = [published.score(known, metric) for metric in scores.metrics]
+    beside = [published.score(known, metric) for metric in scores.known]
     if all(score is None for score in beside):
         return None
     cells = [number(float("nan") if score is None else score) for score in beside]
@@ -219,7 +225,7 @@ def _variants(
         for variant in scores.variants:
             if np.isnan(scores.of(row)[scores.variants.index(variant)]).all() and row == TRUE:
                 continue  # true latents have no controls
-            rows.append(_row(scores, row, variant, f"{variant}: {words[variant]}"))
+            rows.append(_row(scores, row, variant, (variant, words[variant])))
             known = published.TABLE_2.get(ours.get(variant, "")) if row == published.TABLE_2_SUBJECT else None
             beside = _published(scores, "published (Table 2)", known) if known else None
             rows += [beside] if beside else []
@@ -235,9 +241,8 @@ def _notes(scores: Scores, comparable: bool) -> list[str]:
         notes.append("Mean of predictions: painted from the latents averaged over subjects.")
     if TRUE in scores.subjects:
         notes.append("True latents: painted from the latents of the photo itself, the best that decoding could give.")
-    if "CLIP (bundle)" in scores.metrics:
+    if "CLIP (bundle)" in scores.known:
         notes.append("CLIP (bundle): two-way identification by the CLIP of the bundle, which is not the paper's judge.")
-    notes += [f"{metric} is missing: {why}." for metric, why in zip(scores.metrics, scores.missing, strict=True) if why]
     known = np.array([not why for why in scores.missing])
     undefined = 0
     for subject in scores.subjects:
@@ -265,7 +270,7 @@ def ablations(scores: Scores) -> Table:
         (
             label(row),
             [
-                Row([variant, *(_difference(scores.ablations.get((row, variant, m))) for m in scores.metrics)])
+                Row([variant, *(_difference(scores.ablations.get((row, variant, m))) for m in scores.known)])
                 for variant in others
                 if row != TRUE or np.isfinite(scores.of(row)[scores.variants.index(variant)]).any()
             ],
@@ -287,8 +292,7 @@ def verdict(scores: Scores) -> str:
         name = variant if scores.systems else "The reconstructions"
         better = {
             metric: sum(scores.beyond_prior[subject, variant, metric].better for subject in scores.people)
-            for metric, missing in zip(scores.metrics, scores.missing, strict=True)
-            if not missing
+            for metric in scores.known
         }
         found = [f"{metric} ({n} of {counted(len(scores.people), 'subject')})" for metric, n in better.items() if n]
         if found:
@@ -307,7 +311,7 @@ def beyond_prior(scores: Scores) -> Table:
     for variant, prior in scores.tested:
         rows = []
         for row in dict.fromkeys(row for row, of, _ in scores.beyond_prior if of == variant):
-            found = [scores.beyond_prior.get((row, variant, metric)) for metric in scores.metrics]
+            found = [scores.beyond_prior.get((row, variant, metric)) for metric in scores.known]
             n = max((test.n for test in found if test), default=0)
             name = "over subjects" if row == AVERAGE else label(row)
             rows.append(
@@ -329,7 +333,7 @@ def systems(scores: Scores) -> Table:
     for row in scores.rows if scores.systems else ():
         rows = [_row(scores, row, of, of) for of in scores.systems]
         for a, b in combinations(scores.systems, 2):
-            found = (scores.between_systems.get((row, a, b, metric)) for metric in scores.metrics)
+            found = (scores.between_systems.get((row, a, b, metric)) for metric in scores.known)
             both = np.isfinite(scores.of(row)[[scores.variants.index(a), scores.variants.index(b)]]).all(axis=0)
             rows.append(Row([f"{a} minus {b}", *map(_difference, found), str(int(both.any(axis=0).sum()))]))
         groups.append((label(row), rows))
@@ -345,7 +349,7 @@ def contrasts(scores: Scores) -> Table:
     """Subjects against each other."""
     pairs = dict.fromkeys((a, b) for a, b, _ in scores.contrasts)
     rows = [
-        Row([f"{label(a)} minus {label(b)}", *(_difference(scores.contrasts.get((a, b, m))) for m in scores.metrics)])
+        Row([f"{label(a)} minus {label(b)}", *(_difference(scores.contrasts.get((a, b, m))) for m in scores.known)])
         for a, b in pairs
     ]
     return Table(
@@ -359,92 +363,13 @@ def contrasts(scores: Scores) -> Table:
 def distributions(scores: Scores, *, comparable: bool) -> list[Plot]:
     """Every metric's scores by subject (first variant), then by variant (average of subjects)."""
     plots = []
-    reference = scores.rows.index(AVERAGE) if AVERAGE in scores.rows else 0
+    reference = AVERAGE if AVERAGE in scores.rows else scores.rows[0]
     for m, metric in enumerate(scores.metrics):
         if scores.missing[m]:
             continue
-        rows = [(label(row), scores.of(row)[0, m], colour) for colour, row in enumerate(scores.rows)]
-        rows += [
-            (name, scores.of(scores.rows[reference])[v, m], reference) for v, name in enumerate(scores.variants) if v
-        ]
+        rows = [(label(row), scores.of(row)[0, m], palette.subject(row, scores.people)) for row in scores.rows]
+        look = palette.subject(reference, scores.people)
+        rows += [(name, scores.of(reference)[v, m], look) for v, name in enumerate(scores.variants) if v]
         known = published.score(published.TABLE_1["Brain-Diffuser"], metric) if comparable else None
         plots.append(histograms(metric, rows, [("published", known)] if known is not None else []))
     return plots
-
-
-# --- how it was made ------------------------------------------------------------------------------------------
-
-
-def time_table(journal: Sequence[Mapping[str, Any]]) -> Table:
-    """Work of all runs, summed by stage and kind, in the order it first happened."""
-    works: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for entry in journal:
-        works.setdefault((str(entry.get("stage", "")), str(entry["work"])), []).append(entry)
-    rows = []
-    for (stage, work), parts in works.items():
-        tasks = sum(len(part["seconds"]) for part in parts)
-        wall = sum(float(part["wall_seconds"]) for part in parts)
-        busy = sum(float(part["seconds"].sum()) for part in parts)
-        again = sum(int((part["attempts"] - 1).sum()) for part in parts)
-        where = sorted({_where(part) for part in parts})
-        rate = f"{tasks / wall:.3g} /s" if wall > 0 else "\u2013"
-        unit = str(parts[0]["unit"])
-        rows.append(
-            Row([stage, work, ", ".join(where), f"{tasks} {unit}", duration(wall), duration(busy), rate, str(again)])
-        )
-    total = [duration(sum(float(e["wall_seconds"]) for e in journal))]
-    total.append(duration(sum(float(e["seconds"].sum()) for e in journal)))
-    rows.append(Row(["total", "", "", "", *total, "", ""], "total"))
-    runs = len({entry["run"] for entry in journal})
-    return Table(
-        f"Time, over {runs} run{'s' * (runs > 1)}",
-        ["stage", "work", "where", "done", "time", "worker time", "throughput", "retried"],
-        [("", rows)],
-        "Time is that of the clock; worker time sums over workers. What later runs computed again counts again.",
-        texts=3,
-    )
-
-
-def _where(entry: Mapping[str, Any]) -> str:
-    gpus = float(entry.get("gpus", 0))
-    workers, threads = int(entry.get("workers", 1)), int(entry.get("threads", 1))
-    parts = [f"{workers} worker{'s' * (workers > 1)}", f"{threads} thread{'s' * (threads > 1)}"]
-    parts += [f"{gpus:g} GPU"] if gpus else []
-    return f"{entry.get('executor', '')}: " + " × ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 0.8 s, 12 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _versions(stores: Stores) -> list[tuple[str, str]]:
-    """Versions recorded in the stores; several where stores were made with several."""
-    found: dict[str, dict[str, None]] = {}
-    for store in stores.values():
-        for package, version in store.provenance.get("versions", {}).items():
-            found.setdefault(package, {})[version] = None
-    return [(package, " and ".join(sorted(versions))) for package, versions in found.items()]
-
-
-def _fingerprints(context: Context) -> Table:
-    others = set(context.config.subjects) - set(context.subjects)
-    rows = [
-        Row([path, provenance.stage, provenance.fingerprint])
-        for path, provenance in context.expected.items()
-        if not others.intersection(path.split("/"))
-    ]
-    return Table(
-        "What each store was made from",
-        ["store", "stage", "fingerprint"],
-        [("", rows)],
-        "Equal fingerprints: made from the same settings, files and stores.",
-        texts=3,
-    )

@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bdflow.config import Config, yaml_text
 from bdflow.errors import InputError
-from bdflow.report import decoding, page, regions, similarity, tables
+from bdflow.report import decoding, page, ranking, regions, similarity, tables
 from bdflow.report.scores import Scores
 from bdflow.stores import Store
 from bdflow.stores.errors import disk_full_as_error
@@ -65,8 +66,10 @@ def write(context: Context) -> Path:
             context,
             stores,
             scores,
-            _gallery(context, stores, scores),
+            gallery := _gallery(context, stores, scores),
+            _examples(context, scores, gallery),
             regions.sheets(context, folder, thumbnail),
+            regions.voxel_maps(context, folder),
             pictures.weight(),
             entries(context.study.path),
             _configuration(context),
@@ -108,7 +111,18 @@ def _configuration(context: Context) -> str:
     return yaml_text.write(context.config.model_dump(mode="json"))
 
 
-def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, object]:
+def _examples(context: Context, scores: Scores, gallery: Mapping[str, Any]) -> list[page.Example]:
+    lines = {line.name: line for line in _lines(context.config)}
+    guess = next((line.name for line in lines.values() if line.variant is None), "")
+
+    def file(subject: str, number: int, kind: str) -> str:
+        folder = subject or "shown"
+        return f"images/{folder}/{number:05d}{lines[kind].suffix if kind else ''}.webp"
+
+    return ranking.examples(scores, [captions for _, captions in gallery["stimuli"]], guess, file)
+
+
+def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, Any]:
     """What the gallery's script knows: names, captions, and the scores of every picture."""
     stimuli, first = photos(context, stores), next(iter(context.config.painters))
     rows = stimuli.rows("stimulus_id", scores.stimulus_id)
@@ -121,12 +135,10 @@ def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict
             {**asdict(line), "absent": [s for s in scores.subjects if not _is_of(context.config, line, s)]}
             for line in _lines(context.config)
         ],
-        "metrics": [
-            {"name": name, "lower": scores.lower_is_better(name)}
-            for name, missing in zip(scores.metrics, scores.missing, strict=True)
-            if not missing
-        ],
+        "metrics": [{"name": name, "lower": scores.lower_is_better(name)} for name in scores.known],
         "thumbnail": context.config.report.thumbnail,
+        "parts": [store.path for store in stimuli.stores],
+        "part": (np.searchsorted(stimuli.starts, rows, side="right") - 1).tolist(),
         "stimuli": [
             [stimulus_id, [str(text) for text in captions if text]]
             for stimulus_id, captions in zip(scores.stimulus_id.tolist(), texts, strict=True)
@@ -155,6 +167,8 @@ class Line:
     painter: str
     variant: str | None
     usual: bool
+    pictures: int = 1
+    select: str = "all"
 
     @property
     def suffix(self) -> str:
@@ -164,14 +178,14 @@ class Line:
 
 def _lines(config: Config) -> list[Line]:
     """In the order of the configuration, each painter's guess first."""
-    found = []
+    found, words = [], tables.described(config)
     for painter, settings in config.painters.items():
         if "guess" in spaces_of(config, painter):
             guess = tables.GUESSES.get(settings.kind, "the guess")
             found.append(Line(picture_label(config, painter, "guess"), guess, painter, None, True))
         for number, variant in enumerate((*settings.variants, *settings.controls)):
             label = picture_label(config, painter, variant)
-            found.append(Line(label, tables.described(config)[label], painter, variant, number == 0))
+            found.append(Line(label, words[label], painter, variant, number == 0, settings.pictures, settings.select))
     return found
 
 
@@ -212,7 +226,7 @@ class _Pictures:
 
     def weight(self) -> str:
         return (
-            f"{self.files:,} pictures, {self.nbytes / 2**20:.1f} MiB in all, are loaded as you scroll; "
+            f"{self.files:,} pictures, {self.nbytes / 2**20:.1f} MiB in all, are loaded as they come into view; "
             f"each is at most {self.pixels} px: the stores hold them in full size."
         )
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from bdflow.report import writer
-from tests.report import test_report
 from tests.report.test_report import BOTH, EVIL, SUBJECTS, TEST, build
 from tests.support.browser import Browser, opened
 
@@ -134,36 +133,3 @@ def test_captions_are_text(page: Browser) -> None:
     assert page.one("#rows article h3 span").text == EVIL
     assert len(page.all("script")) == 2
     assert page.complaints() == []
-
-
-@pytest.mark.slow(kind="long checks")
-@pytest.mark.timeout(900)
-def test_it_makes_few_rows_of_982_stimuli_and_5_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five variants, but of small pictures: what counts here is how many there are."""
-    subjects = tuple(f"subj{i:02d}" for i in range(1, 6))
-    variants = ("full", "only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision")
-    monkeypatch.setattr(test_report, "SUBJECTS", subjects)
-    monkeypatch.setattr(test_report, "VARIANTS", variants)
-    monkeypatch.setattr(test_report, "TEST", np.array([f"{i:05d}" for i in range(982)]))
-    monkeypatch.setattr(test_report, "TRAIN", np.array([f"{i:05d}" for i in range(982, 985)]))
-    monkeypatch.setattr(test_report, "SIDE", 40)
-    context = test_report.build(tmp_path, chunks={"images": 64})
-    page = writer.write(context)
-    files = list(page.parent.rglob("*.webp"))
-    assert len(files) == 982 * (1 + 5 * (1 + 5))
-    weight = sum(file.stat().st_size for file in (page, page.with_name("gallery.js"))) / 2**20
-    with opened(page) as browser:
-        made = len(browser.order())
-        assert made < 100, "rows are made as they are scrolled to"
-        browser.press("#order button", "worst first")
-        assert len(browser.order()) == made, "sorting makes no more of them"
-        for variant in variants[1:]:
-            browser.press("#variants button", variant)
-        browser.find("caption 61")
-        found = sum("61" in str(stimulus_id) for stimulus_id in range(982))
-        assert browser.one("#count").text == f"{found} of 982 stimuli"
-        browser.find("")
-        assert len(browser.order()) < 100, "rows are made as they are scrolled to"
-        assert browser.complaints() == []
-    print(f"report of {len(files)} pictures; page {weight:.1f} MiB")
-    assert weight < 4

@@ -270,7 +270,7 @@ def test_maps_hold_the_stores_values_voxel_by_voxel_in_the_subjects_grid(made, t
 
 def test_slices_show_voxels_at_their_places():
     at = tuple(np.array(axis) for axis in ([3, 3, 5], [2, 4, 2], [7, 7, 7]))
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], float)
+    colours = np.array([[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255]], float)
     image = montage(colours, at)
     red, green, blue = ((image == colour).all(axis=-1) for colour in colours.astype("u1"))
     assert red.any(axis=0).sum() > green.any(axis=0).sum()

@@ -20,6 +20,7 @@ FLAGS = (
     "--window-size=1400,1000",
 )  # fmt: skip
 PATIENCE = 60
+SIZES = {"desktop": (1400, 1000), "phone": (390, 844)}
 
 
 class Browser:
@@ -33,6 +34,25 @@ class Browser:
 
     def one(self, selector: str):
         return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def show(self, size: str, scheme: str) -> None:
+        """The page afresh, on a `desktop` or a `phone`, `light` or `dark`."""
+        width, height = SIZES[size]
+        device = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        self.driver.get(self.driver.current_url.partition("#")[0])
+
+    def too_wide(self) -> int:
+        """Pixels by which the page is wider than its window."""
+        return self.driver.execute_script(
+            "const page = document.documentElement; return page.scrollWidth - page.clientWidth"
+        )
+
+    def broken(self) -> list[str]:
+        """Addresses of pictures of the whole page that do not load even when scrolled to."""
+        return self._waiting("img")[1]
 
     def order(self) -> list[str]:
         """Ids of the rows there are, from the top."""
@@ -66,14 +86,17 @@ class Browser:
 
     def pictures(self) -> tuple[int, list[str]]:
         """How many pictures there are, and the addresses of those that do not load even when scrolled to."""
+        return self._waiting("#rows img")
+
+    def _waiting(self, selector: str) -> tuple[int, list[str]]:
         script = """
-            const images = [...document.querySelectorAll('#rows img')];
+            const images = [...document.querySelectorAll(arguments[0])].filter(i => i.checkVisibility());
             const waiting = images.filter(i => !(i.complete && i.naturalWidth > 0));
             waiting[0]?.scrollIntoView({ block: 'start' });
             return [images.length, waiting.map(i => i.src)];"""
         deadline = time.monotonic() + PATIENCE
         while True:
-            count, waiting = self.driver.execute_script(script)
+            count, waiting = self.driver.execute_script(script, selector)
             if not waiting or time.monotonic() > deadline:
                 return count, waiting
             time.sleep(0.1)
