@@ -1,8 +1,8 @@
 """How fast pictures are painted: batch sizes x dtypes x switches, against the plain loop at batch 1.
 
-    python benchmarks/diffusion.py                               the tiny bundle, on the CPU
-    python benchmarks/diffusion.py --full --device cuda --dtypes bfloat16 float16 --batch-sizes 1 4 16 32 64
-    python benchmarks/diffusion.py --modes --runtime --actors 1 2 4 8 16 32 64
+    bdflow bench diffusion                               the tiny bundle, on the CPU
+    bdflow bench diffusion --full --device cuda --dtypes bfloat16 float16 --batch-sizes 1 4 16 32 64
+    bdflow bench diffusion --modes --runtime --actors 1 2 4 8 16 32 64
 
 `--full` makes networks of the published size with random weights. An image is encoded, denoised in int(strength *
 steps) steps and decoded; its FLOP are counted in the plain loop, and the fraction is of the rate at which the same
@@ -10,7 +10,7 @@ device multiplies large matrices of the same dtype in the same run. On the CPU s
 the threads: on a machine with other work they say more than the wall's. Every switch is measured alone, added to the
 plain loop at batch 1, and taken from all at the largest batch. `--modes` paints scenes with the approximate modes of
 the tiny bundle and scores them; `--runtime` and `--actors` measure what the executors cost
-(benchmarks/diffusion_runtime.py).
+(`diffusion_runtime.py`).
 """
 
 import argparse
@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusion_runtime  # beside this file
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -30,6 +29,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
+from bdflow.benchmarks import diffusion_runtime
 from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.errors import InputError
 from bdflow.metrics import image_metrics

@@ -1,8 +1,8 @@
 """All that is to be checked on a machine with a GPU, in one order, within a time; what was found is written after each.
 
-    python benchmarks/gpu.py --json gpu.json                everything, in half an hour
-    python benchmarks/gpu.py --list                         what there is
-    python benchmarks/gpu.py --only ridge ridge-full-4      some of it
+    bdflow bench gpu --json gpu.json                everything, in half an hour
+    bdflow bench gpu --list                         what there is
+    bdflow bench gpu --only ridge ridge-full-4      some of it
 
 Each check is a script of its own process: one that fails or takes too long does not end the others. A check whose
 packages are not there, or for which the time is too short, is left out and named. The machine needs torch, CuPy,
@@ -24,7 +24,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from bdflow import version
+
+ROOT = Path(version.__file__).resolve().parents[1]  # a checkout, or where packages are installed
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Check:
     Attributes
     ----------
     minutes : that it is allowed.
-    command : what Python is called with, in the project's folder; {dir} is the folder for large files, {json} where
-        the step writes what it found.
+    command : what Python is called with, in the folder that `bdflow` lies in; {dir} is the folder for large files,
+        {json} where the step writes what it found.
     needs : packages without which it cannot run.
     """
 
@@ -45,13 +47,16 @@ class Check:
     needs: tuple[str, ...] = ("cupy",)
 
 
-PAINT = ("benchmarks/diffusion.py", "--full", "--device", "cuda", "--json", "{json}")
-RIDGE = ("benchmarks/ridge.py", "--scale", "full", "--keep", "--dir", "{dir}", "--runs", "1", "--no-comparison")
+PAINT = ("-m", "bdflow.benchmarks.diffusion", "--full", "--device", "cuda", "--json", "{json}")
+RIDGE = (
+    *("-m", "bdflow.benchmarks.ridge", "--scale", "full", "--keep"),
+    *("--dir", "{dir}", "--runs", "1", "--no-comparison"),
+)
 TORCH = ("torch", "diffusers", "transformers")
 RECORDED = ("-m", "pytest", "-q", "tests/models/test_speed.py", "-k", "recorded")
 COMPILED = ("--compile", "torch_compile", "cuda_graphs")
 CHECKS = (
-    Check("ridge", 3, ("benchmarks/gpu_ridge.py", "--json", "{json}")),
+    Check("ridge", 3, ("-m", "bdflow.benchmarks.gpu_ridge", "--json", "{json}")),
     Check("graphs", 2, RECORDED, (*TORCH, "pytest", "hypothesis")),
     Check(
         "paint-eager",
@@ -84,12 +89,15 @@ def run(check: Check, folder: Path, limit: float) -> dict[str, Any]:
     found = folder / f"{check.name}.json"
     found.unlink(missing_ok=True)
     command = [part.replace("{dir}", str(folder)).replace("{json}", str(found)) for part in check.command]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     start = time.perf_counter()
     try:
         done = subprocess.run(
             [sys.executable, *command],
-            cwd=HERE.parent,
+            cwd=ROOT,
             env=environment,
             capture_output=True,
             encoding="utf-8",

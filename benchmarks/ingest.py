@@ -1,6 +1,6 @@
 """How fast a session of betas is read and masked, against merely unpacking the same file.
 
-    python benchmarks/ingest.py [--trials 750] [--shape 81 104 83] [--voxels 15724] [--json]
+    bdflow bench ingest [--trials 750] [--shape 81 104 83] [--voxels 15724] [--json]
 
 Writes a session like NSD's (int16 noise inside a brain, zeros outside), then, taking turns so that the machine's
 moods cost both alike, unpacks it with each unzipper there is in the process and reads it with `read_masked`; the

@@ -1,7 +1,7 @@
 """Ridge through the real stage and the real stores, against the machine's own limits measured in the same run.
 
-    python benchmarks/ridge.py --scale small              a quick look
-    python benchmarks/ridge.py --scale full --dir /scratch   the paper's size: 36,418 stimuli x 347,680 latents, four
+    bdflow bench ridge --scale small              a quick look
+    bdflow bench ridge --scale full --dir /scratch   the paper's size: 36,418 stimuli x 347,680 latents, four
                                                          subjects; about 40 GB of disk, removed afterwards
 
 Prints a table and, with --json, writes it. The stage runs three times (--runs), each time between two measurements of
@@ -30,10 +30,10 @@ from typing import Any
 
 import numpy as np
 import psutil
-from given import context_of, provenances
-from ridge_stores import SCALES, Reader, Scale, Writer, build
 from threadpoolctl import threadpool_limits
 
+from bdflow.benchmarks.given import context_of, provenances
+from bdflow.benchmarks.ridge_stores import SCALES, Reader, Scale, Writer, build
 from bdflow.cluster import Resources, open_executor
 from bdflow.config import Config, parse
 from bdflow.pipeline import STAGES
