@@ -25,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from bdflow import version
+from bdflow.benchmarks.machine import check_output
+from bdflow.cluster.limits import devices_here
+from bdflow.errors import InputError
 
 ROOT = Path(version.__file__).resolve().parents[1]  # a checkout, or where packages are installed
 
@@ -54,7 +57,7 @@ RIDGE = (
 )
 TORCH = ("torch", "diffusers", "transformers")
 RECORDED = ("-m", "pytest", "-q", "tests/models/test_speed.py", "-k", "recorded")
-COMPILED = ("--compile", "torch_compile", "cuda_graphs")
+COMPILED = ("--compile", "default", "cuda_graphs")
 CHECKS = (
     Check("ridge", 3, ("-m", "bdflow.benchmarks.gpu_ridge", "--json", "{json}")),
     Check("graphs", 2, RECORDED, (*TORCH, "pytest", "hypothesis")),
@@ -145,23 +148,41 @@ def run_all(checks: Sequence[Check], folder: Path, minutes: float, report: Path 
     return results
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def refuse_without_gpu() -> None:
+    """Raise InputError on a machine where no GPU is seen."""
+    if not devices_here():
+        raise InputError(
+            "this machine",
+            found="no GPU that NVIDIA's driver shows, or none that CUDA_VISIBLE_DEVICES leaves",
+            expected="at least one: these are checks of what runs on GPUs",
+            action="run this on a machine with a GPU; `bdflow bench gpu --list` shows the checks anywhere",
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    parser = argparse.ArgumentParser(
+        "bdflow bench gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=[check.name for check in CHECKS], default=None)
     parser.add_argument("--list", action="store_true", help="name the checks and what this machine lacks for them")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm/bdflow-gpu"), help="for stores of 40 GB; left there")
     parser.add_argument("--json", type=Path, default=None)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     chosen = [check for check in CHECKS if options.only is None or check.name in options.only]
     if options.list:
         for check in chosen:
             lacks = lacking(check)
             note = f"   (no package {', '.join(lacks)})" if lacks else ""
             print(f"{check.name:<16} {check.minutes:>3.0f} min  python {' '.join(check.command)}{note}")
-        return
+        return {}
+    refuse_without_gpu()
+    check_output(options.json)
+    print(f"{len(chosen)} checks, at most {options.minutes:g} minutes; large files go to {options.dir}", flush=True)
     results = run_all(chosen, options.dir, options.minutes, options.json)
-    sys.exit(0 if all(result["ok"] for result in results.values()) else 1)
+    if not all(result["ok"] for result in results.values()):
+        sys.exit(1)
+    return results
 
 
 if __name__ == "__main__":

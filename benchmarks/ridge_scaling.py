@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bdflow.benchmarks.ridge import Scale, run_stage, sgemm_rate
+from bdflow.benchmarks.machine import sgemm_rate
+from bdflow.benchmarks.ridge import Scale, run_stage
 
 SIZE = (3000, 500, 3000)  # training stimuli, test stimuli, voxels: of the rows that grow
 PAPER = (8859, 982, 12682)  # and of those of the workers

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from bdflow.benchmarks.given import context_of, provenances
-from bdflow.benchmarks.ridge import sgemm_rate
+from bdflow.benchmarks.machine import sgemm_rate
 from bdflow.config import Config, parse
 from bdflow.pipeline import STAGES
 from bdflow.runner import Runner

@@ -15,6 +15,7 @@ import typer
 
 from bdflow import api
 from bdflow.cli import remedies
+from bdflow.cli.benchmarks import bench_app
 from bdflow.cli.bundles import bundle_app
 from bdflow.cli.decoding import decode
 from bdflow.cli.options import ConfigArgument, RemakeOption, SetOption, SubjectsOption, loaded_config, names_of
@@ -30,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench_app, name="bench")
 app.add_typer(bundle_app, name="bundle")
 fetch_app = typer.Typer(help="Data sets, from where they are published.", no_args_is_help=True)
 app.add_typer(fetch_app, name="fetch")
