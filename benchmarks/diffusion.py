@@ -123,15 +123,17 @@ def inputs(network: VersatileDiffusion, n: int) -> dict[str, Any]:
 
 def cases(batches: list[int], compiled: list[str], switches: bool) -> Iterator[tuple[str, SpeedSettings, int]]:
     """(name, switches, batch size): the plain loop first; without `switches` no switch alone, nor all but one."""
+    every = {name: value for one in SWITCHES.values() for name, value in one.items()}
     if not switches:
         yield "plain", PLAIN, min(batches)
         for batch in batches:
             yield "defaults", SpeedSettings(), batch
+        for batch in batches:
+            yield "all", PLAIN.model_copy(update=every), batch
         for name in compiled:
             for batch in sorted({1, max(batches)}):
-                yield f"defaults + {name}", SpeedSettings(**COMPILED[name]), batch
+                yield f"all + {name}", PLAIN.model_copy(update=every | COMPILED[name]), batch
         return
-    every = {name: value for one in SWITCHES.values() for name, value in one.items()}
     largest = max(batches)
     for batch in batches:
         yield "plain", PLAIN, batch
@@ -250,7 +252,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
     found.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4, 16])
     found.add_argument("--compile", nargs="*", choices=list(COMPILED), default=[], help="also measure these")
-    found.add_argument("--no-switches", action="store_true", help="the plain loop once, and the default switches alone")
+    found.add_argument(
+        "--no-switches", action="store_true", help="the plain loop once, the defaults, and all: no switch alone"
+    )
     found.add_argument("--steps", type=int, default=50)
     found.add_argument("--images", type=int, default=16, help="painted for each row, at least three batches")
     found.add_argument("--threads", type=int, default=1, help="of the CPU")

@@ -69,6 +69,12 @@ def write_session(path: Path, shape: tuple[int, int, int], trials: int) -> None:
     write(path, (*shape, trials), np.dtype(np.int16), volumes())
 
 
+def write_sessions(paths: Sequence[Path], shape: tuple[int, int, int], trials: Sequence[int]) -> None:
+    """A session of each length."""
+    for path, count in zip(paths, trials, strict=True):
+        write_session(path, shape, count)
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Wall time of `work`."""
     start = time.perf_counter()
@@ -125,10 +131,8 @@ def measure(folder: Path, shape: tuple[int, int, int], options: argparse.Namespa
     mask = _mask(shape, options.voxels)
     counts = [options.trials // 4, options.trials // 2, options.trials]
     paths = [folder / f"betas_session{number:02d}.nii.gz" for number in range(1, 4)]
-    with Progress("sessions written", len(paths), unit="sessions") as progress:
-        for path, trials in zip(paths, counts, strict=True):
-            _apart(write_session, path, shape, trials)
-            progress.advance()
+    machine.say("writing three sessions ...")
+    _apart(write_sessions, paths, shape, counts)
     machine.say("measuring the disk and memory ...")
     disk, copy = machine.disk_rates(folder, 2**26)[1], machine.copy_rate(2**26)
     path, out = paths[-1], np.zeros((options.trials, int(mask.sum())), open_session(paths[-1]).dtype)

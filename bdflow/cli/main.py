@@ -230,7 +230,10 @@ app.command()(score)
 def plan(
     config: ConfigArgument,
     figures: Annotated[
-        list[str] | None, typer.Option(metavar="FILE.json", help="What a benchmark wrote with --json; repeatable.")
+        list[str] | None, typer.Option(metavar="FILE.json", help="What `bdflow bench` wrote with --json; repeatable.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which GPU to plan with: a100, 3090, h100 or h200.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
     overrides: SetOption = None,
@@ -238,7 +241,7 @@ def plan(
     """Hours, GPU-hours, disk and memory of every stage, before anything runs; NSD need not be there."""
     from json import dumps
 
-    found = api.plan(loaded_config(config, overrides), figures or ())
+    found = api.plan(loaded_config(config, overrides), figures or (), gpu)
     if json:
         typer.echo(dumps(found.as_json(), indent=1))
         return
