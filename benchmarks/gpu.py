@@ -53,7 +53,7 @@ class Check:
 PAINT = ("-m", "bdflow.benchmarks.diffusion", "--full", "--device", "cuda", "--json", "{json}")
 RIDGE = (
     *("-m", "bdflow.benchmarks.ridge", "--scale", "full", "--keep"),
-    *("--dir", "{dir}", "--runs", "1", "--no-comparison"),
+    *("--dir", "{dir}", "--runs", "1", "--sizes", "2", "--no-comparison"),
 )
 TORCH = ("torch", "diffusers", "transformers")
 RECORDED = ("-m", "pytest", "-q", "tests/models/test_speed.py", "-k", "recorded")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bdflow.estimate.plan import GIB, Plan
+from bdflow.estimate.plan import GIB, Plan, StagePlan
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +26,16 @@ def span(least: float, most: float) -> str:
     return f"{low.split()[0]} - {high}" if low.split()[1] == high.split()[1] else f"{low} - {high}"
 
 
+def _gpu_hours(stages: Sequence[StagePlan]) -> str:
+    """From best to worst: a stage has the same GPUs for as long as it runs."""
+    if not any(stage.gpu_hours for stage in stages):
+        return ""
+    gpus = [stage.gpu_hours / stage.hours if stage.hours else 0.0 for stage in stages]
+    least = sum(n * stage.least_hours for n, stage in zip(gpus, stages, strict=True))
+    most = sum(n * stage.most_hours for n, stage in zip(gpus, stages, strict=True))
+    return f"{least:.2f} - {most:.2f}"
+
+
 def table(plan: Plan) -> Table:
     """For rich: a row a stage, and the sum."""
     from rich.table import Table
@@ -41,12 +51,12 @@ def table(plan: Plan) -> Table:
             stage.rate,
             stage.where,
             span(stage.least_hours, stage.most_hours),
-            f"{stage.gpu_hours:.2f}" if stage.gpu_hours else "",
+            _gpu_hours([stage]),
             f"{stage.disk / 1e9:,.2f}",
             f"{stage.memory / GIB:.1f}",
             f"{stage.gpu_memory / GIB:.1f}" if stage.gpu_memory else "",
         )
-    found.add_row("all", "", "", "", span(*plan.range), f"{plan.gpu_hours:.2f}", f"{plan.disk / 1e9:,.2f}", "", "")
+    found.add_row("all", "", "", "", span(*plan.range), _gpu_hours(plan.stages), f"{plan.disk / 1e9:,.2f}", "", "")
     return found
 
 
