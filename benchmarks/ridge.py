@@ -338,10 +338,10 @@ def show(result: dict[str, Any]) -> None:
     lines: list[machine.Line] = [
         ("whole stage", f"{flop / result['seconds'] / 1e9:,.3g} GFLOP/s", product, result["fraction of sgemm"]),
         ("less its start", f"{result['rate (FLOP/s)'] / 1e9:,.3g} GFLOP/s", product, result["rate (FLOP/s)"] / gemm),
-        ("while predicting", f"{reading / 1e9:.2f} GB/s", f"plain reading {plain / 1e9:.2f} GB/s", reading / plain),
-        ("plain reading", f"{plain / 1e9:.2f} GB/s", f"memory copy {copy / 1e9:.2f} GB/s", plain / copy),
-        ("disk write", f"{write / 1e9:.2f} GB/s", "", None),
-        ("disk read", f"{read / 1e9:.2f} GB/s", "", None),
+        ("while predicting", f"{reading / 1e9:.3g} GB/s", f"plain reading {plain / 1e9:.3g} GB/s", reading / plain),
+        ("plain reading", f"{plain / 1e9:.3g} GB/s", f"memory copy {copy / 1e9:.3g} GB/s", plain / copy),
+        ("disk write", f"{write / 1e9:.3g} GB/s", "", None),
+        ("disk read", f"{read / 1e9:.3g} GB/s", "", None),
     ]
     device = result["device"]
     print(f"\n{device['name']}, {device['count']:g} {'cores' if device['kind'] == 'cpu' else 'GPUs'}")
