@@ -216,22 +216,24 @@ class Pipeline:
         scores = Scores.read({key: context.ready(key) for key in metrics}, self.config, context.painted)
         return pictures.write(context, folder, scores.files(), photos=photos)
 
-    def plan(self, figures: Sequence[Path] = ()) -> Plan:
+    def plan(self, figures: Sequence[Path] = (), gpu: str | None = None) -> Plan:
         """Hours, GPU-hours, disk and memory of every stage, reckoned before it runs; see `bdflow.estimate.plan`."""
         from bdflow.cluster.limits import devices_here, memory_here
-        from bdflow.estimate import plan, rates, sizes
+        from bdflow.estimate import devices, plan, sizes
+        from bdflow.estimate.figures import figures as figures_of
 
         config = self.config
         machine = plan.Machine(
             len(os.sched_getaffinity(0)), len(devices_here()), memory_here(), plan.free_bytes(config.study)
         )
+        networks = sizes.networks_of(config)
         judges = judged(config, weights_of(config))
         running = [stage for stage in STAGES.values() if not stage.on_demand]
         return plan.plan(
             Graph(config, running),
             sizes.sizes_of(config),
-            sizes.networks_of(config),
-            rates.figures(figures, config),
+            networks,
+            figures_of(figures, config, networks, gpu, devices.gpu_here()),
             machine,
             tuple(metric for metric in judges if metric in JUDGE_OF),
         )

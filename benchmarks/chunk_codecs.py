@@ -1,6 +1,6 @@
 """How targets are best kept: codec, dtype and chunks of a store of latents, by what reading and writing them costs.
 
-    python benchmarks/chunk_codecs.py --dir /scratch
+    python -m bdflow.benchmarks.chunk_codecs --dir /scratch
 
 Gaussian latents are written once in each layout and read as the ridge stage reads them: a block of columns, 9,728 rows
 at a time, into memory that is used again. Rates are in GB of latents a second of CPU time, and of the clock, from the

@@ -1,8 +1,8 @@
 """How fast pictures are painted: batch sizes x dtypes x switches, against the plain loop at batch 1.
 
-    python benchmarks/diffusion.py                               the tiny bundle, on the CPU
-    python benchmarks/diffusion.py --full --device cuda --dtypes bfloat16 float16 --batch-sizes 1 4 16 32 64
-    python benchmarks/diffusion.py --modes --runtime --actors 1 2 4 8 16 32 64
+    bdflow bench diffusion --json diffusion.json         the tiny bundle, on the CPU
+    bdflow bench diffusion --full --device cuda --dtypes bfloat16 float16 --batch-sizes 1 4 16 32 64
+    bdflow bench diffusion --modes --runtime --actors 1 2 4 8 16 32 64
 
 `--full` makes networks of the published size with random weights. An image is encoded, denoised in int(strength *
 steps) steps and decoded; its FLOP are counted in the plain loop, and the fraction is of the rate at which the same
@@ -10,35 +10,34 @@ device multiplies large matrices of the same dtype in the same run. On the CPU s
 the threads: on a machine with other work they say more than the wall's. Every switch is measured alone, added to the
 plain loop at batch 1, and taken from all at the largest batch. `--modes` paints scenes with the approximate modes of
 the tiny bundle and scores them; `--runtime` and `--actors` measure what the executors cost
-(benchmarks/diffusion_runtime.py).
+(`diffusion_runtime.py`).
 """
 
 import argparse
 import gc
-import json
-import os
+import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusion_runtime  # beside this file
-import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
+from bdflow.benchmarks import diffusion_runtime, machine
+from bdflow.benchmarks.diffusion_modes import modes
+from bdflow.benchmarks.diffusion_plot import check_plot, plot
+from bdflow.cluster.progress import Progress
 from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.errors import InputError
-from bdflow.metrics import image_metrics
-from bdflow.models.latents import FeatureExtractor
-from bdflow.models.versatile.painter import Painter
+from bdflow.estimate.sizes import PUBLISHED
 from bdflow.models.versatile.unet import VersatileDiffusion, build_dual_unet
 from bdflow.models.weights.bundle import open_bundle
 from bdflow.models.weights.manifest import KL_F8, SCHEDULER, VERSATILE_UNET
-from bdflow.simulation.scenes import scene
 
 PLAIN = SpeedSettings(joint_guidance=False, cached_conditions=False, channels_last=False, attention="plain")
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -49,21 +48,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 COMPILED = {name: {"compile": name} for name in ("default", "reduce_overhead", "max_autotune", "cuda_graphs")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MODES = {
-    "50 steps, exact": {},
-    "dpmpp_2m, 50 steps": {"solver": "dpmpp_2m"},
-    "ddim, 20 steps": {"steps": 20},
-    "dpmpp_2m, 20 steps": {"steps": 20, "solver": "dpmpp_2m"},
-    "ddim, 10 steps": {"steps": 10},
-    "dpmpp_2m, 10 steps": {"steps": 10, "solver": "dpmpp_2m"},
-    "guidance in [0.2, 0.6]": {"guidance_interval": (0.2, 0.6)},
-    "features every 2 steps": {"feature_cache": 2},
-    "features every 3 steps": {"feature_cache": 3},
-    "features every 5 steps": {"feature_cache": 5},
-    "20 steps dpmpp_2m, [0.2, 0.6], every 2": {
-        "steps": 20, "solver": "dpmpp_2m", "guidance_interval": (0.2, 0.6), "feature_cache": 2,
-    },
-}  # fmt: skip
 
 
 def matrix_flops(device: str, dtype: torch.dtype) -> float:
@@ -91,10 +75,16 @@ def timed(work: Callable[[], Any], device: str) -> float:
 class Networks:
     """Unet and autoencoder of one dtype, called with any switches."""
 
-    def __init__(self, full: bool, device: str, dtype: str) -> None:
+    def __init__(self, bundle: str | None, device: str, dtype: str) -> None:
+        """Those of a bundle; of the published size, with random weights, without one."""
         self.device, self.dtype = device, DTYPES[dtype]
-        if not full:
-            one = open_bundle("tiny").versatile(device, dtype)
+        start = time.perf_counter()
+        self._load(bundle, device, dtype)
+        self.load_seconds = time.perf_counter() - start
+
+    def _load(self, bundle: str | None, device: str, dtype: str) -> None:
+        if bundle is not None:
+            one = open_bundle(bundle).versatile(device, dtype)
             self.unet, self.vae, self.table = one.unet, one.vae, one.alphas_cumprod
             self.nothing = one.unconditional_vision, one.unconditional_text
             return
@@ -131,12 +121,24 @@ def inputs(network: VersatileDiffusion, n: int) -> dict[str, Any]:
     return {"guess_u8": guess, **given, "start_noise": noise[0], "encode_noise": noise[1]}
 
 
-def cases(batches: list[int], compiled: list[str]) -> Iterator[tuple[str, SpeedSettings, int]]:
-    """(name, switches, batch size): the plain loop first."""
+def cases(batches: list[int], compiled: list[str], switches: bool) -> Iterator[tuple[str, SpeedSettings, int]]:
+    """(name, switches, batch size): the plain loop first; without `switches` no switch alone, nor all but one."""
     every = {name: value for one in SWITCHES.values() for name, value in one.items()}
+    if not switches:
+        yield "plain", PLAIN, min(batches)
+        for batch in batches:
+            yield "defaults", SpeedSettings(), batch
+        for batch in batches:
+            yield "all", PLAIN.model_copy(update=every), batch
+        for name in compiled:
+            for batch in sorted({1, max(batches)}):
+                yield f"all + {name}", PLAIN.model_copy(update=every | COMPILED[name]), batch
+        return
     largest = max(batches)
     for batch in batches:
         yield "plain", PLAIN, batch
+    for batch in batches:
+        yield "defaults", SpeedSettings(), batch
     for name, one in SWITCHES.items():
         yield f"plain + {name}", PLAIN.model_copy(update=one), 1
     for batch in batches:
@@ -149,48 +151,83 @@ def cases(batches: list[int], compiled: list[str]) -> Iterator[tuple[str, SpeedS
             yield f"all + {name}", PLAIN.model_copy(update=every | COMPILED[name]), batch
 
 
-def sweep(asked: argparse.Namespace, options: PaintOptions) -> tuple[list[dict[str, Any]], dict[str, float], float]:
+def sweep(
+    asked: argparse.Namespace, options: PaintOptions, networks: Networks, flop: float
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows of all cases in all precisions, and FLOP/s of matrix products by precision; `networks` of the first one."""
     rows: list[dict[str, Any]] = []
     rates: dict[str, float] = {}
-    flop = 0.0
-    for dtype in asked.dtypes:
-        networks = Networks(asked.full, asked.device, dtype)
-        rates[dtype] = matrix_flops(asked.device, DTYPES[dtype])
-        for name, speed, batch in cases(sorted(asked.batch_sizes), asked.compile):
-            network = networks.called(speed)
-            given = inputs(network, batch)
-            if not flop:
-                with FlopCounterMode(display=False) as counter:
-                    network.paint(**inputs(network, 1), options=options)
-                flop = float(counter.get_total_flops())
-            row = {"switches": name, "dtype": dtype, "batch_size": batch, "speed": speed.model_dump()}
-            try:
-                row |= measure(network, given, options, batch, asked)
-            except (torch.OutOfMemoryError, InputError) as error:
-                print(f"{name}, {dtype}, batch {batch}: {str(error).splitlines()[0]}")
-                continue
-            row["fraction"] = flop * row["images_a_second"] / rates[dtype]
-            rows.append(row)
-            print(line(row, rows[0]), flush=True)
-            del network
-            gc.collect()
-        rates[dtype] = max(rates[dtype], matrix_flops(asked.device, DTYPES[dtype]))
-    return rows, rates, flop
+    every = list(cases(sorted(asked.batch_sizes), asked.compile, not asked.no_switches))
+    with Progress("painting", len(every) * len(asked.dtypes), unit="rows") as progress:
+        for dtype in asked.dtypes:
+            if dtype != asked.dtypes[0]:
+                networks = Networks(bundle_of(asked), asked.device, dtype)
+            rates[dtype] = matrix_flops(asked.device, DTYPES[dtype])
+            for name, speed, batch in every:
+                network = networks.called(speed)
+                row = {"switches": name, "dtype": dtype, "batch_size": batch, "speed": speed.model_dump()}
+                try:
+                    row |= measure(network, inputs(network, batch), options, batch, asked)
+                except (torch.OutOfMemoryError, InputError) as error:
+                    print(f"{name}, {dtype}, batch {batch}: {str(error).splitlines()[0]}")
+                    progress.advance()
+                    continue
+                row["start_s"] += networks.load_seconds
+                row["fraction"] = flop * row["images_a_second"] / rates[dtype]
+                rows.append(row)
+                print(line(row, rows[0]), flush=True)
+                progress.advance()
+                del network
+                gc.collect()
+            rates[dtype] = max(rates[dtype], matrix_flops(asked.device, DTYPES[dtype]))
+    return rows, rates
 
 
 def measure(network: Any, given: Any, options: PaintOptions, batch: int, asked: argparse.Namespace) -> dict[str, Any]:
-    """Seconds an image of the quickest of several batches, after one that does not count."""
+    """Median seconds an image of several batches; what the first batch takes beyond that is start-up."""
     cuda = asked.device.startswith("cuda")
-    network.paint(**given, options=options)
+    first = timed(lambda: network.paint(**given, options=options), asked.device)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    rounds = max(1, round(asked.images / batch))
-    seconds = min(timed(lambda: network.paint(**given, options=options), asked.device) for _ in range(rounds)) / batch
+    rounds = rounds_of(asked, batch)
+    taken = statistics.median(
+        timed(lambda: network.paint(**given, options=options), asked.device) for _ in range(rounds)
+    )
     return {
-        "images_a_second": 1 / seconds,
-        "seconds_an_image": seconds,
+        "images_a_second": batch / taken,
+        "seconds_an_image": taken / batch,
+        "start_s": max(0.0, first - taken),
         "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
     }
+
+
+def rounds_of(asked: argparse.Namespace, batch: int) -> int:
+    """Batches of a row that count."""
+    return max(3, round(asked.images / batch))
+
+
+def bundle_of(asked: argparse.Namespace) -> str | None:
+    return None if asked.full else asked.bundle
+
+
+def flop_of(networks: Networks, options: PaintOptions) -> float:
+    """FLOP of an image, counted in the plain loop."""
+    network = networks.called(PLAIN)
+    with FlopCounterMode(display=False) as counter:
+        network.paint(**inputs(network, 1), options=options)
+    return float(counter.get_total_flops())
+
+
+def needs(asked: argparse.Namespace, flop: float, parameters: int) -> machine.Needs:
+    """What the rows will take, by a short measurement of matrix products."""
+    every = list(cases(sorted(asked.batch_sizes), asked.compile, not asked.no_switches)) * len(asked.dtypes)
+    images = sum(batch * (1 + rounds_of(asked, batch)) for _, _, batch in every)
+    compiling = sum(speed.compile != "none" for _, speed, _ in every)
+    seconds = images * flop / matrix_flops(asked.device, DTYPES[asked.dtypes[0]])
+    memory = 1.0 * machine.GIB + 4 * parameters
+    if asked.device == "cpu":  # docs/plan.md: 1 GiB a picture of 512 pixels in a batch
+        memory += max(asked.batch_sizes) * machine.GIB * flop / PUBLISHED.painting("full", 50, 0.75)
+    return machine.Needs(memory, 0, (seconds / 0.7 + 20 * compiling, seconds / 0.15 + 180 * compiling))
 
 
 def line(row: dict[str, Any], plain: dict[str, Any]) -> str:
@@ -202,110 +239,64 @@ def line(row: dict[str, Any], plain: dict[str, Any]) -> str:
     )
 
 
-HEAD = (
-    "| switches | dtype | batch | images/s | s/image | against plain at 1 | of the matrix rate | peak |\n"
-    + "|---" * 8
-    + "|"
-)
+HEAD = "| switches | dtype | batch | images/s | s/image | vs plain | of limit | peak |\n" + "|---" * 8 + "|"
 
 
-def modes(count: int, seed: int = 3) -> list[dict[str, Any]]:
-    """The approximate modes on scenes painted from their own latents, by the tiny bundle."""
-    scenes = [scene(3_000_000 + index, seed) for index in range(count)]
-    photos, ids = np.stack([one.image for one in scenes]), [str(index) for index in range(count)]
-    extractor = FeatureExtractor("tiny")
-    latents = extractor(photos, [list(one.captions) for one in scenes], ids)
-    guesses = Painter("tiny").guess(latents["vdvae"], "benchmark", ids)
-    shown = extractor.vision_embeddings(photos)[:, 0]
-    small = None
-    rows: list[dict[str, Any]] = []
-    for name, change in MODES.items():
-        painter = Painter("tiny", options=PaintOptions(**change))  # type: ignore[arg-type]
-        painter.paint(guesses[:2], latents["clip_vision"][:2], latents["clip_text"][:2], "benchmark", ids[:2])
-        made = []
-        with FlopCounterMode(display=False) as counter:
-            painter.paint(guesses[:1], latents["clip_vision"][:1], latents["clip_text"][:1], "benchmark", ids[:1])
-        start = time.process_time()
-        for at in range(0, count, 8):
-            here = slice(at, at + 8)
-            conditions = latents["clip_vision"][here], latents["clip_text"][here]
-            made.append(painter.paint(guesses[here], *conditions, "benchmark", ids[here]))
-        seconds = (time.process_time() - start) / torch.get_num_threads()
-        images = np.concatenate(made)
-        if small is None:
-            small = [image_metrics.at_size(photo, *images.shape[1:3]) for photo in photos]
-        pixels = [image_metrics.pixcorr(a, b) for a, b in zip(small, images, strict=True)]
-        seen = extractor.vision_embeddings(images)[:, 0]
-        row = {
-            "mode": name,
-            "seconds_an_image": seconds / count,
-            "flop_an_image": float(counter.get_total_flops()),
-            "PixCorr": float(np.nanmean(pixels)),
-            "CLIP two-way": float(image_metrics.two_way(shown, seen).mean()),
-        }
-        rows.append(row)
-        print(
-            f"| {name} | {row['seconds_an_image']:.4f} | "
-            f"{rows[0]['seconds_an_image'] / row['seconds_an_image']:.2f} x | "
-            f"{rows[0]['flop_an_image'] / row['flop_an_image']:.2f} x | "
-            f"{row['PixCorr']:.3f} | {row['CLIP two-way']:.3f} |",
-            flush=True,
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        "bdflow bench diffusion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--bundle", default="tiny", help="a bundle of weights")
+    found.add_argument("--full", action="store_true", help="networks of the published size, random weights")
+    found.add_argument("--device", default="cpu")
+    found.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
+    found.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4, 16])
+    found.add_argument("--compile", nargs="*", choices=list(COMPILED), default=[], help="also measure these")
+    found.add_argument(
+        "--no-switches", action="store_true", help="the plain loop once, the defaults, and all: no switch alone"
+    )
+    found.add_argument("--steps", type=int, default=50)
+    found.add_argument("--images", type=int, default=16, help="painted for each row, at least three batches")
+    found.add_argument("--threads", type=int, default=1, help="of the CPU")
+    found.add_argument("--no-sweep", action="store_true")
+    found.add_argument("--modes", type=int, nargs="?", const=48, help="score approximate modes on so many scenes")
+    found.add_argument("--runtime", action="store_true", help="the stage against a bare loop")
+    found.add_argument("--actors", nargs="*", type=int, default=[], help="numbers of Ray actors that sleep")
+    found.add_argument("--pause", type=float, default=3.7, help="seconds an actor sleeps for a batch of 32")
+    found.add_argument("--json", type=Path, help="write the figures, for `bdflow plan --figures`")
+    found.add_argument("--plot", type=Path, help="draw images a second by batch size (.png, .svg or .pdf)")
+    return found
+
+
+def check_device(device: str) -> None:
+    """Raise InputError for a GPU that is not there."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(
+            "--device",
+            found=f"{device}, and no GPU that torch can use on this machine",
+            expected="a GPU, and a torch that was built for it",
+            action="run this on a machine with a GPU, or leave --device out",
         )
-    return rows
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Images a second by batch size, one curve a dtype and set of switches."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name in ("plain", "all", *(f"all + {name}" for name in COMPILED)):
-        for dtype in dict.fromkeys(row["dtype"] for row in rows):
-            points = [
-                (r["batch_size"], r["images_a_second"]) for r in rows if (r["switches"], r["dtype"]) == (name, dtype)
-            ]
-            if points:
-                axes.plot(*zip(*sorted(points), strict=True), "o-", label=f"{name}, {dtype}")
-    axes.set(xlabel="batch size", ylabel="images a second", xscale="log", yscale="log")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="networks of the published size, random weights")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4, 16])
-    parser.add_argument("--compile", nargs="*", choices=list(COMPILED), default=[], help="also measure these")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--images", type=int, default=16, help="painted for each row, at least one batch")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--no-sweep", action="store_true")
-    parser.add_argument("--modes", type=int, nargs="?", const=48, help="score approximate modes on so many scenes")
-    parser.add_argument("--runtime", action="store_true", help="the stage against a bare loop")
-    parser.add_argument("--actors", nargs="*", type=int, default=[], help="numbers of Ray actors that sleep")
-    parser.add_argument("--pause", type=float, default=3.7, help="seconds an actor sleeps for a batch of 32")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
-    asked = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and return what was found."""
+    asked = parser().parse_args(arguments)
+    if min(asked.batch_sizes, default=0) < 1 or asked.steps < 2 or asked.threads < 1:
+        parser().error("batch sizes and threads are at least 1, steps at least 2")
+    machine.check_output(asked.json)
+    check_plot(asked.plot)
+    check_device(asked.device)
     torch.set_num_threads(asked.threads)
     cuda = asked.device.startswith("cuda")
-    device = torch.cuda.get_device_name() if cuda else f"CPU, {asked.threads} threads"
-    machine: dict[str, Any] = {"device": device, "cores": os.cpu_count()}
-    found: dict[str, Any] = {"kind": "diffusion", "machine": machine, "bundle": "full" if asked.full else "tiny"}
+    name = torch.cuda.get_device_name() if cuda else None
+    found = machine.head("diffusion", "gpu" if cuda else "cpu", name, 1 if cuda else asked.threads)
+    options = PaintOptions(steps=asked.steps)
     if not asked.no_sweep:
-        print(HEAD)
-        rows, rates, flop = sweep(asked, PaintOptions(steps=asked.steps))
-        machine["matrix_flops"] = rates
-        found |= {"flop_an_image": flop, "rows": rows}
-        told = ", ".join(f"{rate / 1e12:.3f} TFLOP/s in {dtype}" for dtype, rate in rates.items())
-        print(f"{flop / 1e12:.4f} TFLOP an image; matrices of this machine: {told}")
+        found |= swept(asked, options)
         if asked.plot:
-            plot(rows, asked.plot)
+            plot(found["rows"], asked.plot)
+            print(f"plot    {asked.plot}")
     if asked.modes:
         print("\n| mode | s/image | faster | fewer FLOP | PixCorr | CLIP two-way |\n" + "|---" * 6 + "|")
         found["modes"] = modes(asked.modes)
@@ -313,8 +304,37 @@ def main() -> None:
         found["runtime"] = diffusion_runtime.overhead()
     if asked.actors:
         found["actors"] = diffusion_runtime.scaling(asked.actors, asked.pause)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    machine.write_json(asked.json, found)
+    return found
+
+
+def swept(asked: argparse.Namespace, options: PaintOptions) -> dict[str, Any]:
+    """Say what it will take, measure every row, and print the table."""
+    networks = Networks(bundle_of(asked), asked.device, asked.dtypes[0])
+    count = sum(value.numel() for module in (networks.unet, networks.vae) for value in module.parameters())
+    flop = PUBLISHED.painting("full", options.steps, options.strength) if asked.full else flop_of(networks, options)
+    bundle = "networks of the published size" if asked.full else f"bundle {asked.bundle}"
+    image = networks.called(PLAIN).image_size
+    title = f"diffusion: {bundle}, {image} px, {asked.steps} steps, {flop / 1e12:.3g} TFLOP an image, {asked.device}"
+    machine.announce(title, needs(asked, flop, count), Path(tempfile.gettempdir()))
+    print("\n" + HEAD, flush=True)
+    rows, rates = sweep(asked, options, networks, flop)
+    told = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
+    print(f"\nlimit   matrix products on this device: {told}")
+    print(f"plain   the plain loop at batch {min(asked.batch_sizes)}; medians of three batches or more, after one")
+    return {
+        "bundle": {
+            "name": "published size" if asked.full else str(asked.bundle),
+            "digest": None if asked.full else open_bundle(asked.bundle).fingerprint,
+            "parameters": count,
+            "image": image,
+        },
+        "steps": options.steps,
+        "strength": options.strength,
+        "flop_an_image": flop,
+        "matrix_flops": rates,
+        "rows": rows,
+    }
 
 
 if __name__ == "__main__":

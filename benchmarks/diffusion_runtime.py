@@ -1,6 +1,6 @@
 """What the executors add to painting: the stage `reconstruct` against a bare loop, and actors that only sleep.
 
-Used by benchmarks/diffusion.py (`--runtime`, `--actors`).
+Used by `bdflow bench diffusion` (`--runtime`, `--actors`).
 """
 
 import gc
@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import psutil
 import torch
 
@@ -169,7 +168,6 @@ def scaling(
     The part of the time that actors worked, each counted from when its first task is worked on to when its last one is
     done: actors start one after the other, and the last tasks run out. A fraction for `share` puts several on a GPU.
     """
-    cloudpickle.register_pickle_by_value(__import__(__name__))
     rows = []
     for count in actors:
         total = Resources(workers=count, gpus=gpus)

@@ -1,6 +1,6 @@
 """How fast a study is evaluated, against the bare networks on the same pictures, and in how much memory.
 
-    python benchmarks/evaluate.py [--stimuli 982] [--subjects 5] [--judges alexnet ...] [--dir DIR] [--json FILE]
+    python -m bdflow.benchmarks.evaluate [--stimuli 982] [--subjects 5] [--judges alexnet ...] [--dir DIR] [--json FILE]
 
 The networks are the real architectures with random weights; photos and reconstructions are unrelated smooth noise of
 425 and 512 px, so that two-way scores must be those of chance. The reference runs the same networks over the same
@@ -15,15 +15,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from given import context_of
 from PIL import Image
 
+from bdflow.benchmarks.given import context_of
 from bdflow.cluster import Resources, open_executor
 from bdflow.config import Config, parse
 from bdflow.metrics.statistics import estimate
@@ -35,7 +36,6 @@ from bdflow.stores import Provenance, Store, StoreSpec, Study, text
 from bdflow.study import catalog, keys
 from bdflow.study.keys import SHARED
 from bdflow.study.stage import Context
-from tests.support.plain_torchvision import import_torchvision
 
 PHOTO, PICTURE, VARIETY = 425, 512, 64
 VIT_L_14 = {
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="write the study and stop")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    import_torchvision()
+    _find_torchvision()
     with tempfile.TemporaryDirectory() as temporary:
         root = options.dir or Path(temporary)
         (root / "weights").mkdir(parents=True, exist_ok=True)
@@ -218,6 +218,14 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _find_torchvision() -> None:
+    """In a checkout, torchvision may lie apart, as `make install` puts it; elsewhere it is installed as usual."""
+    if find_spec("torchvision") is None and find_spec("tests") is not None:
+        from tests.support.plain_torchvision import import_torchvision
+
+        import_torchvision()
 
 
 def measure(context: Context, options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What each executor costs: starting, a first worker, every task, stopping; and how well workers are kept busy.
 
-    python benchmarks/executors.py [--tasks 2000] [--workers 2] [--kinds serial dask ray] [--json FILE]
+    python -m bdflow.benchmarks.executors [--tasks 2000] [--workers 2] [--kinds serial dask ray] [--json FILE]
 
 The reference is a bare loop over the same calls, run in the same sitting.
 """

@@ -1,8 +1,9 @@
 """Every fault in every stage, several times: the table of docs/reliability.md.
 
-    python benchmarks/faults.py --times 3 [--only WORDS] [--stage STAGE]
+    python -m bdflow.benchmarks.faults --times 3 [--only WORDS] [--stage STAGE]
 
-Needs the tests' packages, and root for the small disk. Prints the table; exit code 1 if any outcome was not right.
+Needs a checkout, the tests' packages, and root for the small disk. Prints the table; exit code 1 if any outcome was
+not right.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ import random
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from bdflow.errors import InputError
 from bdflow.simulation.dataset import simulate
-from tests.conftest import SMALL, execution, small_settings, snapshot
-from tests.support.faults import FAULTS, Ground
 
 
 def main() -> int:
@@ -28,6 +27,16 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults whose name has these words")
     parser.add_argument("--stage", default="", help="this stage alone")
     chosen = parser.parse_args()
+    if find_spec("tests") is None:
+        raise InputError(
+            "tests",
+            found="no folder of that name where Python looks",
+            expected="bdflow's tests, which make the faults",
+            action="run this in the folder of a checkout of bdflow",
+        )
+    from tests.conftest import SMALL, execution, small_settings, snapshot
+    from tests.support.faults import FAULTS, Ground
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         simulate(root / "nsd", SMALL)

@@ -1,8 +1,8 @@
 """All that is to be checked on a machine with a GPU, in one order, within a time; what was found is written after each.
 
-    python benchmarks/gpu.py --json gpu.json                everything, in half an hour
-    python benchmarks/gpu.py --list                         what there is
-    python benchmarks/gpu.py --only ridge ridge-full-4      some of it
+    bdflow bench gpu --json gpu.json                everything, in half an hour
+    bdflow bench gpu --list                         what there is
+    bdflow bench gpu --only ridge ridge-full-4      some of it
 
 Each check is a script of its own process: one that fails or takes too long does not end the others. A check whose
 packages are not there, or for which the time is too short, is left out and named. The machine needs torch, CuPy,
@@ -24,7 +24,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from bdflow import version
+from bdflow.benchmarks.machine import check_output
+from bdflow.cluster.limits import devices_here
+from bdflow.errors import InputError
+
+ROOT = Path(version.__file__).resolve().parents[1]  # a checkout, or where packages are installed
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class Check:
     Attributes
     ----------
     minutes : that it is allowed.
-    command : what Python is called with, in the project's folder; {dir} is the folder for large files, {json} where
-        the step writes what it found.
+    command : what Python is called with, in the folder that `bdflow` lies in; {dir} is the folder for large files,
+        {json} where the step writes what it found.
     needs : packages without which it cannot run.
     """
 
@@ -45,13 +50,16 @@ class Check:
     needs: tuple[str, ...] = ("cupy",)
 
 
-PAINT = ("benchmarks/diffusion.py", "--full", "--device", "cuda", "--json", "{json}")
-RIDGE = ("benchmarks/ridge.py", "--scale", "full", "--keep", "--dir", "{dir}", "--runs", "1", "--no-comparison")
+PAINT = ("-m", "bdflow.benchmarks.diffusion", "--full", "--device", "cuda", "--json", "{json}")
+RIDGE = (
+    *("-m", "bdflow.benchmarks.ridge", "--scale", "full", "--keep"),
+    *("--dir", "{dir}", "--runs", "1", "--sizes", "2", "--no-comparison"),
+)
 TORCH = ("torch", "diffusers", "transformers")
 RECORDED = ("-m", "pytest", "-q", "tests/models/test_speed.py", "-k", "recorded")
-COMPILED = ("--compile", "torch_compile", "cuda_graphs")
+COMPILED = ("--compile", "default", "cuda_graphs")
 CHECKS = (
-    Check("ridge", 3, ("benchmarks/gpu_ridge.py", "--json", "{json}")),
+    Check("ridge", 3, ("-m", "bdflow.benchmarks.gpu_ridge", "--json", "{json}")),
     Check("graphs", 2, RECORDED, (*TORCH, "pytest", "hypothesis")),
     Check(
         "paint-eager",
@@ -84,12 +92,15 @@ def run(check: Check, folder: Path, limit: float) -> dict[str, Any]:
     found = folder / f"{check.name}.json"
     found.unlink(missing_ok=True)
     command = [part.replace("{dir}", str(folder)).replace("{json}", str(found)) for part in check.command]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     start = time.perf_counter()
     try:
         done = subprocess.run(
             [sys.executable, *command],
-            cwd=HERE.parent,
+            cwd=ROOT,
             env=environment,
             capture_output=True,
             encoding="utf-8",
@@ -137,23 +148,41 @@ def run_all(checks: Sequence[Check], folder: Path, minutes: float, report: Path 
     return results
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def refuse_without_gpu() -> None:
+    """Raise InputError on a machine where no GPU is seen."""
+    if not devices_here():
+        raise InputError(
+            "this machine",
+            found="no GPU that NVIDIA's driver shows, or none that CUDA_VISIBLE_DEVICES leaves",
+            expected="at least one: these are checks of what runs on GPUs",
+            action="run this on a machine with a GPU; `bdflow bench gpu --list` shows the checks anywhere",
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    parser = argparse.ArgumentParser(
+        "bdflow bench gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=[check.name for check in CHECKS], default=None)
     parser.add_argument("--list", action="store_true", help="name the checks and what this machine lacks for them")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm/bdflow-gpu"), help="for stores of 40 GB; left there")
     parser.add_argument("--json", type=Path, default=None)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     chosen = [check for check in CHECKS if options.only is None or check.name in options.only]
     if options.list:
         for check in chosen:
             lacks = lacking(check)
             note = f"   (no package {', '.join(lacks)})" if lacks else ""
             print(f"{check.name:<16} {check.minutes:>3.0f} min  python {' '.join(check.command)}{note}")
-        return
+        return {}
+    refuse_without_gpu()
+    check_output(options.json)
+    print(f"{len(chosen)} checks, at most {options.minutes:g} minutes; large files go to {options.dir}", flush=True)
     results = run_all(chosen, options.dir, options.minutes, options.json)
-    sys.exit(0 if all(result["ok"] for result in results.values()) else 1)
+    if not all(result["ok"] for result in results.values()):
+        sys.exit(1)
+    return results
 
 
 if __name__ == "__main__":

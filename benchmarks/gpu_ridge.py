@@ -1,6 +1,6 @@
 """Ridge on the GPU of this machine: is every path right, are failures seen, are copies safe, and how fast is it?
 
-    python benchmarks/gpu_ridge.py --json found.json
+    python -m bdflow.benchmarks.gpu_ridge --json found.json
 
 Needs CuPy, and of bdflow's dependencies what `bdflow.regression` loads. Exits with 1 if something is wrong. `--sizes
 small` is for trying the script.

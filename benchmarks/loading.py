@@ -1,6 +1,6 @@
 """How light loading is: full-size random checkpoints are written once, then each network is loaded in its own process.
 
-    python benchmarks/loading.py --dir /scratch/somewhere --json loading.json
+    python -m bdflow.benchmarks.loading --dir /scratch/somewhere --json loading.json
 
 Reported per network: the bytes of the weights kept, the growth of the process's peak resident memory over them, and the
 time of `Bundle.load` against that of reading the same bytes of the same files with plain reads, in a process of its own
@@ -290,7 +290,7 @@ def resident(field: str) -> int:
 
 
 def run_child(bundle: Path, network: str, dtype: str, reader: str, where: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", str(bundle), network, dtype, reader]
+    command = [sys.executable, "-m", "bdflow.benchmarks.loading", "--child", str(bundle), network, dtype, reader]
     done = subprocess.run(command, input=where, capture_output=True, check=False, encoding="utf-8")
     if done.returncode:
         sys.exit(done.stderr)
@@ -407,7 +407,7 @@ def main() -> None:
 
     from bdflow.models.weights.manifest import MANIFEST
 
-    reference = Path(__file__).parent.parent / "tests" / "reference" / "vd_unet_manifest.json"
+    reference = Path(__file__).resolve().parents[1] / "tests" / "reference" / "vd_unet_manifest.json"
     try:
         if not (options.dir / "diffusers" / MANIFEST).is_file():
             write_checkpoints(options.dir, reference)

@@ -2,7 +2,7 @@
 
 Run with the environment that tests of object stores use (`make install`), from the repository's root:
 
-    PYTHONPATH=. .venv/s3/bin/python benchmarks/object_stores.py
+    PYTHONPATH=. .venv/s3/bin/python -m bdflow.benchmarks.object_stores
 
 Each row: MB/s or operations a second as the wall clock has it, and the processor's seconds of the client alone, which
 the server does not blur. Ways take turns; the median of the rounds is printed.

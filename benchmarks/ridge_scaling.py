@@ -1,6 +1,6 @@
 """How the cost of ridge grows: over a tenfold range of latents and of subjects, and from one worker to two.
 
-    python benchmarks/ridge_scaling.py --json scaling.json
+    python -m bdflow.benchmarks.ridge_scaling --json scaling.json
 
 Every row runs the real stage through real stores of synthetic data. "per unit" is the time of the stage less what it
 takes at size zero (a straight line through the rows), per latent or subject, relative to the largest row.
@@ -22,7 +22,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from ridge import Scale, run_stage, sgemm_rate
+
+from bdflow.benchmarks.machine import sgemm_rate
+from bdflow.benchmarks.ridge import Scale, run_stage
 
 SIZE = (3000, 500, 3000)  # training stimuli, test stimuli, voxels: of the rows that grow
 PAPER = (8859, 982, 12682)  # and of those of the workers

@@ -4,9 +4,9 @@
 each latent: z (6,400 latents) from 5,917 voxels, c (59,136) from 7,604, the numbers of subject 1. Each of the two is a
 study of random numbers of its own, worked on in a process of its own, whose peak memory is read.
 
-    python benchmarks/ridge_trials.py --space z --method k_fold
-    python benchmarks/ridge_trials.py --space z c --method k_fold_rows --dir /scratch
-    python benchmarks/ridge_trials.py --scale small
+    python -m bdflow.benchmarks.ridge_trials --space z --method k_fold
+    python -m bdflow.benchmarks.ridge_trials --space z c --method k_fold_rows --dir /scratch
+    python -m bdflow.benchmarks.ridge_trials --scale small
 
 `k_fold` leaves stimuli out (512 of them are predicted), `k_fold_rows` is the authors' RidgeCV. Printed beside it: the
 machine's sgemm in the same run and, where himalaya is installed, the peak memory of its RidgeCV, measured on problems
@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from given import context_of, provenances
-from ridge import sgemm_rate
 
+from bdflow.benchmarks.given import context_of, provenances
+from bdflow.benchmarks.machine import sgemm_rate
 from bdflow.config import Config, parse
 from bdflow.pipeline import STAGES
 from bdflow.runner import Runner
@@ -213,7 +213,17 @@ def main() -> None:
             config = configuration(Path(root), space, options.method, size, options.threads, options.memory)
             fill(config, space, size)
             before = sgemm_rate(options.threads)
-            command = [sys.executable, __file__, "--child", root, "--space", space, "--method", options.method]
+            command = [
+                sys.executable,
+                "-m",
+                "bdflow.benchmarks.ridge_trials",
+                "--child",
+                root,
+                "--space",
+                space,
+                "--method",
+                options.method,
+            ]
             command += ["--scale", options.scale, "--memory", options.memory, "--threads", str(options.threads)]
             ended = subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8")
             one = json.loads(ended.stdout.splitlines()[-1])

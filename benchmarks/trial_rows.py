@@ -4,7 +4,7 @@
 the workers of the stage `regress`, in a process of its own whose peak memory is read. The machine's sgemm is measured
 before and after. Two rows of the hat matrix are compared with conjugate gradients in float64.
 
-    python benchmarks/trial_rows.py --memory 4
+    python -m bdflow.benchmarks.trial_rows --memory 4
 """
 
 from __future__ import annotations
@@ -167,7 +167,15 @@ def main() -> None:
         study.create("trial rows", {})
         fill(study, options.trials, options.tests, options.voxels)
         rates = [sgemm()]
-        command = [sys.executable, __file__, "--child", str(folder), "--memory", str(options.memory)]
+        command = [
+            sys.executable,
+            "-m",
+            "bdflow.benchmarks.trial_rows",
+            "--child",
+            str(folder),
+            "--memory",
+            str(options.memory),
+        ]
         found = json.loads(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout)
         rates.append(sgemm())
         found["error"] = error(study)

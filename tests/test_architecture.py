@@ -35,7 +35,7 @@ def test_the_order_of_imports(monkeypatch):
 
 def test_every_module_is_in_the_graph(graph):
     """Also those of `stores` and `cluster`, which lie beside the package."""
-    files = [file for top in ("bdflow", "stores", "cluster") for file in (ROOT / top).rglob("*.py")]
+    files = [file for top in ("bdflow", "stores", "cluster", "benchmarks") for file in (ROOT / top).rglob("*.py")]
     names = set()
     for file in files:
         parts = file.relative_to(ROOT).with_suffix("").parts
@@ -107,7 +107,7 @@ def test_heavy_packages_are_imported_where_they_are_used(module):
 
 
 def test_no_file_is_too_long_to_find_ones_way_in():
-    files = [file for top in ("bdflow", "stores", "cluster") for file in (ROOT / top).rglob("*.py")]
+    files = [file for top in ("bdflow", "stores", "cluster", "benchmarks") for file in (ROOT / top).rglob("*.py")]
     assert not [file for file in files if len(file.read_text().splitlines()) > 450]
 
 
@@ -128,7 +128,7 @@ def test_modules_that_are_named_for_a_command_exist():
     """`python -m MODULE`, in scripts, pages and code: an old name in a batch script fails on a cluster alone."""
     known, found = grimp.build_graph("bdflow", cache_dir=None).modules, {}
     for name, text in _texts().items():
-        for module in re.findall(r"-m[\", ]+((?:bdflow|cluster|stores)(?:\.\w+)*)", text):
+        for module in re.findall(r"-m[\", ]+((?:bdflow|cluster|stores|benchmarks)(?:\.\w+)*)", text):
             found[module] = name
     assert len(found) >= 4
     assert {module: name for module, name in found.items() if module not in known} == {}
@@ -153,6 +153,8 @@ def test_files_that_are_named_in_words_exist():
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda file: file.name)
 def test_what_benchmarks_import_is_there(file):
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports name the whole path"
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("bdflow"):
             module = importlib.import_module(str(node.module))
             for name in (alias.name for alias in node.names):

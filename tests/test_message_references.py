@@ -21,8 +21,8 @@ SECTIONS = "|".join(name for name in Config.model_fields if name not in ("study"
 SETTING = re.compile(rf"(?<![\w./`-])`?((?:{SECTIONS})(?:\.(?:\w+|{{}}))+)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 PAGE = re.compile(r"docs/[\w-]+\.md")
-FOREIGN = {"--force-reinstall", "--json", "--nthreads"}
-"""Options of pip, of the benchmarks and of Dask, that messages name."""
+FOREIGN = {"--force-reinstall", "--nthreads"}
+"""Options of pip and of Dask that messages name."""
 
 
 def test_the_walk_finds_the_sources_errors_and_lines():
@@ -139,7 +139,9 @@ def _options() -> set[str]:
         own = {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)}
         return own.union(*(of(below) for below in getattr(command, "commands", {}).values()))
 
-    return of(typer.main.get_command(main.app))
+    texts = [file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py")]
+    of_benchmarks = {word for text in texts for word in re.findall(r'add_argument\(\s*"(--[a-z-]+)"', text)}
+    return of(typer.main.get_command(main.app)) | of_benchmarks
 
 
 def test_every_option_that_a_message_names_exists():

@@ -19,7 +19,12 @@ OWN = {"StoreError", "ClusterError", "ConfigError", "NotReady", "InputError", "N
 
 
 def files() -> list[Path]:
-    every = [*(ROOT / "bdflow").rglob("*.py"), *(ROOT / "stores").glob("*.py"), *(ROOT / "cluster").rglob("*.py")]
+    every = [
+        *(ROOT / "bdflow").rglob("*.py"),
+        *(ROOT / "stores").glob("*.py"),
+        *(ROOT / "cluster").rglob("*.py"),
+        *(ROOT / "benchmarks").glob("*.py"),
+    ]
     return sorted({file.resolve() for file in every})
 
 

@@ -16,9 +16,7 @@ def wheel(tmp_path_factory) -> Path:
     """Built from a copy of the repository's files, without a network."""
     root = tmp_path_factory.mktemp("wheel")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in [
-        name for name in listed.split("\0") if name and not name.startswith(("tests/", "docs/", "benchmarks/"))
-    ]:
+    for name in [name for name in listed.split("\0") if name and not name.startswith(("tests/", "docs/"))]:
         target = root / "source" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target, follow_symlinks=False)
@@ -41,7 +39,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_a_wheel_holds_one_import_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bdflow"}
-    for top in ("bdflow", "stores", "cluster"):
+    for top in ("bdflow", "stores", "cluster", "benchmarks"):
         for file in (ROOT / top).rglob("*.py"):
             parts = file.relative_to(ROOT).parts
             assert "/".join(parts if parts[0] == "bdflow" else ("bdflow", *parts)) in names, file

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from bdflow.api.benchmarks import BENCHMARKS, benchmark
 from bdflow.api.data import check_dataset, fetch_nsd, simulate, write_split
 from bdflow.api.scores import score
 from bdflow.api.studies import (
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
     from bdflow.api.studies import Row, Timing
 
 __all__ = [
+    "BENCHMARKS",
     "InputError",
     "RegionPictures",
     "Row",
     "Timing",
+    "benchmark",
     "check_bundle",
     "check_dataset",
     "decode",

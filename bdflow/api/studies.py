@@ -132,18 +132,20 @@ def timings(config: Config | str | Path) -> list[Timing]:
 
 
 @os_errors_named()
-def plan(config: Config | str | Path, figures: Sequence[str | Path] = ()) -> Plan:
+def plan(config: Config | str | Path, figures: Sequence[str | Path] = (), gpu: str | None = None) -> Plan:
     """Hours, GPU-hours, disk and memory of every stage, before anything runs; the data need not be there.
 
     Parameters
     ----------
-    figures : files that a benchmark wrote with --json, used instead of the shipped rates.
+    figures : files that `bdflow bench` wrote with --json, used instead of the shipped rates.
+    gpu : which GPU to plan with: `a100`, `3090`, `h100` or `h200`; by default that of the figures, else this machine's,
+        else an A100.
 
     Raises
     ------
-    InputError : a configuration or file that cannot be used.
+    InputError : a configuration or file that cannot be used; figures of another device, or of other networks.
     """
-    return pipeline_of(config).plan([local_path("figures", file) for file in figures])
+    return pipeline_of(config).plan([local_path("figures", file) for file in figures], gpu)
 
 
 def plan_text(found: Plan) -> tuple[object, list[str]]:

@@ -15,6 +15,7 @@ import typer
 
 from bdflow import api
 from bdflow.cli import remedies
+from bdflow.cli.benchmarks import bench_app
 from bdflow.cli.bundles import bundle_app
 from bdflow.cli.decoding import decode
 from bdflow.cli.options import ConfigArgument, RemakeOption, SetOption, SubjectsOption, loaded_config, names_of
@@ -30,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench_app, name="bench")
 app.add_typer(bundle_app, name="bundle")
 fetch_app = typer.Typer(help="Data sets, from where they are published.", no_args_is_help=True)
 app.add_typer(fetch_app, name="fetch")
@@ -228,7 +230,10 @@ app.command()(score)
 def plan(
     config: ConfigArgument,
     figures: Annotated[
-        list[str] | None, typer.Option(metavar="FILE.json", help="What a benchmark wrote with --json; repeatable.")
+        list[str] | None, typer.Option(metavar="FILE.json", help="What `bdflow bench` wrote with --json; repeatable.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which GPU to plan with: a100, 3090, h100 or h200.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
     overrides: SetOption = None,
@@ -236,7 +241,7 @@ def plan(
     """Hours, GPU-hours, disk and memory of every stage, before anything runs; NSD need not be there."""
     from json import dumps
 
-    found = api.plan(loaded_config(config, overrides), figures or ())
+    found = api.plan(loaded_config(config, overrides), figures or (), gpu)
     if json:
         typer.echo(dumps(found.as_json(), indent=1))
         return

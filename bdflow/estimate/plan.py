@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from bdflow.config import Config, StageExecution
 from bdflow.errors import InputError, counted
+from bdflow.estimate.devices import GPUS, known
 from bdflow.estimate.rates import Figures
 from bdflow.estimate.sizes import Networks, Sizes
 from bdflow.estimate.stores import PlannedCounts, bytes_by_stage, pictures
@@ -47,7 +48,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One row. `memory` and `gpu_memory` are bytes of one worker; `disk` before compression."""
+    """One row. `memory` and `gpu_memory` are bytes of one worker; `disk` before compression; `least_hours` and
+    `most_hours` if every rate is at its best, or at its worst.
+    """
 
     stage: str
     work: str
@@ -58,6 +61,8 @@ class StagePlan:
     disk: int
     memory: int
     gpu_memory: int
+    least_hours: float = 0.0
+    most_hours: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,11 @@ class Plan:
         return sum(stage.hours for stage in self.stages)
 
     @property
+    def range(self) -> tuple[float, float]:
+        """Hours if everything goes at its best, and at its worst."""
+        return sum(stage.least_hours for stage in self.stages), sum(stage.most_hours for stage in self.stages)
+
+    @property
     def gpu_hours(self) -> float:
         return sum(stage.gpu_hours for stage in self.stages)
 
@@ -86,11 +96,19 @@ class Plan:
         """Everything as JSON values: hours, bytes, FLOP."""
         return {
             "stages": [asdict(stage) for stage in self.stages],
-            "total": {"hours": self.hours, "gpu_hours": self.gpu_hours, "disk": self.disk},
+            "total": {
+                "hours": self.hours,
+                "least_hours": self.range[0],
+                "most_hours": self.range[1],
+                "gpu_hours": self.gpu_hours,
+                "disk": self.disk,
+            },
             "sizes": asdict(self.sizes),
             "networks": asdict(self.networks),
             "rates": {name: asdict(rate) for name, rate in self.figures.rates.items()},
             "image": asdict(self.figures.image) if self.figures.image else None,
+            "gpu": {"name": self.figures.gpu, "source": self.figures.why_gpu},
+            "notes": list(self.figures.notes),
             "warnings": list(self.warnings),
         }
 
@@ -106,11 +124,11 @@ def plan(
     judges : metrics that a network judges and whose weights are here; others cost nothing.
     """
     reckoning = _Reckoning(graph, sizes, networks, figures, machine, judges)
+    best, likely, worst = (reckoning.stages(figures.at(pace)) for pace in (1, 0, -1))
     stages = tuple(
-        make() for make in (
-            reckoning.ingest, reckoning.features, reckoning.regress, reckoning.reconstruct, reckoning.evaluate
-        )
-    )  # fmt: skip
+        replace(row, least_hours=least.hours, most_hours=most.hours)
+        for row, least, most in zip(likely, best, worst, strict=True)
+    )
     return Plan(stages, sizes, networks, figures, tuple(reckoning.warnings(stages)))
 
 
@@ -170,6 +188,13 @@ class _Reckoning:
         self.latents = sum(math.prod(self.counts.shape(space)) for space in graph.config.decoded_spaces)
         self.disk = bytes_by_stage(graph, self.counts)
 
+    def stages(self, figures: Figures) -> tuple[StagePlan, ...]:
+        """Every stage with these rates."""
+        self.figures = figures
+        return tuple(
+            make() for make in (self.ingest, self.features, self.regress, self.reconstruct, self.evaluate)
+        )  # fmt: skip
+
     def rate(self, name: str) -> float:
         return self.figures.rates[name].value
 
@@ -196,7 +221,9 @@ class _Reckoning:
         self, stage: str, work: str, rate: str, seconds: float, memory: float, gpu_memory: float = 0.0
     ) -> StagePlan:
         settings = getattr(self.config.execution, stage)
-        if settings.executor != "serial":
+        if f"start {stage}" in self.figures.rates:
+            seconds += self.rate(f"start {stage}")
+        elif settings.executor != "serial":
             seconds += self.rate("start")
         gpus = settings.workers * settings.gpus
         where = f"{settings.executor}, {settings.workers} x {settings.threads} threads"
@@ -319,20 +346,23 @@ class _Reckoning:
         tests = sum(pictures(self.config, self.sizes).values())
         if not painters:
             return self.row("reconstruct", "no painter", "", 0.0, BASE)
-        painted, flop = 0, 0.0
+        painted, flop, measured = 0, 0.0, 0.0
         for settings in painters.values():
             painted += settings.pictures * len([variant for variant in settings.variants if variant != "only_vdvae"])
             of = self.networks.painter(settings.kind)
             an_image = sum(of.painting(v, settings.steps, settings.strength) for v in settings.variants)
-            flop += tests * (of.guessing + settings.pictures * an_image)
+            own = tests * (of.guessing + settings.pictures * an_image)
+            flop += own
+            measured += own if settings.kind != "stable_diffusion" else 0.0
         speed, text = self.speed(
             "reconstruct",
             lambda: self.rate("gpu") * self.rate("painting on gpu"),
             lambda: self.rate("core") * self.rate("networks on cpu"),
         )
-        if self.figures.image is not None:
+        seconds = flop / speed
+        if self.figures.image is not None:  # of Brain-Diffuser's networks; others are reckoned by their FLOP
             devices = self.parallel("reconstruct") * (self.config.execution.reconstruct.gpus or 1)
-            speed = devices * self.figures.flop / self.figures.image.value
+            seconds = measured * self.figures.image.value / self.figures.flop / devices + (flop - measured) / speed
             text = f"{self.figures.image.value:.3g} s an image a device"
         gpu = self.config.execution.reconstruct.gpus
         weights = self.weight_bytes(sum(of.painting_parameters for of in networks))
@@ -342,7 +372,7 @@ class _Reckoning:
         batch = self.config.chunks.images * (3 * image**2 + 4 * self.latents)
         memory = TORCH + weights + 4 * batch + (0 if gpu else largest * GPU_ITEM * share)
         work = f"{tests * painted:,} images, {flop / 1e12:,.1f} TFLOP"
-        return self.row("reconstruct", work, text, flop / speed, memory, on_gpu if gpu else 0)
+        return self.row("reconstruct", work, text, seconds, memory, on_gpu if gpu else 0)
 
     def evaluate(self) -> StagePlan:
         tests = sum(pictures(self.config, self.sizes).values())
@@ -377,7 +407,12 @@ class _Reckoning:
                     f"{key}: {settings.workers} workers need about {settings.workers * stage.memory / GIB:.1f} GiB; "
                     f"this machine has {machine.memory / GIB:.1f} GiB: take fewer workers"
                 )
-            gpus = settings.workers * settings.gpus
+            gpus, gpu = settings.workers * settings.gpus, known(self.figures.gpu)
+            if gpu and settings.gpus * GPUS[gpu].memory < stage.gpu_memory:
+                yield (
+                    f"{key}: a worker needs about {stage.gpu_memory / GIB:.1f} GiB of its GPU; {settings.gpus:g} of an "
+                    f"{GPUS[gpu].name} has {settings.gpus * GPUS[gpu].memory / GIB:.1f} GiB: take a smaller batch_size"
+                )
             if gpus > machine.gpus:
                 yield f"{key}: {counted(gpus, 'GPU')} asked for; this machine has {machine.gpus}"
         total = sum(stage.disk for stage in stages)

@@ -13,8 +13,10 @@ from bdflow.cli.main import app
 from bdflow.config import load, parse
 from bdflow.errors import InputError
 from bdflow.estimate import sizes
+from bdflow.estimate.devices import GPUS
+from bdflow.estimate.figures import figures
 from bdflow.estimate.plan import GIB, Machine, plan, ridge_flop
-from bdflow.estimate.rates import DEFAULTS, figures
+from bdflow.estimate.rates import DEFAULTS
 from bdflow.estimate.sizes import PUBLISHED, PUBLISHED_STABLE, networks_of, sizes_of
 from bdflow.estimate.stores import PlannedCounts, array_bytes, bytes_by_stage
 from bdflow.pipeline import STAGES, Pipeline, stages_until
@@ -25,9 +27,11 @@ from tests.conftest import painter, spaces
 MACHINE = Machine(cores=16, gpus=2, memory=128 * GIB, free=10**12)
 
 
-def planned(*overrides, machine=MACHINE, files=(), judges=()):
+def planned(*overrides, machine=MACHINE, files=(), judges=(), gpu=None):
     config = load("brain_diffuser", ["dataset.root=/nowhere", *overrides])
-    return plan(graph_of(config), sizes_of(config), networks_of(config), figures(files, config), machine, judges)
+    networks = networks_of(config)
+    found = figures(files, config, networks, gpu)
+    return plan(graph_of(config), sizes_of(config), networks, found, machine, judges)
 
 
 def graph_of(config):
@@ -59,7 +63,7 @@ def test_hours_follow_from_work_and_rate():
     found = planned()
     painting = stage(found, "reconstruct")
     flop = 3928 * (PUBLISHED.painting("full", 50, 0.75) + PUBLISHED.guessing)
-    seconds = flop / (2 * 0.6 * 790e12) + DEFAULTS["start"].value
+    seconds = flop / (2 * 0.45 * 0.8 * 312e12) + DEFAULTS["start"].value
     assert painting.hours == pytest.approx(seconds / 3600)
     assert painting.gpu_hours == pytest.approx(2 * seconds / 3600)
     assert "3,928 images" in painting.work
@@ -116,51 +120,48 @@ def test_no_data_and_nothing_known_is_refused():
             planned(odd)
 
 
-RIDGE = {
-    "sgemm (FLOP/s)": 159e9, "fraction of sgemm": 0.8, "cores": 2, "plain store reading (B/s)": 1e9,
-    "disk write, disk read (B/s)": [4e8, 2e9],
-}  # fmt: skip
-DIFFUSION = {
-    "kind": "diffusion",
-    "machine": {"device": "a GPU", "matrix_flops": {"float16": 500e12}, "cores": 8},
-    "bundle": "versatile-diffusion",
-    "flop_an_image": 92.7e12,
-    "rows": [
-        {"switches": [], "dtype": "float16", "batch_size": batch, "seconds_an_image": seconds, "peak_bytes": 5e9}
-        for batch, seconds in ((1, 1.0), (16, 0.25), (64, 0.2))
-    ],
-}
-
-
-def test_figures_of_benchmarks_take_the_place_of_assumptions(tmp_path):
-    for name, content in (("ridge.json", RIDGE), ("diffusion.json", DIFFUSION)):
-        (tmp_path / name).write_text(json.dumps(content))
-    found = planned(files=[tmp_path / "ridge.json", tmp_path / "diffusion.json"])
-    assert found.figures.image is not None
-    assert found.figures.image.value == 0.25, "the row whose batch is that of the configuration"
-    flop = PUBLISHED.painting("full", 50, 0.75) + PUBLISHED.guessing
-    seconds = 3928 * 0.25 / 2 * flop / 92.7e12 + DEFAULTS["start"].value
-    assert stage(found, "reconstruct").hours == pytest.approx(seconds / 3600)
-    assert stage(found, "reconstruct").gpu_memory == 5e9
-    assert found.figures.rates["core"].value == pytest.approx(79.5e9)
-    assert {name for name, rate in found.figures.rates.items() if rate.measured} >= {"core", "ridge", "read", "write"}
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"kind": "diffusion", "rows": []}', '{"sgemm (FLOP/s)": 1}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"benchmark": "diffusion", "rows": []}', '{"benchmark": "x"}'])
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(InputError, match=r"x\.json"):
         planned(files=[tmp_path / "x.json"])
 
 
+def test_a_range_from_best_to_worst():
+    found = planned()
+    for row in found.stages:
+        assert 0 < row.least_hours < row.hours < row.most_hours
+    painting = stage(found, "reconstruct")
+    work, start = painting.hours - 6 / 3600, 6 / 3600
+    factor = DEFAULTS["painting on gpu"].within * 1.25
+    assert painting.most_hours == pytest.approx(work * factor + start * 2.5)
+    assert painting.least_hours == pytest.approx(work / factor + start / 2.5)
+    assert found.range[0] < found.hours < found.range[1]
+
+
+def test_gpus_by_name():
+    hours = {name: stage(planned(gpu=name), "reconstruct").hours - 6 / 3600 for name in GPUS}
+    assert hours["3090"] / hours["a100"] == pytest.approx(312 / 71)
+    assert hours["a100"] / hours["h100"] == pytest.approx(989 / 312)
+    assert planned().figures.gpu == "A100"
+    single = stage(planned("networks.dtype=float32", gpu="a100"), "reconstruct").hours - 6 / 3600
+    assert single / hours["a100"] == pytest.approx(312 / 19.5)
+    large = planned("painters.brain_diffuser.batch_size=64", gpu="3090").warnings
+    assert any("of its GPU" in warning and "RTX 3090 has 24.0 GiB" in warning for warning in large)
+    with pytest.raises(InputError, match="a100, 3090"):
+        planned(gpu="abacus")
+
+
 def test_the_command(tmp_path):
     done = CliRunner().invoke(app, ["plan", "brain_diffuser", "--set", "dataset.root=/nowhere"])
     assert done.exit_code == 0
-    for words in ("ingest", "3,928 images", "assumed:", "NSD as published", "GPU-hours"):
+    for words in ("ingest", "3,928 images", "assumed:", "NSD as published", "GPU-hours", "within a factor of", "A100"):
         assert words in done.output
-    done = CliRunner().invoke(app, ["plan", "brain_diffuser", "--json", "--set", "dataset.root=/nowhere"])
+    done = CliRunner().invoke(app, ["plan", "brain_diffuser", "--json", "--gpu=3090", "--set=dataset.root=/nowhere"])
     content = json.loads(done.stdout)
     assert [row["stage"] for row in content["stages"]] == ["ingest", "features", "regress", "reconstruct", "evaluate"]
+    assert content["gpu"] == {"name": "RTX 3090", "source": "--gpu"}
+    assert content["total"]["least_hours"] < content["total"]["hours"] < content["total"]["most_hours"]
     assert content["total"]["disk"] == sum(row["disk"] for row in content["stages"])
 
 
@@ -214,7 +215,7 @@ def test_stable_diffusion_costs_what_it_does():
     config = load("takagi_nishimoto", TAKAGI)
     networks = networks_of(config)
     assert networks.painter("stable_diffusion") is PUBLISHED_STABLE
-    found = plan(graph_of(config), sizes_of(config), networks, figures((), config), MACHINE, ())
+    found = plan(graph_of(config), sizes_of(config), networks, figures((), config, networks), MACHINE, ())
     painted = 1.12e12 + 80 * 0.803e12 + 2.51e12
     assert PUBLISHED_STABLE.painting("full", 50, 0.8) == pytest.approx(painted)
     assert PUBLISHED_STABLE.painting("only_c", 50, 0.8) == pytest.approx(100 * 0.803e12 + 2.51e12)
@@ -225,7 +226,8 @@ def test_stable_diffusion_costs_what_it_does():
     painters = {name: of.model_dump() for each in (config, paper) for name, of in each.painters.items()}
     both = parse(config.model_dump() | {"spaces": spaces, "painters": painters})
     together, alone = (
-        plan(graph_of(of), sizes_of(of), networks_of(of), figures((), of), MACHINE, ()) for of in (both, paper)
+        plan(graph_of(of), sizes_of(of), networks, figures((), of, networks), MACHINE, ())
+        for of, networks in ((both, networks_of(both)), (paper, networks_of(paper)))
     )
     hours = [stage(each, "reconstruct").hours - DEFAULTS["start"].value / 3600 for each in (together, alone, found)]
     assert hours[0] == pytest.approx(hours[1] + hours[2])
@@ -236,7 +238,7 @@ def test_stable_diffusion_costs_what_it_does():
 def test_a_bundle_without_the_networks_that_are_used_is_refused():
     config, alone = load("takagi_nishimoto", TAKAGI), replace(PUBLISHED, stable=None)
     with pytest.raises(InputError, match="without Stable Diffusion"):
-        plan(graph_of(config), sizes_of(config), alone, figures((), config), MACHINE, ())
+        plan(graph_of(config), sizes_of(config), alone, figures((), config, alone), MACHINE, ())
 
 
 @pytest.mark.slow

@@ -297,22 +297,21 @@ def test_a_system_in_panels_gives_the_same_decoder(regressed, tmp_path, monkeypa
 BUDGET = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from bdflow.cluster import usage as meter
 meter.RESET = Path("/dev/null")  # or each task would begin with a peak of its own
-from ridge import Scale, Writer, configuration, prepare, run_works
+from bdflow.benchmarks.ridge import Scale, Writer, configuration, prepare, run_works
 from bdflow.stores import Store
 
 spaces = {"vdvae": (8192,), "clip_vision": (4, 768), "clip_text": (2, 768)}
 scale = Scale(8000, 300, {"subj01": 9000}, spaces, 512, 4096)
-config = configuration(Path(sys.argv[2]), scale, "serial", 1, 1, memory=sys.argv[3])
+config = configuration(Path(sys.argv[1]), scale, "serial", 1, 1, memory=sys.argv[2])
 study, known, stores = prepare(config, scale)
 for path, store in stores.items():
     writer = Writer({path: store}) if store.missing() else None
     for partition in store.missing():
         writer((path, partition))
     store.seal()
-if sys.argv[4] == "run":
+if sys.argv[3] == "run":
     run_works(config, study, known)
     status = Path("/proc/self/status").read_text()  # getrusage would begin with the parent's peak
     print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
@@ -324,10 +323,9 @@ def test_a_budget_is_kept(tmp_path):
     """8,000 stimuli: the system whole needs 1.0 GiB. In 800 MiB it is solved in panels, to the same end."""
     script = tmp_path / "budget.py"
     script.write_text(BUDGET)
-    benchmarks = Path(__file__).parents[2] / "benchmarks"
 
     def run(budget: str, what: str) -> str:
-        command = [sys.executable, str(script), str(benchmarks), str(tmp_path), budget, what]
+        command = [sys.executable, str(script), str(tmp_path), budget, what]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=500).stdout
 
     run("800 MiB", "build")
