@@ -124,7 +124,7 @@ class SpeedSettings(Section):
     attention : `fused` (torch's scaled_dot_product_attention) or `plain`.
     compile : how the UNet and both halves of the autoencoder are called. `none`: as they are. `default`,
         `reduce_overhead` and `max_autotune`: compiled, once a batch shape, by the mode of `torch.compile` of that name.
-        `cuda_graphs`: the UNet's kernels are recorded once a batch shape, without being compiled.
+        `cuda_graphs`: their kernels are recorded once a batch shape, without being compiled.
     """
 
     joint_guidance: Switch = True

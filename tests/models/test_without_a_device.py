@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bdflow.config import PaintOptions, SpeedSettings
-from bdflow.models.diffusion import speed as speed_module
+from bdflow.models.diffusion import recording
 from bdflow.models.diffusion.conditions import Conditions
 from bdflow.models.diffusion.img2img import Img2Img, Schedule
 from bdflow.models.diffusion.unet import noise_of, time_embeddings
@@ -158,14 +158,14 @@ class FakeGraph:
 
     made = 0
 
-    def __init__(self, work: Callable[[], Tensor]) -> None:
+    def __init__(self, work: Callable[[], Any]) -> None:
         FakeGraph.made += 1
-        with torch.inference_mode(), Recording() as recording:
+        with torch.inference_mode(), Recording() as seen:
             self.out = work()
-        self.calls = recording.calls
+        self.calls = seen.calls
 
     @torch.inference_mode()
-    def replay(self) -> Tensor:
+    def replay(self) -> Any:
         for func, args, kwargs, out in self.calls:
             again = func(*args, **kwargs)
             tree_map(self._into, out, again)
@@ -180,13 +180,13 @@ class FakeGraph:
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Img2Img]:
     """A network whose recordings are made by `FakeGraph`."""
-    monkeypatch.setattr(speed_module, "Graph", FakeGraph)
+    monkeypatch.setattr(recording, "Graph", FakeGraph)
     monkeypatch.setattr(FakeGraph, "made", 0)
 
     def make(name: str, **switches: Any) -> Img2Img:
         made = network(name, SpeedSettings(**switches))
         how = SpeedSettings(**switches, compile="cuda_graphs")
-        made.evaluate.speed = how
+        made.evaluate.speed = made.autoencoder.speed = how
         made.evaluate.kept.in_place = True
         return made
 
@@ -220,6 +220,38 @@ def test_recordings_replayed_on_other_inputs_paint_the_same(
     for seed, n in ((7, 2), (8, 1)):
         painted(replayed, given(plain, n, seed))
     assert FakeGraph.made == made, "shapes that were met before are not recorded again"
+
+
+def test_both_halves_of_the_autoencoder_are_recorded_once_a_shape(recorded: Callable[..., Img2Img]) -> None:
+    plain, replayed = network("versatile"), recorded("versatile")
+    made = []
+    for n, seed in ((2, 0), (2, 1), (1, 2), (2, 3)):
+        inputs, z = given(plain, n, seed), None
+        for latent in ("mean", "sample"):
+            z, again = (of.encode(inputs["guess_u8"], inputs["encode_noise"], latent) for of in (plain, replayed))  # type: ignore[arg-type]
+            assert torch.equal(z, again)
+        assert torch.equal(replayed.decode(z), plain.decode(z))  # type: ignore[arg-type]
+        made.append(FakeGraph.made)
+    assert made == [2, 2, 4, 4], "an encoder and a decoder a shape"
+    kept = replayed.decode(z)  # type: ignore[arg-type]
+    before = kept.clone()
+    replayed.decode(-z)  # type: ignore[operator]
+    assert torch.equal(kept, before), "results lie in memory of their own"
+
+
+def test_a_recording_that_fails_leaves_none_behind(
+    recorded: Callable[..., Img2Img], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed = recorded("versatile")
+    z = torch.zeros(2, *replayed.latent_shape)
+    expected = replayed.decode(z)
+    with monkeypatch.context() as full:
+        full.setattr(recording, "Graph", lambda work: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+        with pytest.raises(torch.OutOfMemoryError):
+            replayed.decode(z[:1])
+    made = FakeGraph.made
+    assert torch.equal(replayed.decode(z), expected)
+    assert FakeGraph.made == made + 1, "the memory of all was given back, and what is needed is recorded anew"
 
 
 # --- the halves of guidance ---------------------------------------------------------------------------------------

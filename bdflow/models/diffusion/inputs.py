@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -51,7 +51,8 @@ class PictureInputs(ABC):
     ----------
     bundle : `tiny` or a directory.
     device, dtype : where and in which precision the networks run.
-    guess_dtype : in which precision guesses are decoded, if that is another one.
+    guess_dtype : in which precision guesses are decoded; None: float32 where the VDVAE decodes them, as
+        `networks.vdvae_dtype` has it by default, else `dtype`.
     seed : of all noise, which each item has of its own.
     options : steps, strength, guidance, mixing, ...
     speed : how the networks are called.
@@ -59,6 +60,8 @@ class PictureInputs(ABC):
         made smaller, with a warning in the log; where `sizes` are fixed, in half precision, it is an error, since
         pictures painted in smaller batches differ from those before.
     """
+
+    own_guess_dtype: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class PictureInputs(ABC):
         self.bundle, self.device, self.dtype = open_bundle(bundle), device, dtype
         self.seed, self.options, self.speed = seed, options or PaintOptions(), speed or SpeedSettings()
         free = sizes is None or not sizes.fixed
-        self.guess_dtype = guess_dtype or dtype
+        self.guess_dtype = guess_dtype or self.own_guess_dtype or dtype
         self.batches = PaintBatches(
             sizes, halve=free or dtype == "float32", halve_guesses=free or self.guess_dtype == "float32"
         )

@@ -1,6 +1,6 @@
 """The UNet called faster: memory order, compilation, recorded CUDA graphs; and with deep features kept over steps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from bdflow.config import SpeedSettings
 from bdflow.errors import InputError
 from bdflow.models.diffusion.compiling import compiled
 from bdflow.models.diffusion.conditions import Conditions, Half, KeptConditions
+from bdflow.models.diffusion.recording import Recordings
 from bdflow.models.diffusion.unet import as_rows, noise_of, output_of, refuse_other_parts, sides_of, time_embeddings
 
 
@@ -40,7 +41,7 @@ class Evaluator:
         self._call = compiled(lambda x, time, given: noise_of(unet, x, time, given), speed.compile)
         self._times: dict[tuple[int, ...], Tensor] = {}
         self._time: dict[int, Tensor] = {}
-        self._recorded: dict[tuple[Any, ...], _Recorded] = {}
+        self._recorded = Recordings()
 
     def begin(self, conditions: Conditions, timesteps: Sequence[int]) -> None:
         """Get ready for all steps of one batch: `timesteps` are those that will be asked for."""
@@ -72,59 +73,25 @@ class Evaluator:
 
     def forget(self) -> None:
         """Let go of recordings and of what they read."""
-        self._recorded.clear()
+        self._recorded.forget()
         self.kept.forget()
 
     def _noise(self, x: Tensor, time: Tensor, given: dict[str, Any]) -> Tensor:
         return self._call(x, time, given)
 
     def _recording(self, x: Tensor, time: Tensor, given: dict[str, Any], half: Half) -> Tensor:
+        sides = () if self.kept.active else sides_of(given)  # kept keys are read where they lie
+
+        def noise(x: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
+            return self._noise(x, time, {**given, **dict(zip(sides, conditions, strict=True))})
+
         key = (half, tuple(x.shape), given["mixing"], sides_of(given))
-        if key not in self._recorded:
-            try:
-                self._recorded[key] = _Recorded(self._noise, x, time, given, read=not self.kept.active)
-            except Exception:
-                self.forget()  # of a smaller batch, which may fit once these are gone, all is made anew
-                raise
-        return self._recorded[key].replay(x, time, given)
-
-
-class Graph:
-    """A CUDA graph of some work: the same kernels on the same memory, launched at once."""
-
-    def __init__(self, work: Callable[[], Tensor]) -> None:
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(3):  # libraries choose their kernels and make their workspaces
-                work()
-        torch.cuda.current_stream().wait_stream(beside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.out = work()
-
-    def replay(self) -> Tensor:
-        """The result of the work on what its memory holds now; the next replay writes over it."""
-        self.graph.replay()
-        return self.out
-
-
-class _Recorded:
-    """A graph of one evaluation. `read`: whether the conditions are read themselves; else their kept keys are."""
-
-    def __init__(
-        self, noise: Callable[..., Tensor], x: Tensor, time: Tensor, given: Mapping[str, Any], read: bool
-    ) -> None:
-        self.sides = sides_of(given) if read else ()
-        self.inputs = [value.clone() for value in (x, time, *(given[side] for side in self.sides))]
-        held = {**given, **dict(zip(self.sides, self.inputs[2:], strict=True))}
-        self.graph = Graph(lambda: noise(self.inputs[0], self.inputs[1], held))
-
-    def replay(self, x: Tensor, time: Tensor, given: Mapping[str, Any]) -> Tensor:
-        fresh = [x, time, *(given[side] for side in self.sides)]
-        for held, new in zip(self.inputs, fresh, strict=True):
-            held.copy_(new)
-        return self.graph.replay().float().clone()
+        try:
+            found: Tensor = self._recorded.call(key, noise, [x, time, *(given[side] for side in sides)])
+        except Exception:
+            self.forget()  # of a smaller batch, which may fit once these are gone, all is made anew
+            raise
+        return found
 
 
 def refuse_both(every: int, speed: SpeedSettings) -> None:

@@ -31,6 +31,8 @@ class Painter(PictureInputs):
     reconstructions; parameters as of `PictureInputs`.
     """
 
+    own_guess_dtype = "float32"
+
     @property
     def guess_size(self) -> int:
         return self.bundle.guess_size
