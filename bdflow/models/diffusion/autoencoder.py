@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bdflow.config import SpeedSettings
 from bdflow.models.diffusion.compiling import compiled
+from bdflow.models.diffusion.kernels import TORCH, attending
 from bdflow.models.diffusion.recording import Recordings
 
 LOG_VARIANCE = (-30.0, 20.0)
@@ -34,11 +35,16 @@ def pixels_of(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 class Autoencoder:
-    """An autoencoder called as `speed` says."""
+    """An autoencoder called as `speed` says.
+
+    Attributes
+    ----------
+    kernel : of its attention (`bdflow.models.diffusion.kernels`).
+    """
 
     def __init__(self, vae: AutoencoderKL, speed: SpeedSettings | None = None) -> None:
         speed = speed or SpeedSettings()
-        self.vae, self.speed = vae, speed
+        self.vae, self.speed, self.kernel = vae, speed, TORCH
         if speed.channels_last:
             vae.to(memory_format=torch.channels_last)  # type: ignore[call-arg,call-overload]
         if speed.attention == "plain":
@@ -63,6 +69,10 @@ class Autoencoder:
         self._recorded.forget()
 
     def _called(self, half: str, work: Callable[[Tensor], Any], values: Tensor) -> Any:
+        with attending(self.kernel):
+            return self._plain_or_recorded(half, work, values)
+
+    def _plain_or_recorded(self, half: str, work: Callable[[Tensor], Any], values: Tensor) -> Any:
         if self.speed.compile != "cuda_graphs":
             return work(values)
         try:

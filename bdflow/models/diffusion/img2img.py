@@ -18,6 +18,7 @@ from torch import Tensor
 from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.errors import InputError
 from bdflow.models.config import BatchSizes
+from bdflow.models.diffusion import attention
 from bdflow.models.diffusion.autoencoder import Autoencoder
 from bdflow.models.diffusion.batches import Batches, moved
 from bdflow.models.diffusion.conditions import Conditions
@@ -117,7 +118,10 @@ class Img2Img:
     vae : the autoencoder (scale and size from its configuration).
     alphas_cumprod : (training steps,) the scheduler's table.
     nothing : by side, the (1, T, F) embedding of `nothing`, which guidance leads away from.
-    speed : how the networks are called.
+    speed : how the networks are called. Attention that is to be `measured` is computed as torch chooses until `attend`
+        says how.
+
+    Raises InputError for a kernel of attention that does not take what the UNet computes.
     """
 
     def __init__(
@@ -140,6 +144,15 @@ class Img2Img:
         self.scale = float(vae_config.scaling_factor)
         self.latent_shape: tuple[int, int, int] = (unet_config.in_channels, size, size)
         self.image_size = size * 2 ** (len(vae_config.block_out_channels) - 1)
+        attention.refuse_unfit(self, "unet", self.evaluate.kernel)
+
+    def attend(self, kernels: Mapping[str, str]) -> None:
+        """Compute attention by these kernels: one for the `unet`, one for the `autoencoder`. What was recorded is let
+        go of.
+        """
+        self.evaluate.kernel, self.autoencoder.kernel = kernels["unet"], kernels["autoencoder"]
+        self.evaluate.forget()
+        self.autoencoder.forget()
 
     @torch.inference_mode()
     def encode(self, images_u8: np.ndarray | Tensor, noise: Tensor | None, latent: Literal["sample", "mean"]) -> Tensor:

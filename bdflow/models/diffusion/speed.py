@@ -11,6 +11,7 @@ from bdflow.config import SpeedSettings
 from bdflow.errors import InputError
 from bdflow.models.diffusion.compiling import compiled
 from bdflow.models.diffusion.conditions import Conditions, Half, KeptConditions
+from bdflow.models.diffusion.kernels import BACKENDS, TORCH, attending
 from bdflow.models.diffusion.recording import Recordings
 from bdflow.models.diffusion.unet import as_rows, noise_of, output_of, refuse_other_parts, sides_of, time_embeddings
 
@@ -18,6 +19,10 @@ from bdflow.models.diffusion.unet import as_rows, noise_of, output_of, refuse_ot
 class Evaluator:
     """One evaluation of a UNet, as `speed` says: predicted noise of (n, c, h, w) float32 at a timestep, (n, c, h, w)
     float32 of one half of guidance or (2 n, c, h, w) of both, the unconditional first.
+
+    Attributes
+    ----------
+    kernel : of its attention (`bdflow.models.diffusion.kernels`).
 
     Raises InputError for CUDA graphs without a CUDA device, or for a UNet with parts that `noise_of` leaves out.
     """
@@ -37,7 +42,8 @@ class Evaluator:
         if speed.channels_last:
             unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         in_place = speed.compile == "cuda_graphs"
-        self.kept = KeptConditions(unet, speed.attention == "fused", speed.cached_conditions, in_place)
+        self.kernel = speed.attention if speed.attention in BACKENDS else TORCH
+        self.kept = KeptConditions(unet, speed.attention != "plain", speed.cached_conditions, in_place)
         self._call = compiled(lambda x, time, given: noise_of(unet, x, time, given), speed.compile)
         self._times: dict[tuple[int, ...], Tensor] = {}
         self._time: dict[int, Tensor] = {}
@@ -61,9 +67,10 @@ class Evaluator:
         given = conditions.of(half)
         self.kept.half = half if self.kept.active else None
         try:
-            if self.speed.compile == "cuda_graphs":
-                return self._recording(x, time, given, half)
-            return self._noise(x, time, given).float()
+            with attending(self.kernel):
+                if self.speed.compile == "cuda_graphs":
+                    return self._recording(x, time, given, half)
+                return self._noise(x, time, given).float()
         finally:
             self.kept.half = None
 
@@ -150,7 +157,8 @@ class DeepFeatures:
         try:
             h = block.resnets[-1](torch.cat([deep, as_rows(unet.conv_in(x), len(deep))], dim=1), time)
             if getattr(block, "has_cross_attention", False):
-                h = block.attentions[-1](h, cross_attention_kwargs=conditions.of(half))[0]
+                with attending(self.evaluator.kernel):
+                    h = block.attentions[-1](h, cross_attention_kwargs=conditions.of(half))[0]
         finally:
             kept.half = None
         return output_of(unet, h).float()
