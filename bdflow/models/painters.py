@@ -137,7 +137,8 @@ class PainterKind(ABC):
         sizes = {"denoise": wanted.batch_size, "decode": wanted.decode_batch_size or wanted.batch_size}
         if "guess" in self.variants[variant]:
             sizes["encode"] = wanted.encode_batch_size or wanted.batch_size
-        return self.networks.arithmetic(dtype=self.networks.dtype, switches=True, **sizes)
+        dtype = self.networks.dtype if wanted.linear == "exact" else wanted.linear
+        return self.networks.arithmetic(dtype=dtype, switches=True, **sizes)
 
     @abstractmethod
     def load(self, *, batched: bool = True) -> Painting:

@@ -73,7 +73,7 @@ def test_where_results_depend_on_the_size_a_batch_that_does_not_fit_is_an_error(
     x = torch.arange(20.0)[:, None]
     assert torch.equal(batches.run(device, x), 2 * x)
     device.room = 6
-    with pytest.raises(InputError, match=r"a batch of 8 in half precision(.|\n)*at most 4") as error:
+    with pytest.raises(InputError, match=r"a batch of 8, which must not be halved(.|\n)*at most 4") as error:
         batches.run(device, x)
     assert error.value.remedy == "remake"
     assert (batches.size, logs.lines(caplog)) == (8, [])

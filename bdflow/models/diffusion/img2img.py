@@ -22,6 +22,7 @@ from bdflow.models.diffusion import attention
 from bdflow.models.diffusion.autoencoder import Autoencoder
 from bdflow.models.diffusion.batches import Batches, moved
 from bdflow.models.diffusion.conditions import Conditions
+from bdflow.models.diffusion.eight_bits import replace_linears
 from bdflow.models.diffusion.solvers import SOLVERS
 from bdflow.models.diffusion.speed import DeepFeatures, Evaluator, refuse_both
 
@@ -144,7 +145,15 @@ class Img2Img:
         self.scale = float(vae_config.scaling_factor)
         self.latent_shape: tuple[int, int, int] = (unet_config.in_channels, size, size)
         self.image_size = size * 2 ** (len(vae_config.block_out_channels) - 1)
+        self.linear = "exact"
         attention.refuse_unfit(self, "unet", self.evaluate.kernel)
+
+    def use_eight_bits(self) -> None:
+        """From now on paint with `linear: fp8`: see `bdflow.models.diffusion.eight_bits`. Raises InputError where the
+        device cannot.
+        """
+        replace_linears(self.unet)
+        self.linear = "fp8"
 
     def attend(self, kernels: Mapping[str, str]) -> None:
         """Compute attention by these kernels: one for the `unet`, one for the `autoencoder`. What was recorded is let
@@ -195,6 +204,7 @@ class Img2Img:
         self.evaluate.begin(conditions, schedule.timesteps[: first + 1])
         noise: Evaluator | DeepFeatures = self.evaluate
         refuse_both(options.feature_cache, self.speed)
+        self._refuse_other_linears(options)
         if options.feature_cache > 1:
             noise = DeepFeatures(self.evaluate, options.feature_cache)
         solver = SOLVERS[options.solver](schedule)
@@ -236,6 +246,15 @@ class Img2Img:
         latents = self.evaluate.ordered((x / self.scale).to(self.dtype))
         pixels = self.autoencoder.pixels(latents)
         return ((pixels + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+    def _refuse_other_linears(self, options: PaintOptions) -> None:
+        if options.linear != self.linear:
+            raise InputError(
+                "linear",
+                found=f"{options.linear}, and a network whose linear layers are {self.linear}",
+                expected="the same",
+                action="call `use_eight_bits` of the network once for fp8; load it anew for exact layers.",
+            )
 
     def _here(self, given: Given) -> Tensor | None:
         return None if given is None else moved(torch.as_tensor(given), self.device, self.dtype)

@@ -64,8 +64,8 @@ class PictureInputs(ABC):
     kernels : of attention, by part (`bdflow.models.diffusion.kernels`), where `speed.attention` is `measured` and they
         are known; else they are measured when the networks are loaded, and said.
     sizes : images a batch in each stage; by default all that are handed in. A batch that does not fit into memory is
-        made smaller, with a warning in the log; where `sizes` are fixed, in half precision, it is an error, since
-        pictures painted in smaller batches differ from those before.
+        made smaller, with a warning in the log; where `sizes` are fixed, in half precision or fp8, it is an error,
+        since pictures painted in smaller batches differ from those before.
     """
 
     own_guess_dtype: ClassVar[str | None] = None
@@ -89,7 +89,9 @@ class PictureInputs(ABC):
         free = sizes is None or not sizes.fixed
         self.guess_dtype = guess_dtype or self.own_guess_dtype or dtype
         self.batches = PaintBatches(
-            sizes, halve=free or dtype == "float32", halve_guesses=free or self.guess_dtype == "float32"
+            sizes,
+            halve=free or (dtype == "float32" and self.options.linear == "exact"),
+            halve_guesses=free or self.guess_dtype == "float32",
         )
 
     @property
@@ -121,7 +123,9 @@ class PictureInputs(ABC):
         return calls_of(network, of.denoise.size or 1, of.decode.size or 1)
 
     def _settled(self, network: Network) -> Network:
-        """A network that was just loaded, with the kernels of attention that settings ask for."""
+        """A network that was just loaded, with the linear layers and kernels of attention that settings ask for."""
+        if self.options.linear == "fp8":
+            network.use_eight_bits()
         if self.speed.attention == "measured":
             if self.kernels is None:
                 times = measured(self._attention_calls(network), network.dtype, network.device)
