@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --json gpu.json                everything, in half an hour
     python benchmarks/gpu.py --list                         what there is
+    python benchmarks/gpu.py --dry                          on the CPU, with the tiny bundle: painting alone
     python benchmarks/gpu.py --only ridge ridge-full-4      some of it
 
 Each check is a script of its own process: one that fails or takes too long does not end the others. A check whose
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,31 +38,42 @@ class Check:
     command : what Python is called with, in the project's folder; {dir} is the folder for large files, {json} where
         the step writes what it found.
     needs : packages without which it cannot run.
+    dry : what Python is called with to try the same on the CPU in a minute; nothing, where that cannot be.
     """
 
     name: str
     minutes: float
     command: tuple[str, ...]
     needs: tuple[str, ...] = ("cupy",)
+    dry: tuple[str, ...] = ()
 
 
 PAINT = ("benchmarks/diffusion.py", "--full", "--device", "cuda", "--json", "{json}")
 RIDGE = ("benchmarks/ridge.py", "--scale", "full", "--keep", "--dir", "{dir}", "--runs", "1", "--no-comparison")
 TORCH = ("torch", "diffusers", "transformers")
 RECORDED = ("-m", "pytest", "-q", "tests/models/test_speed.py", "-k", "recorded")
-COMPILED = ("--compile", "torch_compile", "cuda_graphs")
+COMPILED = ("--compile", "default", "cuda_graphs")
+TINY = ("benchmarks/diffusion.py", "--batch-sizes", "1", "2", "--images", "2", "--steps", "4", "--json", "{json}")
 CHECKS = (
     Check("ridge", 3, ("benchmarks/gpu_ridge.py", "--json", "{json}")),
     Check("graphs", 2, RECORDED, (*TORCH, "pytest", "hypothesis")),
     Check(
+        "paint",
+        3,
+        ("benchmarks/gpu_paint.py", "--full", "--device", "cuda", "--batch", "16", "--json", "{json}"),
+        TORCH,
+        ("benchmarks/gpu_paint.py", "--scenes", "2", "--json", "{json}"),
+    ),
+    Check(
         "paint-eager",
-        5,
+        4,
         (*PAINT, "--dtypes", "float16", "bfloat16", "--batch-sizes", "1", "16", "--images", "16"),
         TORCH,
+        (*TINY, "--dtypes", "float32", "bfloat16"),
     ),
     Check(
         "ridge-full-1",
-        7,
+        6,
         (*RIDGE, "--executor", "serial", "--workers", "1", "--gpus", "1", "--json", "{json}"),
     ),
     Check(
@@ -74,6 +86,12 @@ CHECKS = (
         "paint-compiled",
         6,
         (*PAINT, "--dtypes", "float16", "--batch-sizes", "16", "--images", "48", *COMPILED),
+        TORCH,
+    ),
+    Check(
+        "paint-recorded-bf16",
+        2,
+        (*PAINT, "--dtypes", "bfloat16", "--batch-sizes", "16", "--images", "48", "--compile", "cuda_graphs"),
         TORCH,
     ),
 )
@@ -141,11 +159,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[check.name for check in CHECKS], default=None)
     parser.add_argument("--list", action="store_true", help="name the checks and what this machine lacks for them")
+    parser.add_argument("--dry", action="store_true", help="try on the CPU what can be, with the tiny bundle")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm/bdflow-gpu"), help="for stores of 40 GB; left there")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     chosen = [check for check in CHECKS if options.only is None or check.name in options.only]
+    if options.dry:
+        chosen = [replace(check, command=check.dry) for check in chosen if check.dry]
     if options.list:
         for check in chosen:
             lacks = lacking(check)

@@ -158,7 +158,8 @@ class NetworkSettings(Section):
     def arithmetic(self, *, dtype: str = "", switches: bool = False, **batches: int) -> dict[str, object]:
         """What decides how results of these networks round: the kind of device; on CUDA whether float32 is multiplied
         as TF32, which it never is; and in half precision or fp8, where it moves pixels by several levels, how many
-        items go through at once and the `speed` switches, where they matter. `dtype`: of the network, if it is another one.
+        items go through at once and the `speed` switches, where they matter. `dtype`: of the network, if it is another
+        one.
         """
         found: dict[str, object] = {"device": self.device_kind}
         if self.device_kind == "cuda":
