@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from bdflow.errors import InputError
 from bdflow.models.diffusion.autoencoder import moments_of, pixels_of
-from bdflow.models.diffusion.conditions import Conditions
+from bdflow.models.diffusion.conditions import Conditions, Half
 from bdflow.models.diffusion.kernels import BACKENDS, PARTS, Milliseconds, attending
 from bdflow.models.diffusion.unet import noise_of, time_embeddings
 
@@ -57,18 +57,19 @@ def calls_of(network: "Img2Img", rows: int, coded: int) -> Calls:
     computed for it.
     """
     unet, vae, nothing = network.unet, network.vae, network.nothing
-    how = {"dtype": network.dtype, "device": network.device}
-    pixels = (coded, 3, network.image_size, network.image_size)
-    half = "joint" if network.speed.joint_guidance else "conditional"
+    half: Half = "joint" if network.speed.joint_guidance else "conditional"
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=network.dtype, device=network.device)
+
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         with _Seen() as of_unet:
-            given = {side: torch.empty(rows, *one.shape[1:], **how) for side, one in nothing.items()}  # type: ignore[arg-type]
-            conditions = Conditions(given, nothing, 0.5).of(half)  # type: ignore[arg-type]
-            state = torch.empty(rows, *network.latent_shape, **how)  # type: ignore[arg-type]
-            noise_of(unet, state, time_embeddings(unet, [1]), conditions)
+            given = {side: empty(rows, *one.shape[1:]) for side, one in nothing.items()}
+            conditions = Conditions(given, nothing, 0.5).of(half)
+            noise_of(unet, empty(rows, *network.latent_shape), time_embeddings(unet, [1]), conditions)
         with _Seen() as of_vae:
-            moments_of(vae, torch.empty(pixels, **how))  # type: ignore[arg-type]
-            pixels_of(vae, torch.empty(coded, *network.latent_shape, **how))  # type: ignore[arg-type]
+            moments_of(vae, empty(coded, 3, network.image_size, network.image_size))
+            pixels_of(vae, empty(coded, *network.latent_shape))
     return dict(zip(PARTS, (of_unet.calls, of_vae.calls), strict=True))
 
 

@@ -71,8 +71,8 @@ class Reconstruct(Stage):
         for painter in config.painters:
             for key in attention_keys(config, painter):
                 kind = painter_kind(config, painter)
-                settings = {**guess_settings(config, painter), **kind.measuring_settings()}
-                yield StoreDecl(key, attention_layout, settings, kind.inputs, arithmetic=config.networks.arithmetic())
+                measured = {**guess_settings(config, painter), **kind.measuring_settings()}
+                yield StoreDecl(key, attention_layout, measured, kind.inputs, arithmetic=config.networks.arithmetic())
             for subject in painted(config, config.subjects):
                 yield from self._pictures(config, painter, subject)
 
