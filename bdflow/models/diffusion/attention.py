@@ -10,22 +10,22 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from bdflow.config import SpeedSettings
 from bdflow.errors import InputError
 from bdflow.models.diffusion.autoencoder import moments_of, pixels_of
 from bdflow.models.diffusion.conditions import Conditions, Half
 from bdflow.models.diffusion.kernels import BACKENDS, PARTS, Milliseconds, attending
 from bdflow.models.diffusion.unet import noise_of, time_embeddings
-
-if TYPE_CHECKING:
-    from bdflow.models.diffusion.img2img import Img2Img
 
 log = logging.getLogger(__name__)
 REPEATS, WARM_UP = 5, 3
@@ -47,12 +47,29 @@ Calls = Mapping[str, Counter[Call]]
 """By part: how often each shape is called in one evaluation of the UNet, and in encoding and decoding a batch once."""
 
 
+class Network(Protocol):
+    """What is asked of a diffusion model (`bdflow.models.diffusion.img2img.Img2Img`)."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    speed: SpeedSettings
+    dtype: torch.dtype
+    device: torch.device
+    latent_shape: tuple[int, int, int]
+
+    @property
+    def nothing(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+
 class Timed(Protocol):
     def __call__(self, work: Callable[[], object]) -> float:
         """Milliseconds that some work takes on the device."""
 
 
-def calls_of(network: "Img2Img", rows: int, coded: int) -> Calls:
+def calls_of(network: Network, rows: int, coded: int) -> Calls:
     """The attention that a network calls for `rows` pictures in the UNet and `coded` in the autoencoder. Nothing is
     computed for it.
     """
@@ -86,7 +103,7 @@ class _Seen(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def refuse_unfit(network: "Img2Img", part: str, name: str) -> None:
+def refuse_unfit(network: Network, part: str, name: str) -> None:
     """Raise InputError if a kernel does not take every attention of a part of a painter on its device, in its dtype."""
     if name not in BACKENDS:
         return
