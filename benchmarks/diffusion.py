@@ -298,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             plot(found["rows"], asked.plot)
             print(f"plot    {asked.plot}")
     if asked.modes:
-        print("\n| mode | s/image | faster | fewer FLOP | PixCorr | CLIP two-way |\n" + "|---" * 6 + "|")
+        print("\n| mode | s/image | faster | fewer FLOP | PixCorr | SSIM | CLIP two-way |\n" + "|---" * 7 + "|")
         found["modes"] = modes(asked.modes)
     if asked.runtime:
         found["runtime"] = diffusion_runtime.overhead()

@@ -24,6 +24,7 @@ MODES = {
     "features every 2 steps": {"feature_cache": 2},
     "features every 3 steps": {"feature_cache": 3},
     "features every 5 steps": {"feature_cache": 5},
+    "fp8 linears": {"linear": "fp8"},
     "20 steps dpmpp_2m, [0.2, 0.6], every 2": {
         "steps": 20, "solver": "dpmpp_2m", "guidance_interval": (0.2, 0.6), "feature_cache": 2,
     },
@@ -62,6 +63,7 @@ def modes(count: int, seed: int = 3) -> list[dict[str, Any]]:
             "seconds_an_image": seconds / count,
             "flop_an_image": float(counter.get_total_flops()),
             "PixCorr": float(np.nanmean(pixels)),
+            "SSIM": float(np.mean([image_metrics.ssim(a, b) for a, b in zip(small, images, strict=True)])),
             "CLIP two-way": float(image_metrics.two_way(shown, seen).mean()),
         }
         rows.append(row)
@@ -69,7 +71,7 @@ def modes(count: int, seed: int = 3) -> list[dict[str, Any]]:
             f"| {name} | {row['seconds_an_image']:.4f} | "
             f"{rows[0]['seconds_an_image'] / row['seconds_an_image']:.2f} x | "
             f"{rows[0]['flop_an_image'] / row['flop_an_image']:.2f} x | "
-            f"{row['PixCorr']:.3f} | {row['CLIP two-way']:.3f} |",
+            f"{row['PixCorr']:.3f} | {row['SSIM']:.3f} | {row['CLIP two-way']:.3f} |",
             flush=True,
         )
     return rows

@@ -2,6 +2,7 @@
 
     bdflow bench gpu --json gpu.json                everything, in half an hour
     bdflow bench gpu --list                         what there is
+    bdflow bench gpu --dry                          on the CPU, with the tiny bundle: painting alone
     bdflow bench gpu --only ridge ridge-full-4      some of it
 
 Each check is a script of its own process: one that fails or takes too long does not end the others. A check whose
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,14 @@ class Check:
     command : what Python is called with, in the folder that `bdflow` lies in; {dir} is the folder for large files,
         {json} where the step writes what it found.
     needs : packages without which it cannot run.
+    dry : what Python is called with to try the same on the CPU in a minute; nothing, where that cannot be.
     """
 
     name: str
     minutes: float
     command: tuple[str, ...]
     needs: tuple[str, ...] = ("cupy",)
+    dry: tuple[str, ...] = ()
 
 
 PAINT = ("-m", "bdflow.benchmarks.diffusion", "--full", "--device", "cuda", "--json", "{json}")
@@ -58,18 +61,30 @@ RIDGE = (
 TORCH = ("torch", "diffusers", "transformers")
 RECORDED = ("-m", "pytest", "-q", "tests/models/test_speed.py", "-k", "recorded")
 COMPILED = ("--compile", "default", "cuda_graphs")
+TINY = (
+    *("-m", "bdflow.benchmarks.diffusion", "--batch-sizes", "1", "2", "--images", "2", "--steps", "4"),
+    *("--json", "{json}"),
+)
 CHECKS = (
     Check("ridge", 3, ("-m", "bdflow.benchmarks.gpu_ridge", "--json", "{json}")),
     Check("graphs", 2, RECORDED, (*TORCH, "pytest", "hypothesis")),
     Check(
+        "paint",
+        3,
+        ("-m", "bdflow.benchmarks.gpu_paint", "--full", "--device", "cuda", "--batch", "16", "--json", "{json}"),
+        TORCH,
+        ("-m", "bdflow.benchmarks.gpu_paint", "--scenes", "2", "--json", "{json}"),
+    ),
+    Check(
         "paint-eager",
-        5,
+        4,
         (*PAINT, "--dtypes", "float16", "bfloat16", "--batch-sizes", "1", "16", "--images", "16"),
         TORCH,
+        (*TINY, "--dtypes", "float32", "bfloat16"),
     ),
     Check(
         "ridge-full-1",
-        7,
+        6,
         (*RIDGE, "--executor", "serial", "--workers", "1", "--gpus", "1", "--json", "{json}"),
     ),
     Check(
@@ -82,6 +97,12 @@ CHECKS = (
         "paint-compiled",
         6,
         (*PAINT, "--dtypes", "float16", "--batch-sizes", "16", "--images", "48", *COMPILED),
+        TORCH,
+    ),
+    Check(
+        "paint-recorded-bf16",
+        2,
+        (*PAINT, "--dtypes", "bfloat16", "--batch-sizes", "16", "--images", "48", "--compile", "cuda_graphs"),
         TORCH,
     ),
 )
@@ -165,18 +186,22 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     )
     parser.add_argument("--only", nargs="+", choices=[check.name for check in CHECKS], default=None)
     parser.add_argument("--list", action="store_true", help="name the checks and what this machine lacks for them")
+    parser.add_argument("--dry", action="store_true", help="try on the CPU what can be, with the tiny bundle")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm/bdflow-gpu"), help="for stores of 40 GB; left there")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
     chosen = [check for check in CHECKS if options.only is None or check.name in options.only]
+    if options.dry:
+        chosen = [replace(check, command=check.dry) for check in chosen if check.dry]
     if options.list:
         for check in chosen:
             lacks = lacking(check)
             note = f"   (no package {', '.join(lacks)})" if lacks else ""
             print(f"{check.name:<16} {check.minutes:>3.0f} min  python {' '.join(check.command)}{note}")
         return {}
-    refuse_without_gpu()
+    if not options.dry:
+        refuse_without_gpu()
     check_output(options.json)
     print(f"{len(chosen)} checks, at most {options.minutes:g} minutes; large files go to {options.dir}", flush=True)
     results = run_all(chosen, options.dir, options.minutes, options.json)

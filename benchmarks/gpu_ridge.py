@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +211,11 @@ def rates(n: int, m: int, t: int, p: int) -> dict[str, float]:
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", choices=SIZES, default="paper")
     parser.add_argument("--json", type=Path, default=None)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     found: dict[str, Any] = {"relative error": differences()}
     wrong = [name for name, value in found["relative error"].items() if not value < 2e-3]
     found |= {"failures are seen": failures_seen(), "pieces read wrongly": wrong_sums(), "wrong": wrong}

@@ -1,5 +1,6 @@
 """What is checked on a machine with a GPU works where many packages are missing: they are loaded only where used."""
 
+import argparse
 import ast
 import importlib
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bdflow.models.diffusion.kernels import BACKENDS, PARTS
 from tests.support import cupy_on_numpy
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +39,7 @@ def test_no_module_needs_them_to_be_imported():
     files = [file for top in ("bdflow", "stores", "cluster") for file in (ROOT / top).rglob("*.py")]
     files += [
         ROOT / "benchmarks" / f"{name}.py"
-        for name in ("gpu", "gpu_ridge", "ridge", "ridge_stores", "given", "diffusion")
+        for name in ("gpu", "gpu_paint", "gpu_ridge", "ridge", "ridge_stores", "given", "diffusion")
     ]
     assert len(files) > 200
     found = {str(f.relative_to(ROOT)): imported(ast.parse(f.read_text(encoding="utf-8"))) for f in files}
@@ -118,6 +120,55 @@ def test_each_check_ends_by_itself_and_is_written_down(tmp_path, monkeypatch):
     assert gpu.run_all(checks[:1], tmp_path, 0.1, None)["good"]["ended"] == "left out: no time left"
 
 
+def options_of(monkeypatch, name, command):
+    """What a script's own parser makes of the arguments; SystemExit where it refuses them."""
+    module, found = script(name), []
+    parse = argparse.ArgumentParser.parse_args
+
+    class Parsed(Exception):
+        pass
+
+    def parsed(parser, args=None, namespace=None):
+        found.append(parse(parser, args, namespace))
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    filled = [part.replace("{dir}", "large").replace("{json}", "found.json") for part in command]
+    with pytest.raises(Parsed):
+        module.main(filled)
+    return found[0]
+
+
+@pytest.mark.slow(kind="long checks")
+def test_every_check_gives_arguments_that_its_script_takes(monkeypatch):
+    gpu = script("gpu")
+    commands = [command for check in gpu.CHECKS for command in (check.command, check.dry)]
+    ours = [command for command in commands if command[:1] == ("-m",) and command[1] != "pytest"]
+    assert len(ours) > 6
+    for _, module, *arguments in ours:
+        with monkeypatch.context() as patch:
+            assert options_of(patch, module.rpartition(".")[2], arguments).json == Path("found.json")
+
+
+@pytest.mark.slow(kind="long checks")
+def test_painting_is_checked_dry_on_the_cpu():
+    paint = script("gpu_paint")
+    asked = paint.Asked(scenes=2)
+    found = {name: check(asked) for name, check in paint.CHECKS.items()}
+    exact = [row for row in found["levels"] if row["dtype"] == "float32"]
+    assert max(row["levels"] for row in exact) <= 1
+    assert max(row["levels"] for row in found["levels"]) > 1, "half precision moves pixels"
+    kernels = {(row["part"], row["kernel"]) for row in found["attention"]}
+    assert kernels == {(part, name) for part in PARTS for name in BACKENDS}
+    assert sum(row["chosen"] for row in found["attention"]) == 2 * 3, "one for each part and dtype"
+    assert [row["linear"] for row in found["linears"]] == ["exact", "fp8"]
+    assert all(row["milliseconds_a_row"] > 0 for name in ("linears", "draws") for row in found[name])
+    full, half, _ = found["scores"]
+    assert abs(full["PixCorr"] - half["PixCorr"]) < 0.01
+    assert full["levels"] == 0 < half["levels"]
+    assert paint.table(found["draws"]).count("\n") == 3
+
+
 def test_every_check_calls_what_there_is():
     gpu = script("gpu")
     assert sum(check.minutes for check in gpu.CHECKS) <= 30
@@ -129,6 +180,3 @@ def test_every_check_calls_what_there_is():
         if "pytest" not in check.command:
             options = [part for part in check.command if part.startswith("--")]
             assert all(f'"{option}"' in text for option in options), check.name
-            module = script(check.command[1].rpartition(".")[2])
-            if hasattr(module, "parser"):  # values too: a choice that was renamed ends a check on the machine alone
-                module.parser().parse_args([part.format(dir="d", json="j") for part in check.command[2:]])

@@ -28,6 +28,8 @@ class PaintOptions(Section):
     guidance_interval : (low, high) in fractions of the noise schedule, 0 clean, 1 noise alone. Outside it the
         conditional half runs alone (Kynkäänniemi et al. 2024).
     feature_cache : the UNet's deep features are computed anew every so many steps (Ma et al. 2023); 1 is every step.
+    linear : `fp8`: linear layers of the UNet's transformers multiply numbers of 8 bits
+        (`bdflow.models.diffusion.eight_bits`); or `exact`, in `networks.dtype`.
     """
 
     steps: Count = 50
@@ -39,6 +41,7 @@ class PaintOptions(Section):
     solver: Literal["ddim", "dpmpp_2m"] = "ddim"
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     feature_cache: Count = 1
+    linear: Literal["exact", "fp8"] = "exact"
 
     @field_validator("guidance_interval")
     @classmethod

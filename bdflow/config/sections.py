@@ -121,16 +121,18 @@ class SpeedSettings(Section):
     cached_conditions : keys and values of the conditions, which no step changes, are computed once a batch; those of
         `nothing` once for all.
     channels_last : memory order of the convolutions' images.
-    attention : `fused` (torch's scaled_dot_product_attention) or `plain`.
+    attention : `fused`: torch's scaled_dot_product_attention, which chooses a kernel for each call. `flash`, `cudnn`,
+        `efficient`, `math`: that kernel of it, in the UNet. `measured`: on a CUDA device the fastest for the UNet, and
+        for the autoencoder, measured once before anything is painted and recorded in the study. `plain`: without it.
     compile : how the UNet and both halves of the autoencoder are called. `none`: as they are. `default`,
         `reduce_overhead` and `max_autotune`: compiled, once a batch shape, by the mode of `torch.compile` of that name.
-        `cuda_graphs`: the UNet's kernels are recorded once a batch shape, without being compiled.
+        `cuda_graphs`: their kernels are recorded once a batch shape, without being compiled.
     """
 
     joint_guidance: Switch = True
     cached_conditions: Switch = True
     channels_last: Switch = False
-    attention: Literal["fused", "plain"] = "fused"
+    attention: Literal["fused", "plain", "flash", "cudnn", "efficient", "math", "measured"] = "fused"
     compile: Literal["none", "default", "reduce_overhead", "max_autotune", "cuda_graphs"] = "none"
 
 
@@ -155,8 +157,9 @@ class NetworkSettings(Section):
 
     def arithmetic(self, *, dtype: str = "", switches: bool = False, **batches: int) -> dict[str, object]:
         """What decides how results of these networks round: the kind of device; on CUDA whether float32 is multiplied
-        as TF32, which it never is; and in half precision, where it moves pixels by several levels, how many items go
-        through at once and the `speed` switches, where they matter. `dtype`: of the network, if it is another one.
+        as TF32, which it never is; and in half precision or fp8, where it moves pixels by several levels, how many
+        items go through at once and the `speed` switches, where they matter. `dtype`: of the network, if it is another
+        one.
         """
         found: dict[str, object] = {"device": self.device_kind}
         if self.device_kind == "cuda":

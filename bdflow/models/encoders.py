@@ -376,6 +376,8 @@ def encoder_of(config: Config, space: str) -> Encoder:
     """
     networks, (made, options) = config.networks, encoder_class(config, space)
     batch, speed = config.features.batch_size, networks.speed
+    if speed.attention == "measured":  # for painters; a pass through a UNet is a small part of what features cost
+        speed = speed.model_copy(update={"attention": "fused"})
     setup = Setup(space, networks.bundle, networks.device, made.dtype_of(networks), config.seed, batch, speed)
     return made(setup, **options)
 

@@ -64,14 +64,35 @@ class PainterKind(ABC):
     variants : what may be painted: by name, the roles (`guess`, `vision`, `text`) that are used.
     enlarges : those of them that are the guess at the size of reconstructions, and no more.
     version : raise it when the class paints something else, so that old pictures are stale.
+    attends : whether it computes attention as `networks.speed.attention` says; then what it loads has
+        `measure_attention`.
+    kernels : of attention, by part, where they were measured before (`bdflow.models.diffusion.kernels`); None: what is
+        to be measured is measured when the networks are loaded.
     """
 
     variants: ClassVar[Mapping[str, tuple[str, ...]]]
     enlarges: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
+    attends: ClassVar[bool] = False
 
     def __init__(self, settings: PainterSettings, networks: NetworkSettings, seed: int) -> None:
         self.settings, self.networks, self.seed = settings, networks, seed
+        self.kernels: Mapping[str, str] | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether its kernels of attention are chosen by measuring them."""
+        return self.attends and self.networks.speed.attention == "measured"
+
+    def measuring_settings(self) -> dict[str, object]:
+        """What decides which attention is measured, beside the networks."""
+        speed, wanted = self.networks.speed, self.settings
+        return {
+            "dtype": self.networks.dtype,
+            "device": self.networks.device_kind,
+            "joint_guidance": speed.joint_guidance,
+            "batches": [wanted.batch_size, wanted.decode_batch_size or wanted.batch_size],
+        }
 
     @property
     @abstractmethod
@@ -116,7 +137,8 @@ class PainterKind(ABC):
         sizes = {"denoise": wanted.batch_size, "decode": wanted.decode_batch_size or wanted.batch_size}
         if "guess" in self.variants[variant]:
             sizes["encode"] = wanted.encode_batch_size or wanted.batch_size
-        return self.networks.arithmetic(dtype=self.networks.dtype, switches=True, **sizes)
+        dtype = self.networks.dtype if wanted.linear == "exact" else wanted.linear
+        return self.networks.arithmetic(dtype=dtype, switches=True, **sizes)
 
     @abstractmethod
     def load(self, *, batched: bool = True) -> Painting:
@@ -131,6 +153,7 @@ class PainterKind(ABC):
 class VersatileDiffusionKind(PainterKind):
     """Brain-Diffuser's: a guess by the VDVAE, and from it a picture by Versatile Diffusion under both conditions."""
 
+    attends = True
     variants: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "full": ("guess", "vision", "text"),
         "only_vdvae": ("guess",),
@@ -180,6 +203,7 @@ class StableDiffusionKind(PainterKind):
     `text`).
     """
 
+    attends = True
     variants: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "full": ("guess", "text"),
         "only_z": ("guess",),
@@ -232,6 +256,7 @@ def _given(kind: PainterKind, batched: bool) -> dict[str, Any]:
         "options": wanted.paint_options,
         "speed": kind.networks.speed,
         "sizes": None if free else sizes,
+        "kernels": kind.kernels,
     }
 
 

@@ -31,6 +31,16 @@ def to_host(values: Any) -> np.ndarray:
     return values if isinstance(values, np.ndarray) else values.get()
 
 
+def device_budget(share: float = 1.0) -> int:
+    """Bytes of the GPU that this process may still take: what is free on it, and what CuPy holds and does not use.
+    Where several workers use it, at most the `share` of its memory that is this one's, less what it uses.
+    """
+    cupy = cupy_module()
+    free, total = cupy.cuda.Device().mem_info
+    pool = cupy.get_default_memory_pool()
+    return int(min(free + pool.free_bytes(), share * total - pool.used_bytes()))
+
+
 def cupy_module() -> Any:
     """CuPy. Raises InputError if it cannot be loaded."""
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bdflow.errors import InputError
 
 MIB = 2**20
 BASE = 480 * MIB  # a worker with NumPy, SciPy, zarr, torch and dask loaded, and memory freed but not given back
 MARGIN = 1.25
+WORKSPACE = 256 * MIB  # what a GPU's libraries take for themselves
 PIECE = 160 * MIB  # float32 bytes of one piece of targets where memory is not scarce
 LEAST_ROWS = 512
 WIDTHS = (4096, 2048, 1024, 512)
@@ -119,6 +120,64 @@ def plan(
     spare = (budget - BASE) / MARGIN - _block(voxels, max(e.train + e.test for e in extents.values()))
     many = max(1, spare // (8 * largest * kernel_rows))
     return Plan(fits, (widths or WIDTHS[-1:])[0], int(many) * kernel_rows, pieces[0], blocks, least)
+
+
+@dataclass(frozen=True)
+class Solving:
+    """What is solved on a GPU: `n` training rows, `p` voxels of them, `block` voxels read at a time, `rows` patterns at
+    once; `dual` as in `Extent`; `folds` of a system, each of which is one of its own; `kept` factors.
+    """
+
+    n: int
+    p: int
+    block: int
+    rows: int
+    dual: bool
+    folds: bool = False
+    kept: int = 0
+
+
+def on_device(plan: Plan, of: Solving, free: int) -> Plan:
+    """The plan as it fits into so many free bytes of a GPU: where the system does not fit whole it is solved in parts,
+    in panels as wide as fit.
+
+    Raises
+    ------
+    InputError : no way fits; both numbers are in it.
+    """
+    room = free - WORKSPACE
+    if plan.whole and whole_on_device(of) <= room:
+        return plan
+    widths = [w for w in (plan.width, *WIDTHS) if w <= plan.width and parts_on_device(of, w) <= room]
+    if widths and not of.folds:
+        return replace(plan, whole=False, width=widths[0])
+    need = whole_on_device(of) if of.folds else parts_on_device(of, min(plan.width, WIDTHS[-1]))
+    raise InputError(
+        "memory of the GPU, regress",
+        found=f"{free / MIB:,.0f} MiB free for this worker",
+        expected=f"at least {(need + WORKSPACE) / MIB:,.0f} MiB for ridge of {of.n:,} training rows and {of.p:,} "
+        + ("voxels by folds, which need the system whole" if of.folds else "voxels in parts"),
+        action="use a GPU with more memory or fewer workers on it (`execution.regress.gpus`), or `gpus: 0`"
+        + (", or validate by leave_one_out, which needs no whole system" if of.folds else ""),
+    )
+
+
+def whole_on_device(of: Solving) -> int:
+    """Bytes of a GPU to solve a system at once: the kernel or covariance, it with the penalty, and its factor."""
+    side = of.n if of.dual else of.p
+    matrices = 3 + of.kept + 3 * of.folds
+    rows = 20 * of.rows * max(side, of.n)
+    return 4 * matrices * side**2 + rows + (0 if of.dual else 4 * of.n * of.p * (2 if of.folds else 1))
+
+
+def parts_on_device(of: Solving, width: int) -> int:
+    """Bytes of a GPU to solve a system in parts: two panels and what is between them; or the covariance of voxels, with
+    rows read a block of voxels at a time.
+    """
+    if of.dual:
+        panel = min(width, of.n)
+        return max(16 * panel, 8 * panel + 20 * of.rows) * of.n
+    return 12 * of.p**2 + 20 * of.rows * max(of.n, of.p) + 8 * of.n * min(of.block, of.p)
 
 
 def _with_base(arrays: float) -> int:

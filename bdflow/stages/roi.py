@@ -21,7 +21,17 @@ from bdflow.stores import Store, StoreSpec, text
 from bdflow.study import catalog, decoder, keys, region_catalog, region_patterns
 from bdflow.study.designs import averaged_design, design_of
 from bdflow.study.graph import Counts, StoreDecl
-from bdflow.study.painting import batch_painting, guess_inputs, guess_settings, packs, spaces_of, variant_inputs
+from bdflow.study.painting import (
+    Kernels,
+    attention_keys,
+    batch_painting,
+    guess_inputs,
+    guess_settings,
+    kernels_of,
+    packs,
+    spaces_of,
+    variant_inputs,
+)
 from bdflow.study.region_patterns import Key, averaged
 from bdflow.study.stage import MEAN, Context, Stage, Step, Work
 
@@ -110,7 +120,8 @@ class Roi(Stage):
             if "guess" in spaces_of(config, painter):
                 fills += [keys.region_guesses(chosen, painter, subject) for chosen, subject in found]
             start = partial(_start_pictures, context, painter, found)
-            yield Step(f"pictures of regions{named}", "tasks", (*latents, *mean_latents), tuple(fills), start)
+            needs = (*latents, *mean_latents, *attention_keys(config, painter))
+            yield Step(f"pictures of regions{named}", "tasks", needs, tuple(fills), start)
 
 
 def full(config: Config, painter: str) -> str:
@@ -207,7 +218,7 @@ def _start_pictures(context: Context, painter: str, found: Sequence[Key]) -> Wor
         for region in sorted({region for stores in pictures.values() for region in stores[key].missing()})
     ]
     packed = packs(blocks, config.painters[painter].batch_size)
-    return Work(packed, partial(RegionPainter, config, painter, latents, pictures))
+    return Work(packed, partial(RegionPainter, config, painter, kernels_of(context, painter), latents, pictures))
 
 
 def _average(store: Store, sources: Sequence[Store]) -> None:
@@ -261,11 +272,16 @@ class RegionPainter:
     """
 
     def __init__(
-        self, config: Config, painter: str, latents: Mapping[tuple[str, str, str], Store], pictures: Pictures
+        self,
+        config: Config,
+        painter: str,
+        kernels: Kernels,
+        latents: Mapping[tuple[str, str, str], Store],
+        pictures: Pictures,
     ) -> None:
         self.settings, self.latents, self.pictures = config.roi, latents, pictures
         self.roles = spaces_of(config, painter)
-        self.painting = batch_painting(config, painter)
+        self.painting = batch_painting(config, painter, kernels)
 
     def prepare(self, pack: Pack) -> tuple[Any, Any]:
         guessed, painted = [], []

@@ -371,6 +371,21 @@ def predictions(shape: Sequence[int], columns: int, *, held_out: bool = False) -
     )
 
 
+def attention() -> StoreSpec:
+    doc = (
+        "time of all attention of a batch, in one evaluation of the UNet, or in encoding and decoding; not a number if "
+    )
+    return StoreSpec(
+        "Attention: how long each of torch's kernels takes for a painter; the fastest of each part is used",
+        (
+            ArraySpec("milliseconds", ("part", "kernel"), "f4", doc + "the kernel refuses it, and on the CPU", "ms"),
+            ArraySpec("part", ("part",), "str", "unet or autoencoder", role="coordinate"),
+            ArraySpec("kernel", ("kernel",), "str", "name of the kernel in settings", role="coordinate"),
+        ),
+        {},
+    )
+
+
 def guesses(per_partition: int) -> StoreSpec:
     chunks = {"stimulus": per_partition}
     return StoreSpec(

@@ -80,6 +80,11 @@ def neighbours(subject: str, space: str) -> str:
     return f"neighbours/{subject}/{space}"
 
 
+def attention(painter: str) -> str:
+    """How long each kernel takes for a painter's attention."""
+    return f"attention/{painter}"
+
+
 def guesses(painter: str, subject: str) -> str:
     """Pictures of the first stage."""
     return f"guesses/{painter}/{subject}"

@@ -6,11 +6,14 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
 from bdflow.config import ROLES, Config
+from bdflow.models.diffusion.kernels import chosen
 from bdflow.models.painters import Painting, painter_kind
-from bdflow.study.stage import TRUE
+from bdflow.study import keys
+from bdflow.study.stage import TRUE, Context
 
 LONGEST = 4  # batches a task, at most, where blocks do not fill batches evenly
 
+Kernels = Mapping[str, str] | None
 Block = TypeVar("Block", bound=Hashable)
 
 
@@ -53,11 +56,30 @@ def painting(config: Config, painter: str) -> Painting:
     return painter_kind(config, painter).load(batched=False)
 
 
-def batch_painting(config: Config, painter: str) -> Painting:
+def batch_painting(config: Config, painter: str, kernels: Kernels = None) -> Painting:
     """A painter in batches of the configuration's sizes, filled up, so that a picture does not depend on what is
-    painted beside it.
+    painted beside it. `kernels` : see `kernels_of`.
     """
-    return painter_kind(config, painter).load()
+    kind = painter_kind(config, painter)
+    kind.kernels = kernels
+    return kind.load()
+
+
+def attention_keys(config: Config, painter: str) -> tuple[str, ...]:
+    """The store that says which kernels a painter computes attention with, if they are chosen by measuring them."""
+    return (keys.attention(painter),) if painter_kind(config, painter).measures else ()
+
+
+def kernels_of(context: Context, painter: str) -> Kernels:
+    """The kernels of attention that were measured to be fastest, by part; None where none are measured."""
+    for key in attention_keys(context.config, painter):
+        store = context.ready(key)
+        times = store.read("milliseconds")
+        names, parts = store.read("kernel"), store.read("part")
+        return chosen(
+            {str(part): dict(zip(map(str, names), row, strict=True)) for part, row in zip(parts, times, strict=True)}
+        )
+    return None
 
 
 def guess_settings(config: Config, painter: str) -> dict[str, object]:

@@ -14,7 +14,8 @@ PIXEL_SHARE = 1e-3
 """Values of pictures that may move by more than `PIXEL_LEVELS`: a guess draws each from a mixture, which may turn."""
 
 STATEMENT = (
-    "Of one store all values were computed on one kind of device and, in half precision, in batches of one size. "
+    "Of one store all values were computed on one kind of device and, in half precision or fp8, in batches of one "
+    "size. "
     f"Threads and, in float32, batch sizes and switches of speed move a latent by at most {LATENT_STEPS} step of "
     f"float16, a prediction by {PREDICTION:g} of the largest, and a pixel by {PIXEL_LEVELS} level of 255 in all but "
     f"{PIXEL_SHARE:.1%} of values."

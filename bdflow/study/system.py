@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from array_api_compat import array_namespace
 from bdflow.config import Config
 from bdflow.errors import InputError
 from bdflow.regression import out_of_core, ridge
-from bdflow.regression.device import to_device, to_host
+from bdflow.regression.device import device_budget, to_device, to_host
 from bdflow.regression.grouping import Grouping
-from bdflow.regression.memory_budget import Extent, Plan, plan
+from bdflow.regression.memory_budget import Extent, Plan, Solving, on_device, plan
 from bdflow.regression.streaming import Scratch
 from bdflow.stores import Provenance, Store, Study
 from bdflow.stores.paths import AnyPath, remove_tree, scratch_folder
@@ -38,6 +38,7 @@ class Solver:
     plan : whole or in parts.
     scratch : where panels are kept, below the study's own scratch directory.
     device : where arrays are: "cpu", or "cuda" (CuPy).
+    share : of a GPU's memory that is this worker's.
     """
 
     responses: Store
@@ -45,6 +46,7 @@ class Solver:
     plan: Plan
     scratch: AnyPath
     device: str = "cpu"
+    share: float = 1.0
 
     @property
     def dual(self) -> bool:
@@ -60,6 +62,16 @@ class Solver:
     def grouping(self) -> Grouping:
         """Which training rows are of which stimulus."""
         return Grouping(self.responses.read("stimulus_id")[self.train])
+
+    def fitted(self, rows: int, *, folds: bool = False, kept: int = 0) -> Solver:
+        """The same as it fits into the memory of its GPU, if it has one, with so many patterns at once: in parts, if
+        the system does not fit whole. Raises InputError if it cannot.
+        """
+        if self.device == "cpu":
+            return self
+        block = self.responses.spec.partition["voxel"]
+        of = Solving(self.n, int(self.used.sum()), block, rows, self.dual, folds, kept)
+        return replace(self, plan=on_device(self.plan, of, device_budget(self.share)))
 
     def ridge_system(self, keep: bool = False, *, intercept: bool = True) -> ridge.System | Panels | Streamed:
         """The system of the training rows; with `keep` it holds its factors, unless it is solved in parts. Without

@@ -73,7 +73,7 @@ def test_where_results_depend_on_the_size_a_batch_that_does_not_fit_is_an_error(
     x = torch.arange(20.0)[:, None]
     assert torch.equal(batches.run(device, x), 2 * x)
     device.room = 6
-    with pytest.raises(InputError, match=r"a batch of 8 in half precision(.|\n)*at most 4") as error:
+    with pytest.raises(InputError, match=r"a batch of 8, which must not be halved(.|\n)*at most 4") as error:
         batches.run(device, x)
     assert error.value.remedy == "remake"
     assert (batches.size, logs.lines(caplog)) == (8, [])
@@ -85,7 +85,7 @@ def test_where_results_depend_on_the_size_a_batch_that_does_not_fit_is_an_error(
 def test_what_fills_stores_halves_its_batches_in_float32_alone(dtype: str) -> None:
     sizes = BatchSizes(4, 4, 4, 4, fixed=True)
     for given, halves in ((sizes, dtype == "float32"), (None, True)):
-        batches = Painter("tiny", dtype=dtype, sizes=given).batches
+        batches = Painter("tiny", dtype=dtype, guess_dtype=dtype, sizes=given).batches
         assert {batches.guess.halve, batches.encode.halve, batches.denoise.halve, batches.decode.halve} == {halves}
     for space in ENCODERS:
         encoder = resolve(space, ENCODERS, "")(Setup(space, dtype=dtype, batch_size=4))

@@ -100,7 +100,7 @@ def test_recorded_graphs_need_cuda() -> None:
         with pytest.raises(InputError, match=r"networks\.speed\.compile: found cuda_graphs on device cpu"):
             bundle(SpeedSettings(compile="cuda_graphs"))
     with pytest.raises(ValueError, match="attention"):
-        SpeedSettings(attention="flash")  # type: ignore[arg-type]
+        SpeedSettings(attention="flashy")  # type: ignore[arg-type]
 
 
 class Calls:

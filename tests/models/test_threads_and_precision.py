@@ -19,6 +19,7 @@ from bdflow.models.diffusion.draws import draws_of, stack
 from bdflow.models.encoders import encoder_of, encoder_settings
 from bdflow.models.painters import painter_kind
 from bdflow.models.resizing import resize
+from bdflow.models.stable_diffusion.painter import StablePainter
 from bdflow.models.versatile.painter import Painter
 from bdflow.models.weights.bundle import open_bundle
 
@@ -86,6 +87,15 @@ def test_the_vdvae_has_a_precision_of_its_own() -> None:
     assert encoder_settings(other, "vdvae")["networks"] == {"dtype": "float16"}
     assert "batches" in painter_kind(other, "brain_diffuser").guess_arithmetic()
     assert painter_kind(other, "stable_diffusion").guess_arithmetic() == {"device": "cpu"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_painter_that_is_made_directly_decodes_guesses_as_settings_do_by_default(dtype: str) -> None:
+    usual = load("demo", [f"networks.dtype={dtype}"])
+    for name, made in (("brain_diffuser", Painter), ("stable_diffusion", StablePainter)):
+        assert made("tiny", dtype=dtype).guess_dtype == painter_kind(usual, name).guess_dtype
+    assert Painter("tiny", dtype=dtype, guess_dtype="bfloat16").guess_dtype == "bfloat16"
+    assert next(Painter("tiny", dtype=dtype).vdvae.parameters()).dtype == torch.float32
 
 
 def test_guesses_that_the_autoencoder_decodes_depend_on_its_switches_too() -> None:

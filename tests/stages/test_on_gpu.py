@@ -17,7 +17,7 @@ from bdflow.pipeline import Pipeline, stages_until
 from bdflow.stages.regress import stage as regress_stage
 from bdflow.stages.regress.predictor import BLOCKS
 from bdflow.stores import Study
-from bdflow.study import decoder
+from bdflow.study import decoder, system
 from bdflow.study.target_reader import SharedBlocks
 from tests.conftest import SUBJECTS
 from tests.support import cupy_on_numpy
@@ -180,3 +180,30 @@ def test_without_cupy_nothing_is_begun(tmp_path, settings, monkeypatch):
             Pipeline(parse(content)).run(("ingest", "features", stage))
         assert "bdflow[gpu]" in str(refused.value)
         assert not (tmp_path / "study.zarr" / "betas").exists()
+
+
+@PLAYED
+@pytest.mark.parametrize("rows", ["averaged", "trials"])
+def test_a_gpu_with_little_memory_solves_in_parts_and_one_with_less_is_refused(run, machine, monkeypatch, rows):
+    """Decided by the worker that meets the GPU: to the driver, memory is not scarce."""
+    monkeypatch.setattr("bdflow.regression.memory_budget.WORKSPACE", 0)
+    parts: list[str] = []
+    for kind in (system.Panels, system.Streamed):
+        make = kind.__init__
+        monkeypatch.setattr(
+            kind,
+            "__init__",
+            lambda self, *args, make=make, kind=kind: (parts.append(kind.__name__), make(self, *args))[1],
+        )
+    limits = {"ridge": {**HELD_OUT, "rows": rows}}
+    (_, cpu) = run(0, INGEST, **limits)
+    assert parts == []
+    monkeypatch.setattr("bdflow.regression.memory_budget.whole_on_device", lambda of: 2**60)
+    (config, gpu) = run(1, INGEST, **limits)
+    compare(cpu, gpu)
+    (path,) = (path for path in Study(config.study).paths() if path.startswith(f"systems/{SUBJECTS[0]}/"))
+    dual = "other_voxel" not in Study(config.study).store(path).sizes
+    assert set(parts) == {"Panels" if dual else "Streamed"}
+    machine.total = 1024
+    with pytest.raises(InputError, match="memory of the GPU, regress"):
+        run(0.5, INGEST, **limits)

@@ -32,7 +32,7 @@ class ndarray:
 
     def __init__(self, values: np.ndarray, memory: Memory | None = None) -> None:
         self._a = values
-        self._memory = memory or Memory(current())
+        self._memory = memory or Memory(current(), values.nbytes)
 
     shape = property(lambda self: self._a.shape)
     ndim = property(lambda self: self._a.ndim)
@@ -299,7 +299,9 @@ def _modules() -> dict[str, types.ModuleType]:
     cupy.__dict__.update(
         cuda=cuda, linalg=linalg, fft=fft, __version__="13.0 (played)", __spec__=ModuleSpec("cupy", None)
     )
-    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_all_blocks=lambda: None)
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(
+        free_all_blocks=lambda: None, free_bytes=lambda: 0, used_bytes=lambda: machine().held
+    )
     cupyx.__dict__.update(errstate=errstate, empty_pinned=np.empty, scipy=scipy_of)
     scipy_of.linalg, linalg_of.solve_triangular = linalg_of, solve_triangular
     return found

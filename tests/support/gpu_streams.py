@@ -29,6 +29,7 @@ class Machine:
         self.reads_of_host: int = 0
         self.default = Stream(non_blocking=True)
         self.linalg = "ignore"
+        self.total, self.held, self.peak = 80 * 2**30, 0, 0  # bytes: of the device, in use, most in use at once
 
     def learn(self, clock: dict[Stream, int]) -> None:
         """The host waited until streams had come so far."""
@@ -108,6 +109,8 @@ class Device:
     def __init__(self, device: object = None) -> None:
         assert device in (None, 0)
 
+    mem_info = property(lambda self: (_machine.total - _machine.held, _machine.total))
+
     def synchronize(self) -> None:
         current().synchronize()
 
@@ -133,8 +136,11 @@ def current() -> Stream:
 class Memory:
     """Memory of the device: who wrote it last, and who read it since. It is given back to the stream it is from."""
 
-    def __init__(self, owner: Stream) -> None:
-        self.owner = owner
+    def __init__(self, owner: Stream, nbytes: int = 0) -> None:
+        self.owner, self.nbytes, self.of = owner, nbytes, _machine
+        with lock:
+            self.of.held += nbytes
+            self.of.peak = max(self.of.peak, self.of.held)
         self.written = (owner, owner.clock[owner])
         self.read: dict[Stream, int] = {}
 
@@ -152,6 +158,7 @@ class Memory:
 
     def __del__(self) -> None:
         with lock:
+            self.of.held -= self.nbytes
             used = dict(self.read)
             _merge(used, dict([self.written]))
             for other, time in used.items():

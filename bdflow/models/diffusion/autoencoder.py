@@ -1,4 +1,4 @@
-"""The two halves of an autoencoder, as painting calls them: plain, or compiled."""
+"""The two halves of an autoencoder, as painting calls them: plain, compiled, or recorded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bdflow.config import SpeedSettings
 from bdflow.models.diffusion.compiling import compiled
+from bdflow.models.diffusion.kernels import TORCH, attending
+from bdflow.models.diffusion.recording import Recordings
 
 LOG_VARIANCE = (-30.0, 20.0)
 """Bounds of the posterior's logarithmic variance (R. Rombach et al. 2022)."""
@@ -33,11 +35,16 @@ def pixels_of(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 class Autoencoder:
-    """An autoencoder called as `speed` says."""
+    """An autoencoder called as `speed` says.
+
+    Attributes
+    ----------
+    kernel : of its attention (`bdflow.models.diffusion.kernels`).
+    """
 
     def __init__(self, vae: AutoencoderKL, speed: SpeedSettings | None = None) -> None:
         speed = speed or SpeedSettings()
-        self.vae = vae
+        self.vae, self.speed, self.kernel = vae, speed, TORCH
         if speed.channels_last:
             vae.to(memory_format=torch.channels_last)  # type: ignore[call-arg,call-overload]
         if speed.attention == "plain":
@@ -45,12 +52,31 @@ class Autoencoder:
         self._moments: Callable[[Tensor], Any] = compiled(lambda pixels: moments_of(vae, pixels), speed.compile)
         self._pixels: Callable[[Tensor], Any] = compiled(lambda latents: pixels_of(vae, latents), speed.compile)
 
+        self._recorded = Recordings()
+
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, float32, of the posterior: see `moments_of`."""
-        mean, deviation = self._moments(pixels)
+        mean, deviation = self._called("moments", self._moments, pixels)
         return mean.float(), deviation.float()
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Pixels, float32: see `pixels_of`."""
-        found: Tensor = self._pixels(latents).float()
+        found: Tensor = self._called("pixels", self._pixels, latents).float()
         return found
+
+    def forget(self) -> None:
+        """Let go of recordings."""
+        self._recorded.forget()
+
+    def _called(self, half: str, work: Callable[[Tensor], Any], values: Tensor) -> Any:
+        with attending(self.kernel):
+            return self._plain_or_recorded(half, work, values)
+
+    def _plain_or_recorded(self, half: str, work: Callable[[Tensor], Any], values: Tensor) -> Any:
+        if self.speed.compile != "cuda_graphs":
+            return work(values)
+        try:
+            return self._recorded.call((half, tuple(values.shape)), work, [values])
+        except Exception:
+            self.forget()  # as the UNet's: a smaller batch may fit without them
+            raise

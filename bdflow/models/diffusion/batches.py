@@ -35,7 +35,7 @@ class Batches:
         has one shape, which compiled networks need, and an item's result does not depend on how many others there are.
     buckets : fill up every batch to the next power of two, at most `size`: where batches come in any number, few shapes
         are compiled or recorded. Not with `fixed`.
-    halve : halve a size that proves too large; else that is an error. In half precision results depend on it.
+    halve : halve a size that proves too large; else that is an error. In half precision and fp8 results depend on it.
 
     Attributes
     ----------
@@ -95,10 +95,10 @@ class Batches:
         if not self.halve:
             raise InputError(
                 f"memory of the device, {self.what}",
-                found=f"too little for a batch of {ran} in half precision ({refused})",
+                found=f"too little for a batch of {ran}, which must not be halved ({refused})",
                 expected="space for the network and the batch",
-                meaning="In half precision results depend on the size of a batch, and one store never holds both. "
-                "In float32 the batch would have been halved.",
+                meaning="In half precision, and with `linear: fp8`, results depend on the size of a batch, and one "
+                "store never holds both. In float32 the batch would have been halved.",
                 action=f"set a batch size of at most {ran // 2} and run again; what this step has filled so far has to "
                 "be replaced, if it has filled any.",
                 remedy="remake",

@@ -18,9 +18,11 @@ from torch import Tensor
 from bdflow.config import PaintOptions, SpeedSettings
 from bdflow.errors import InputError
 from bdflow.models.config import BatchSizes
+from bdflow.models.diffusion import attention
 from bdflow.models.diffusion.autoencoder import Autoencoder
 from bdflow.models.diffusion.batches import Batches, moved
 from bdflow.models.diffusion.conditions import Conditions
+from bdflow.models.diffusion.eight_bits import replace_linears
 from bdflow.models.diffusion.solvers import SOLVERS
 from bdflow.models.diffusion.speed import DeepFeatures, Evaluator, refuse_both
 
@@ -117,7 +119,10 @@ class Img2Img:
     vae : the autoencoder (scale and size from its configuration).
     alphas_cumprod : (training steps,) the scheduler's table.
     nothing : by side, the (1, T, F) embedding of `nothing`, which guidance leads away from.
-    speed : how the networks are called.
+    speed : how the networks are called. Attention that is to be `measured` is computed as torch chooses until `attend`
+        says how.
+
+    Raises InputError for a kernel of attention that does not take what the UNet computes.
     """
 
     def __init__(
@@ -140,6 +145,23 @@ class Img2Img:
         self.scale = float(vae_config.scaling_factor)
         self.latent_shape: tuple[int, int, int] = (unet_config.in_channels, size, size)
         self.image_size = size * 2 ** (len(vae_config.block_out_channels) - 1)
+        self.linear = "exact"
+        attention.refuse_unfit(self, "unet", self.evaluate.kernel)
+
+    def use_eight_bits(self) -> None:
+        """From now on paint with `linear: fp8`: see `bdflow.models.diffusion.eight_bits`. Raises InputError where the
+        device cannot.
+        """
+        replace_linears(self.unet)
+        self.linear = "fp8"
+
+    def attend(self, kernels: Mapping[str, str]) -> None:
+        """Compute attention by these kernels: one for the `unet`, one for the `autoencoder`. What was recorded is let
+        go of.
+        """
+        self.evaluate.kernel, self.autoencoder.kernel = kernels["unet"], kernels["autoencoder"]
+        self.evaluate.forget()
+        self.autoencoder.forget()
 
     @torch.inference_mode()
     def encode(self, images_u8: np.ndarray | Tensor, noise: Tensor | None, latent: Literal["sample", "mean"]) -> Tensor:
@@ -182,6 +204,7 @@ class Img2Img:
         self.evaluate.begin(conditions, schedule.timesteps[: first + 1])
         noise: Evaluator | DeepFeatures = self.evaluate
         refuse_both(options.feature_cache, self.speed)
+        self._refuse_other_linears(options)
         if options.feature_cache > 1:
             noise = DeepFeatures(self.evaluate, options.feature_cache)
         solver = SOLVERS[options.solver](schedule)
@@ -223,6 +246,15 @@ class Img2Img:
         latents = self.evaluate.ordered((x / self.scale).to(self.dtype))
         pixels = self.autoencoder.pixels(latents)
         return ((pixels + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+    def _refuse_other_linears(self, options: PaintOptions) -> None:
+        if options.linear != self.linear:
+            raise InputError(
+                "linear",
+                found=f"{options.linear}, and a network whose linear layers are {self.linear}",
+                expected="the same",
+                action="call `use_eight_bits` of the network once for fp8; load it anew for exact layers.",
+            )
 
     def _here(self, given: Given) -> Tensor | None:
         return None if given is None else moved(torch.as_tensor(given), self.device, self.dtype)

@@ -1,6 +1,6 @@
 """The UNet called faster: memory order, compilation, recorded CUDA graphs; and with deep features kept over steps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,18 @@ from bdflow.config import SpeedSettings
 from bdflow.errors import InputError
 from bdflow.models.diffusion.compiling import compiled
 from bdflow.models.diffusion.conditions import Conditions, Half, KeptConditions
+from bdflow.models.diffusion.kernels import BACKENDS, TORCH, attending
+from bdflow.models.diffusion.recording import Recordings
 from bdflow.models.diffusion.unet import as_rows, noise_of, output_of, refuse_other_parts, sides_of, time_embeddings
 
 
 class Evaluator:
     """One evaluation of a UNet, as `speed` says: predicted noise of (n, c, h, w) float32 at a timestep, (n, c, h, w)
     float32 of one half of guidance or (2 n, c, h, w) of both, the unconditional first.
+
+    Attributes
+    ----------
+    kernel : of its attention (`bdflow.models.diffusion.kernels`).
 
     Raises InputError for CUDA graphs without a CUDA device, or for a UNet with parts that `noise_of` leaves out.
     """
@@ -36,11 +42,12 @@ class Evaluator:
         if speed.channels_last:
             unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         in_place = speed.compile == "cuda_graphs"
-        self.kept = KeptConditions(unet, speed.attention == "fused", speed.cached_conditions, in_place)
+        self.kernel = speed.attention if speed.attention in BACKENDS else TORCH
+        self.kept = KeptConditions(unet, speed.attention != "plain", speed.cached_conditions, in_place)
         self._call = compiled(lambda x, time, given: noise_of(unet, x, time, given), speed.compile)
         self._times: dict[tuple[int, ...], Tensor] = {}
         self._time: dict[int, Tensor] = {}
-        self._recorded: dict[tuple[Any, ...], _Recorded] = {}
+        self._recorded = Recordings()
 
     def begin(self, conditions: Conditions, timesteps: Sequence[int]) -> None:
         """Get ready for all steps of one batch: `timesteps` are those that will be asked for."""
@@ -60,9 +67,10 @@ class Evaluator:
         given = conditions.of(half)
         self.kept.half = half if self.kept.active else None
         try:
-            if self.speed.compile == "cuda_graphs":
-                return self._recording(x, time, given, half)
-            return self._noise(x, time, given).float()
+            with attending(self.kernel):
+                if self.speed.compile == "cuda_graphs":
+                    return self._recording(x, time, given, half)
+                return self._noise(x, time, given).float()
         finally:
             self.kept.half = None
 
@@ -72,59 +80,25 @@ class Evaluator:
 
     def forget(self) -> None:
         """Let go of recordings and of what they read."""
-        self._recorded.clear()
+        self._recorded.forget()
         self.kept.forget()
 
     def _noise(self, x: Tensor, time: Tensor, given: dict[str, Any]) -> Tensor:
         return self._call(x, time, given)
 
     def _recording(self, x: Tensor, time: Tensor, given: dict[str, Any], half: Half) -> Tensor:
+        sides = () if self.kept.active else sides_of(given)  # kept keys are read where they lie
+
+        def noise(x: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
+            return self._noise(x, time, {**given, **dict(zip(sides, conditions, strict=True))})
+
         key = (half, tuple(x.shape), given["mixing"], sides_of(given))
-        if key not in self._recorded:
-            try:
-                self._recorded[key] = _Recorded(self._noise, x, time, given, read=not self.kept.active)
-            except Exception:
-                self.forget()  # of a smaller batch, which may fit once these are gone, all is made anew
-                raise
-        return self._recorded[key].replay(x, time, given)
-
-
-class Graph:
-    """A CUDA graph of some work: the same kernels on the same memory, launched at once."""
-
-    def __init__(self, work: Callable[[], Tensor]) -> None:
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(3):  # libraries choose their kernels and make their workspaces
-                work()
-        torch.cuda.current_stream().wait_stream(beside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.out = work()
-
-    def replay(self) -> Tensor:
-        """The result of the work on what its memory holds now; the next replay writes over it."""
-        self.graph.replay()
-        return self.out
-
-
-class _Recorded:
-    """A graph of one evaluation. `read`: whether the conditions are read themselves; else their kept keys are."""
-
-    def __init__(
-        self, noise: Callable[..., Tensor], x: Tensor, time: Tensor, given: Mapping[str, Any], read: bool
-    ) -> None:
-        self.sides = sides_of(given) if read else ()
-        self.inputs = [value.clone() for value in (x, time, *(given[side] for side in self.sides))]
-        held = {**given, **dict(zip(self.sides, self.inputs[2:], strict=True))}
-        self.graph = Graph(lambda: noise(self.inputs[0], self.inputs[1], held))
-
-    def replay(self, x: Tensor, time: Tensor, given: Mapping[str, Any]) -> Tensor:
-        fresh = [x, time, *(given[side] for side in self.sides)]
-        for held, new in zip(self.inputs, fresh, strict=True):
-            held.copy_(new)
-        return self.graph.replay().float().clone()
+        try:
+            found: Tensor = self._recorded.call(key, noise, [x, time, *(given[side] for side in sides)])
+        except Exception:
+            self.forget()  # of a smaller batch, which may fit once these are gone, all is made anew
+            raise
+        return found
 
 
 def refuse_both(every: int, speed: SpeedSettings) -> None:
@@ -183,7 +157,8 @@ class DeepFeatures:
         try:
             h = block.resnets[-1](torch.cat([deep, as_rows(unet.conv_in(x), len(deep))], dim=1), time)
             if getattr(block, "has_cross_attention", False):
-                h = block.attentions[-1](h, cross_attention_kwargs=conditions.of(half))[0]
+                with attending(self.evaluator.kernel):
+                    h = block.attentions[-1](h, cross_attention_kwargs=conditions.of(half))[0]
         finally:
             kept.half = None
         return output_of(unet, h).float()

@@ -34,7 +34,11 @@ class StablePainter(PictureInputs):
     @cached_property
     def network(self) -> StableDiffusion:
         """The diffusion model with its autoencoder."""
-        return self.bundle.stable(self.device, self.dtype, self.speed)
+        return self._settled(self.bundle.stable(self.device, self.dtype, self.speed))
+
+    @property
+    def diffusion(self) -> StableDiffusion:
+        return self.network
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

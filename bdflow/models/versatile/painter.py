@@ -31,6 +31,8 @@ class Painter(PictureInputs):
     reconstructions; parameters as of `PictureInputs`.
     """
 
+    own_guess_dtype = "float32"
+
     @property
     def guess_size(self) -> int:
         return self.bundle.guess_size
@@ -53,7 +55,11 @@ class Painter(PictureInputs):
     @cached_property
     def versatile(self) -> VersatileDiffusion:
         """The diffusion model."""
-        return self.bundle.versatile(self.device, self.dtype, self.speed)
+        return self._settled(self.bundle.versatile(self.device, self.dtype, self.speed))
+
+    @property
+    def diffusion(self) -> VersatileDiffusion:
+        return self.versatile
 
     def guess(self, latents: np.ndarray, subject: str, stimulus_ids: Sequence[str]) -> np.ndarray:
         """Guesses (n, g, g, 3) uint8 of predicted VDVAE latents (n, D); g = `guess_size`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bdflow.config import Config
+from bdflow.models.diffusion.kernels import BACKENDS, PARTS
 from bdflow.study import catalog
 from bdflow.study.graph import Counts
 from bdflow.study.painting import shown_of
@@ -13,6 +14,10 @@ def mean_layout(config: Config, space: str, counts: Counts) -> catalog.Laid:
     shape = counts.shape(space)
     sizes = {"stimulus": counts.test_stimuli(MEAN), **catalog.space_sizes(shape)}
     return catalog.predictions(shape, config.chunks.columns), sizes
+
+
+def attention_layout(counts: Counts) -> catalog.Laid:
+    return catalog.attention(), {"part": len(PARTS), "kernel": len(BACKENDS)}
 
 
 def guesses_layout(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:

@@ -13,18 +13,36 @@ from itertools import chain
 
 from bdflow.config import Config, content
 from bdflow.errors import InputError
+from bdflow.models.diffusion.kernels import BACKENDS, PARTS
 from bdflow.models.encoders import encoder_class, encoder_of, encoder_settings
 from bdflow.models.painters import painter_kind
 from bdflow.stages.reconstruct.controls import control_step, control_stores, neighbour_step, neighbour_stores
-from bdflow.stages.reconstruct.layouts import guesses_layout, images_layout, mean_layout, selected_layout
+from bdflow.stages.reconstruct.layouts import (
+    attention_layout,
+    guesses_layout,
+    images_layout,
+    mean_layout,
+    selected_layout,
+)
 from bdflow.stages.reconstruct.selection import Selector
-from bdflow.stages.reconstruct.workers import Averager, Guesser, Latents, Reconstructor, Task, ids_of, shared_ids
+from bdflow.stages.reconstruct.workers import (
+    Averager,
+    Guesser,
+    Latents,
+    Measurer,
+    Reconstructor,
+    Task,
+    ids_of,
+    shared_ids,
+)
 from bdflow.stores import Store, StoreError, text
 from bdflow.study import keys, parts
 from bdflow.study.graph import StoreDecl
 from bdflow.study.painting import (
+    attention_keys,
     guess_inputs,
     guess_settings,
+    kernels_of,
     packs,
     roles_of,
     shown_of,
@@ -51,6 +69,10 @@ class Reconstruct(Stage):
                 yield StoreDecl(keys.predictions(MEAN, space), layout, settings, upstream=upstream, chunks=chunks)
         yield from neighbour_stores(config)
         for painter in config.painters:
+            for key in attention_keys(config, painter):
+                kind = painter_kind(config, painter)
+                measured = {**guess_settings(config, painter), **kind.measuring_settings()}
+                yield StoreDecl(key, attention_layout, measured, kind.inputs, arithmetic=config.networks.arithmetic())
             for subject in painted(config, config.subjects):
                 yield from self._pictures(config, painter, subject)
 
@@ -120,15 +142,19 @@ class Reconstruct(Stage):
         yield from neighbour_step(context)
         for painter, settings in config.painters.items():
             named = f" ({painter})" if len(config.painters) > 1 else ""
-            roles = spaces_of(config, painter)
+            roles, attention = spaces_of(config, painter), attention_keys(config, painter)
+            if attention:
+                begin = partial(_start_measuring, context, painter)
+                yield Step(f"attention{named}", "painters", (), attention, begin)
             latents = [k for s in context.painted for space in roles.values() for k in latent_keys(config, s, space)]
             guesses: tuple[str, ...] = ()
             if "guess" in roles:
                 guesses = tuple(keys.guesses(painter, s) for s in context.painted)
                 needs = tuple(key for s in context.painted for key in latent_keys(config, s, roles["guess"]))
+                needs = (*needs, *attention)
                 yield Step(f"guesses{named}", "tasks", needs, guesses, partial(_start_guesses, context, painter))
             images = tuple(keys.reconstructions(painter, s, v) for s in context.painted for v in settings.variants)
-            needs = tuple(dict.fromkeys([*latents, *guesses]))
+            needs = tuple(dict.fromkeys([*latents, *guesses, *attention]))
             yield Step(f"reconstructions{named}", "tasks", needs, images, partial(_start_images, context, painter))
             yield from control_step(context, painter, named)
             if settings.select == "best" and settings.select_by is not None:
@@ -183,6 +209,11 @@ def _latents(context: Context, painter: str) -> dict[str, Latents]:
     }
 
 
+def _start_measuring(context: Context, painter: str) -> Work:
+    store = context.declare(keys.attention(painter), {"part": text(PARTS), "kernel": text(BACKENDS)})
+    return Work(store.missing(), partial(Measurer, context.config, painter, store))
+
+
 def _start_guesses(context: Context, painter: str) -> Work:
     config, latents = context.config, _latents(context, painter)
     stores = {
@@ -190,7 +221,8 @@ def _start_guesses(context: Context, painter: str) -> Work:
         for subject in context.painted
     }
     blocks = [((subject, p), n) for subject, store in stores.items() for p, n in _missing(store)]
-    return Work(packs(blocks, config.painters[painter].batch_size), partial(Guesser, config, painter, latents, stores))
+    worker = partial(Guesser, config, painter, kernels_of(context, painter), latents, stores)
+    return Work(packs(blocks, config.painters[painter].batch_size), worker)
 
 
 def _start_images(context: Context, painter: str) -> Work:
@@ -210,7 +242,8 @@ def _start_images(context: Context, painter: str) -> Work:
         blocks = [((s, p), n) for (s, v), store in stores.items() if v == variant for p, n in _missing(store)]
         rows = [(block, n * settings.pictures) for block, n in blocks]
         tasks += [(variant, pack) for pack in packs(rows, settings.batch_size)]
-    return Work(tasks, partial(Reconstructor, config, painter, latents, guesses, stores))
+    kernels = kernels_of(context, painter)
+    return Work(tasks, partial(Reconstructor, config, painter, kernels, latents, guesses, stores))
 
 
 def _start_selection(context: Context, painter: str, space: str) -> Work:

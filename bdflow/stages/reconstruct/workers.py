@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from bdflow.config import Config
+from bdflow.models.diffusion.kernels import BACKENDS, PARTS, TORCH, said
 from bdflow.models.painters import painter_kind
 from bdflow.regression import average, ridge
 from bdflow.stores import Store, StoreError
-from bdflow.study.painting import batch_painting, roles_of, spaces_of
+from bdflow.study.painting import Kernels, batch_painting, roles_of, spaces_of
 from bdflow.study.parts import Joined
 
 Pack = tuple[tuple[str, int], ...]  # (subject, partition) of blocks that fill batches together
@@ -110,11 +111,32 @@ class Latents:
         return latent
 
 
+class Measurer:
+    """Loads a painter, and measures which kernels compute its attention fastest: the only task."""
+
+    def __init__(self, config: Config, painter: str, store: Store) -> None:
+        self.painting: Any = batch_painting(config, painter, dict.fromkeys(PARTS, TORCH))
+        self.store = store
+
+    def __call__(self, task: int) -> list[str]:
+        times = self.painting.measure_attention()
+        rows = np.array([[times[part][name] for name in BACKENDS] for part in PARTS], np.float32)
+        self.store.write(task, {"milliseconds": rows})
+        return [said({part: dict(zip(BACKENDS, row, strict=True)) for part, row in zip(PARTS, rows, strict=True)})]
+
+
 class Guesser:
     """Loads what guesses are made by; a task is a pack of blocks of test stimuli, each with its subject."""
 
-    def __init__(self, config: Config, painter: str, latents: dict[str, Latents], stores: dict[str, Store]) -> None:
-        self.painting = batch_painting(config, painter)
+    def __init__(
+        self,
+        config: Config,
+        painter: str,
+        kernels: Kernels,
+        latents: dict[str, Latents],
+        stores: dict[str, Store],
+    ) -> None:
+        self.painting = batch_painting(config, painter, kernels)
         self.space = spaces_of(config, painter)["guess"]
         self.latents, self.stores = latents, stores
 
@@ -140,11 +162,12 @@ class Reconstructor:
         self,
         config: Config,
         painter: str,
+        kernels: Kernels,
         latents: dict[str, Latents],
         guesses: dict[str, Store],
         stores: Mapping[tuple[str, str], Store],
     ) -> None:
-        self.painting = batch_painting(config, painter)
+        self.painting = batch_painting(config, painter, kernels)
         self.roles = {variant: roles_of(config, painter, variant) for variant in config.painters[painter].variants}
         self.enlarges, self.pictures = painter_kind(config, painter).enlarges, config.painters[painter].pictures
         self.latents, self.guesses, self.stores = latents, guesses, stores

@@ -275,6 +275,7 @@ def _solvers(context: Context, plan: Plan) -> dict[Pair, Solver]:
             plan,
             scratch,
             device,
+            min(1.0, config.execution.regress.gpus or 1.0),
         )
         for subject in context.subjects
         for design in designs(config)

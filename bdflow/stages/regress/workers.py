@@ -110,14 +110,15 @@ class Validator:
         intercept, grouping = self.designs[pair[1]].intercept, solver.grouping
         if settings.method == "k_fold_rows":
             fold = contiguous_folds(solver.trial_order(), settings.folds)
-            whole: Any = solver.ridge_system(intercept=intercept)
+            whole: Any = solver.fitted(solver.n // settings.folds + 1, folds=True).ridge_system(intercept=intercept)
             errors = cross_validation.k_fold_errors(whole, alphas, fold, grouping, intercept)
             for partition, matrix in zip(missing, errors, strict=True):
                 store.write(partition, {"error": to_host(matrix)[None].astype(np.float32)})
             return
         stimuli = held_out_rows(store)
         groups = list(grouping.groups(stimuli))
-        system: Any = solver.ridge_system()
+        held_out = sum(map(len, groups))
+        system: Any = solver.fitted(held_out, folds=settings.method == "k_fold").ridge_system()
         matrices: Iterator[Any]
         if settings.method == "leave_one_out":
             if grouping.trivial:
@@ -164,6 +165,7 @@ class Factoriser:
     def __call__(self, pair: Pair) -> None:
         solver, decoder = self.solvers[pair], self.decoders[pair]
         missing, grouping = decoder.missing(), solver.grouping
+        solver = solver.fitted(int((~solver.train).sum()))
         hats = solver.ridge_system().hat_matrices(solver.of_test(), decoder.read("alpha")[missing].tolist())
         for partition, hat in zip(missing, hats, strict=True):
             host = to_host(grouping.sum_columns(hat))
@@ -280,6 +282,7 @@ class Weigher:
         alphas, own = decoder.read("alpha"), decoder.read("space_alpha")
         own = own[decoder.read("space").tolist().index(space)]
         used: Sequence[float] = alphas.tolist() if np.isnan(own) else [float(own)]
+        solver = solver.fitted(voxels.stop - voxels.start)
         hats = solver.ridge_system().hat_matrices(solver.of_voxels(voxels), used)
         matrices = [grouping.sum_columns(hat) for hat in hats]
         columns = self.reading.columns(space, decoder.read("train_stimulus_id"))
