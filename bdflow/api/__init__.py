@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from bdflow.api.data import check_dataset, fetch_nsd, simulate, write_split
+from bdflow.api.deployment import deploy
 from bdflow.api.scores import score
 from bdflow.api.studies import (
     RegionPictures,
@@ -21,6 +22,7 @@ from bdflow.api.studies import (
     rounding,
     run,
     serve,
+    stale_by_reason,
     status,
     timings,
     verify,
@@ -30,10 +32,11 @@ from bdflow.api.weights import check_bundle, describe_bundle, init_bundle
 from bdflow.errors import InputError
 
 if TYPE_CHECKING:
-    from bdflow.api.studies import Row, Timing
+    from bdflow.api.studies import Outcome, Row, Timing
 
 __all__ = [
     "InputError",
+    "Outcome",
     "RegionPictures",
     "Row",
     "Timing",
@@ -42,6 +45,7 @@ __all__ = [
     "decode",
     "decode_dataset",
     "decode_file",
+    "deploy",
     "describe_bundle",
     "draw_figures",
     "duration",
@@ -59,6 +63,7 @@ __all__ = [
     "score",
     "serve",
     "simulate",
+    "stale_by_reason",
     "status",
     "timings",
     "verify",
