@@ -54,7 +54,7 @@ def show(study: str, rows: Sequence[Row]) -> None:
 
 def summary(rows: Sequence[Row]) -> str:
     """How many stores are in which state, and what all take on disk."""
-    found = Counter(row.state.kind for row in rows)
+    found: Counter[str] = Counter(row.state.kind for row in rows)
     kinds = [f"{found[kind]:,} {kind}" for kind in COLOURS if found[kind] or kind in ("sealed", "partial", "stale")]
     return f"{counted(len(rows), 'store')}: {', '.join(kinds)}; {human(sum(row.nbytes for row in rows))} on disk"
 
