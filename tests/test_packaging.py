@@ -178,7 +178,8 @@ def test_an_installed_wheel_works_without_the_repository(wheel, tmp_path):
     assert [line.split()[0] for line in recipes] == ["brain_diffuser", "demo", "takagi_nishimoto"]
     assert all(line.split()[1].startswith(str(site)) for line in recipes)
     said(command, "deploy", "slurm", "scripts")
-    script = "import json, bdflow; from bdflow import api; found = {name: str(getattr(bdflow, name)) for name in bdflow.__all__}; "
+    script = "import json, bdflow; from bdflow import api; "
+    script += "found = {name: str(getattr(bdflow, name)) for name in bdflow.__all__}; "
     script += "print(json.dumps([bdflow.__file__, api.check_bundle('tiny').problems, found]))"
     where, problems, found = json.loads(said(str(python), "-c", script))
     assert where.startswith(str(site))
