@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdflow.cluster import Resources
+from bdflow.cluster.progress import duration
 from bdflow.config import Config
 from bdflow.errors import InputError, counted, lines, listed
 from bdflow.models.judges.weights import JUDGE_OF
@@ -28,10 +29,11 @@ from bdflow.stores.inputs import remembered
 from bdflow.stores.journal import Journal, entries
 from bdflow.stores.locks import exclusive, lease
 from bdflow.stores.paths import RemotePath
+from bdflow.stores.provenance import grouped
 from bdflow.study import keys
 from bdflow.study.counts import StudyCounts
 from bdflow.study.graph import Graph
-from bdflow.study.keys import REGION_SETS, kind
+from bdflow.study.keys import REGION_SETS, SHARED, kind
 from bdflow.study.stage import Context, Stage
 from bdflow.timings import Timing, timings
 
@@ -59,6 +61,15 @@ class Row:
     remark: str = ""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: partitions that were computed, seconds, and the report's page, if it wrote one."""
+
+    partitions: int
+    seconds: float
+    report: Path | None = None
+
+
 class Pipeline:
     """One configuration, bound to its study.
 
@@ -66,20 +77,15 @@ class Pipeline:
     ----------
     config : the configuration.
     subjects : those whose stores are filled, with what several subjects saw; all of the configuration's by default.
+        Files of the others are not needed (`Config.of_subjects`), unless a split file or a dataset's split names test
+        stimuli: photos are then judged for all subjects together.
     """
 
     def __init__(self, config: Config, subjects: Sequence[str] = ()) -> None:
-        unknown = [subject for subject in subjects if subject not in config.subjects]
-        if unknown:
-            raise InputError(
-                "subjects",
-                found=", ".join(unknown),
-                expected="subjects of the configuration: " + ", ".join(config.subjects),
-                action="add them to `subjects` in the configuration, or choose among these",
-            )
-        self.config = config
+        chosen = config.of_subjects(subjects)
+        self.config = chosen if config.dataset.split == SHARED else config
         self.study = Study(config.study)
-        self.subjects = tuple(s for s in config.subjects if not subjects or s in subjects)
+        self.subjects = chosen.subjects
 
     def expected(self) -> dict[str, Provenance]:
         """What every store of this configuration should be made from, by path; see `graph`."""
@@ -114,17 +120,19 @@ class Pipeline:
 
     # --- run --------------------------------------------------------------------------------------------------
 
-    def run(self, stages: Sequence[str] = NAMES, *, remake: bool = False, command: str = "") -> None:
-        """Fill what is missing, stage by stage; with `remake`, replace what was made from something else.
+    def run(self, stages: Sequence[str] = NAMES, *, remake: bool = False, command: str = "") -> Outcome:
+        """Fill what is missing, stage by stage; with `remake`, replace what was made from something else. Which stage
+        begins is logged, with its number and the time so far.
 
         Raises
         ------
         NotReady : a store was made from something else (and `remake` is off), or a stage left out is not done.
         InputError, StoreError, ClusterError : as each says; what is written stays valid.
         """
+        start = time.perf_counter()
         if not any(name in STAGES for name in stages):
-            self._report(self.context())
-            return
+            page = self._report(self.context())
+            return Outcome(0, time.perf_counter() - start, page)
         context = self.context(looking=False)
         with ExitStack() as stack:
             stack.enter_context(self._alone(command))
@@ -132,13 +140,17 @@ class Pipeline:
             self._clear_stale(context, stages, remake)
             self._begin()
             runner = Runner(STAGES, context, Journal(self.study.path, command), stack)
-            runner.check(stages)
-            for name in stages:
+            done = runner.check(stages)
+            page = None
+            for number, name in enumerate(stages, start=1):
+                log.info("%s", _headline(name, number, len(stages), time.perf_counter() - start, done=name in done))
                 if name in STAGES:
                     runner.fill(name)
+                else:
+                    self.study.consolidate()
+                    page = self._report(context)
             self.study.consolidate()
-            if "report" in stages:
-                self._report(context)
+        return Outcome(runner.partitions, time.perf_counter() - start, page)
 
     def _restore(self, damages: list[CorruptMetadata]) -> list[str]:
         """Write damaged metadata again; return the stores that are lost with it, and were removed."""
@@ -166,15 +178,16 @@ class Pipeline:
         """Whether this user may write the study; of an object store that is not asked."""
         return isinstance(self.study.path, Path) and os.access(self.study.path, os.W_OK)
 
-    def _report(self, context: Context) -> None:
+    def _report(self, context: Context) -> Path | None:
         if not self.config.painters:
             log.info("no report: the configuration has no painter, so there are no pictures to show")
-            return
+            return None
         from bdflow.report import writer
 
         start = time.perf_counter()
         page = writer.write(context)
         log.info("report: %s in %.1f s", page, time.perf_counter() - start)
+        return page
 
     def figures(self, folder: Path) -> list[Path]:
         """Figures for papers of a finished study, written into `folder`; see `bdflow.report.figures`."""
@@ -269,7 +282,7 @@ class Pipeline:
                 log.info("%s: removed, to be made again (%s)", path, stale[path][0])
                 self.study.remove(path)
             return
-        stale_lines = [f"{path}: {'; '.join(why)}" for path, why in stale.items()]
+        stale_lines = [f"{why}: {listed(paths)}" for why, paths in grouped(stale).items()]
         raise NotReady(
             self.study.path,
             found=f"{counted(len(stale), 'store')} made from something else:" + lines(stale_lines),
@@ -285,6 +298,9 @@ class Pipeline:
         """Every store of this configuration (of stages on demand, those there are), and others in the study."""
         expected = self.expected()
         present = self.study.paths() if self.study.exists else []
+        if self.config.everybody != self.config.subjects:
+            everybody = Graph(self.config.of_everybody(), STAGES.values())
+            present = [path for path in present if path in expected or path not in everybody]
         rows = []
         for path in [*expected, *(path for path in present if path not in expected)]:
             if path not in present and expected[path].stage in ON_DEMAND:
@@ -355,6 +371,14 @@ def stages_until(last: str) -> Iterator[str]:
         yield name
         if name == last:
             return
+
+
+def _headline(stage: str, number: int, of: int, seconds: float, *, done: bool) -> str:
+    """The line that says which stage begins."""
+    named = f"stage {number} of {of}, {stage}"
+    if done:
+        return f"{named}: up to date"
+    return named if seconds < 1 else f"{named} (after {duration(seconds)})"
 
 
 def _remark(store: Store) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from bdflow.cluster import ClusterError, Completed, Executor, Resources, open_executor
+from bdflow.cluster.clusters import slurm
 from bdflow.cluster.hardware import UNKNOWN, MadeOn
+from bdflow.cluster.limits import devices_here, idle_gpus, workers_per_device
 from bdflow.cluster.progress import Progress
 from bdflow.cluster.scratch import Scratch
 from bdflow.config import ClusterSettings, StageExecution
@@ -40,6 +43,7 @@ class Runner:
         self.scratch = scratch_of(context.study.path)
         self.scratch.sweep()
         self.executors: dict[str, Executor] = {}
+        self.partitions = 0
         self.mended: set[tuple[str, str, tuple[int, ...]]] = set()
 
     def fill(self, name: str) -> None:
@@ -83,7 +87,7 @@ class Runner:
         stores = [self.context.study.store(key) for key in step.fills]
         if work.tasks:
             settings = getattr(self.context.config.execution, stage)
-            resources = resources_of(settings)
+            resources = resources_of(settings, self.context.config.cluster)
             warning = space_warning(stores, self.context.study.path)
             if warning:
                 log.warning("%s", warning)
@@ -95,6 +99,7 @@ class Runner:
 
                     def on_done(completed: Completed) -> None:
                         done.append(completed)
+                        self.partitions += 1
                         makers_seen.note(completed.made_on)
                         progress.advance(completed)
 
@@ -107,7 +112,8 @@ class Runner:
                         raise
             finally:
                 attrs = {"stage": stage, "unit": step.unit, "wall_seconds": time.perf_counter() - start}
-                self._write_down(step, work, {**attrs, **settings.model_dump()}, done)
+                asked = {"workers": resources.workers, "gpus": resources.gpus}
+                self._write_down(step, work, {**attrs, **settings.model_dump(), **asked}, done)
         for store in stores:
             if not store.sealed:
                 store.seal()
@@ -124,19 +130,28 @@ class Runner:
             columns = [d.seconds for d in done], [d.attempts for d in done], [d.worker for d in done]
             self.journal.record(step.label, attrs, *columns, costs)
 
-    def check(self, stages: Sequence[str]) -> None:
+    def check(self, stages: Sequence[str]) -> set[str]:
         """Refuse what the cluster cannot give to any stage that is not done yet, or what that stage cannot do here,
-        before the first one starts.
+        before the first one starts. Returns the stages that are done.
         """
+        done = {name for name in stages if name in self.stages and self._done(name)}
+        asked: dict[str, Resources] = {}
         for name in stages:
-            if name in self.stages and not self._done(name):
+            if name in self.stages and name not in done:
                 self.stages[name].check(self.context.config)
                 settings = getattr(self.context.config.execution, name)
+                resources = resources_of(settings, self.context.config.cluster)
+                if settings.executor != "serial" and resources.gpus:
+                    asked[name] = resources
                 try:
-                    self._executor(settings.executor).check(resources_of(settings))
+                    self._executor(settings.executor).check(resources)
                 except ClusterError as error:
                     error.inside(f"execution.{name} ({settings.executor})")
                     raise
+        idle = idle_gpus(asked, gpus_given(self.context.config.cluster)) if asked else ""
+        if idle:
+            log.warning("%s", idle)
+        return done
 
     def _done(self, stage: str) -> bool:
         study, expected = self.context.study, self.context.expected
@@ -146,10 +161,10 @@ class Runner:
     def _alone(self, kind: str) -> Executor:
         """The executor of a kind; the others first give back what this one may want. Under SLURM that is all they
         hold: idle, it costs as much."""
-        slurm = self.context.config.cluster.kind == "slurm"
+        under_slurm = self.context.config.cluster.kind == "slurm"
         for other, executor in self.executors.items():
             if other != kind:
-                executor.close() if slurm else executor.rest()
+                executor.close() if under_slurm else executor.rest()
         return self._executor(kind)
 
     def _executor(self, kind: str) -> Executor:
@@ -216,9 +231,23 @@ def scratch_of(study: AnyPath) -> Scratch:
     return Scratch.of(str(where), scratch_folder(where) / "workers")  # type: ignore[arg-type]
 
 
-def resources_of(settings: StageExecution) -> Resources:
-    """What one stage asks for."""
-    return Resources(settings.workers, settings.threads, settings.gpus, settings.memory)
+def resources_of(settings: StageExecution, cluster: ClusterSettings) -> Resources:
+    """What one stage asks for. SLURM gives no part of a GPU: workers that would share one are one worker, which has it
+    to itself.
+    """
+    workers, gpus = settings.workers, settings.gpus
+    if cluster.kind == "slurm" and settings.executor != "serial" and 0 < gpus < 1:
+        workers, gpus = math.ceil(workers / workers_per_device(gpus)), 1.0
+    return Resources(workers, settings.threads, gpus, settings.memory)
+
+
+def gpus_given(cluster: ClusterSettings) -> int:
+    """GPUs that were given to this run: of this machine, or of the allocation; 0 where they are only asked for."""
+    if cluster.kind in ("local", "cuda"):
+        return len(devices_here())
+    if cluster.kind == "slurm" and slurm.inside():
+        return sum(node.gpus for node in slurm.nodes(cluster.slurm))
+    return 0
 
 
 def executor_options(cluster: ClusterSettings, kind: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from bdflow.cluster.errors import ClusterError
@@ -109,6 +110,25 @@ def refuse_gpus(resources: Resources, capacity: int, devices: float) -> None:
             f"{counted(devices, 'GPU')} (enough for {capacity} such workers)",
             "ask for fewer workers, a smaller fraction of a GPU, or gpus=0 to work on the CPU",
         )
+
+
+def idle_gpus(asked: Mapping[str, Resources], given: int) -> str:
+    """A warning where stages leave GPUs idle that a run was given, with the number of workers that uses all of them;
+    empty where none is idle.
+    """
+    wanted = {}
+    for stage, need in asked.items():
+        most = gpu_capacity(need.gpus, given)
+        if need.workers < most:
+            wanted[stage] = most
+    if not wanted:
+        return ""
+    changes = ", ".join(f"execution.{stage}.workers={workers}" for stage, workers in wanted.items())
+    used = max(int(asked[stage].workers * asked[stage].gpus + 0.999) for stage in wanted)
+    return (
+        f"{counted(given, 'GPU')} given, and no more than {used} used by {', '.join(wanted)}: the others stay idle. "
+        f"To use all of them: {changes}"
+    )
 
 
 def excess(asked: str, found: str, action: str) -> ClusterError:

@@ -66,15 +66,17 @@ class Progress:
 
     def _open_bar(self, stream: IO[str]) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}, {task.fields[rate]}", markup=False),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[unit]}, {task.fields[rate]},", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("+"),
+            TimeRemainingColumn(),
             console=Console(file=stream),
             transient=True,
         )
@@ -98,7 +100,8 @@ class Progress:
         seconds = time.monotonic() - self._start
         fresh = self.done - self.already
         left = duration((self.total - self.done) * seconds / fresh)
-        return f"{self.label}: {self.done}/{self.total} {self.unit}, {self._rate()}, {left} left"
+        count = f"{self.done}/{self.total} {self.unit} in {duration(seconds)}"
+        return f"{self.label}: {count}, {self._rate()}, {left} left"
 
     def _last_line(self, *, stopped: bool) -> str:
         count = f"{self.done}/{self.total} {self.unit}"

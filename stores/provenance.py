@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ def differences(recorded: Mapping[str, object], expected: Provenance) -> list[st
         for key, old, new in _changes(recorded.get(section), now[section], ""):
             name = f"{section}{key}"
             if section == "upstream":
-                lines.append(f"upstream store {key.lstrip('.')} was made differently")
+                lines.append(f"{_UPSTREAM}{key.lstrip('.')} was made differently")
             elif section == "method":
                 lines.append(f"made by method {old} of the stage, which is now at {new}: a mistake was mended")
             elif section == "inputs":
@@ -119,6 +119,17 @@ def differences(recorded: Mapping[str, object], expected: Provenance) -> list[st
             else:
                 lines.append(f"{name}: made with {_short(old)}, now {_short(new)}")
     return lines or ["its record is damaged"]
+
+
+def grouped(why: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Stores by what changed: `why` are the lines of `differences` by store. Stores that have only come out otherwise
+    because those that they are made from did are one group.
+    """
+    found: dict[str, list[str]] = {}
+    for path, reasons in why.items():
+        own = [reason for reason in reasons if not reason.startswith(_UPSTREAM)]
+        found.setdefault("; ".join(own) or "made from stores that were made differently", []).append(path)
+    return found
 
 
 def other_arithmetic(recorded: Mapping[str, object], expected: Provenance) -> list[str]:
@@ -131,6 +142,7 @@ def other_arithmetic(recorded: Mapping[str, object], expected: Provenance) -> li
 
 
 _ABSENT = object()
+_UPSTREAM = "upstream store "
 
 
 def _changes(old: object, new: object, key: str) -> Iterator[tuple[str, object, object]]:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from bdflow.api.benchmarks import BENCHMARKS, benchmark
 from bdflow.api.data import check_dataset, fetch_nsd, simulate, write_split
+from bdflow.api.deployment import deploy
 from bdflow.api.scores import score
 from bdflow.api.studies import (
     RegionPictures,
@@ -22,6 +23,7 @@ from bdflow.api.studies import (
     rounding,
     run,
     serve,
+    stale_by_reason,
     status,
     timings,
     verify,
@@ -31,11 +33,12 @@ from bdflow.api.weights import check_bundle, describe_bundle, init_bundle
 from bdflow.errors import InputError
 
 if TYPE_CHECKING:
-    from bdflow.api.studies import Row, Timing
+    from bdflow.api.studies import Outcome, Row, Timing
 
 __all__ = [
     "BENCHMARKS",
     "InputError",
+    "Outcome",
     "RegionPictures",
     "Row",
     "Timing",
@@ -45,6 +48,7 @@ __all__ = [
     "decode",
     "decode_dataset",
     "decode_file",
+    "deploy",
     "describe_bundle",
     "draw_figures",
     "duration",
@@ -62,6 +66,7 @@ __all__ = [
     "score",
     "serve",
     "simulate",
+    "stale_by_reason",
     "status",
     "timings",
     "verify",

@@ -60,29 +60,34 @@ def fetch_nsd(
     config: Config | str | Path,
     to: str | Path | None = None,
     *,
+    subjects: Sequence[str] = (),
     source: str = "",
     accept_terms: bool | Callable[[str], bool] = False,
     only_list: bool = False,
 ) -> list[Item]:
     """Fetch the files of NSD that a configuration reads; return them, with their sizes in bytes.
 
+    `subjects` : these alone; all by default.
     `accept_terms` may be a function that asks; with `only_list` nothing is fetched. Raises InputError.
     """
     from bdflow.datasets.nsd.download import SOURCE, command
 
     loaded = load_config(config) if isinstance(config, str | Path) else config
+    loaded = loaded.of_subjects(subjects)
     return command(loaded, None if to is None else local_path("to", to), source or SOURCE, accept_terms, only_list)
 
 
 @os_errors_named()
-def check_dataset(config: Config | str | Path) -> DatasetAccount:
+def check_dataset(config: Config | str | Path, *, subjects: Sequence[str] = ()) -> DatasetAccount:
     """What the dataset of a configuration holds: headers, tables and one session of each subject are read.
 
-    `check_dataset(config).text()` is all of it for a screen. Raises InputError.
+    `check_dataset(config).text()` is all of it for a screen. `subjects`: these alone; all of them by default.
+    Raises InputError.
     """
     from bdflow.datasets.check import check_dataset as check
 
-    return check(load_config(config) if isinstance(config, str | Path) else config)
+    loaded = load_config(config) if isinstance(config, str | Path) else config
+    return check(loaded.of_subjects(subjects))
 
 
 @os_errors_named()

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
     from bdflow.config import Config
     from bdflow.estimate.plan import Plan
-    from bdflow.pipeline import Pipeline, Row
+    from bdflow.pipeline import Outcome, Pipeline, Row
     from bdflow.stores import Damage
     from bdflow.timings import Timing
 
 __all__ = [
+    "Outcome",
     "RegionPictures",
     "Row",
     "Timing",
@@ -39,6 +40,7 @@ __all__ = [
     "rounding",
     "run",
     "serve",
+    "stale_by_reason",
     "status",
     "timings",
     "verify",
@@ -83,7 +85,7 @@ def run(
     subjects: Sequence[str] = (),
     remake: bool = False,
     command: str = "",
-) -> None:
+) -> Outcome:
     """Run the pipeline: ingest, features, regress, reconstruct, evaluate, report. Resumes where it was stopped.
 
     Parameters
@@ -91,9 +93,13 @@ def run(
     config : a configuration, or what `load_config` takes.
     until : stop after this stage.
     only : run this stage alone; also `roi`, `encoding_features` and `encode`, which run on demand.
-    subjects : fill only these subjects' stores; all by default.
+    subjects : fill only these subjects' stores; all by default. Files of the others are not needed.
     remake : replace stores that were made from something else.
     command : noted in the journal.
+
+    Returns
+    -------
+    Outcome : how many partitions were computed (0: all was there), the seconds, and the path of the report.
 
     Raises
     ------
@@ -104,18 +110,29 @@ def run(
     from bdflow.pipeline import chosen_stages
 
     stages = chosen_stages(until, only)
-    pipeline_of(config, subjects).run(stages, remake=remake, command=command)
+    return pipeline_of(config, subjects).run(stages, remake=remake, command=command)
 
 
 @os_errors_named()
-def status(config: Config | str | Path) -> list[Row]:
+def status(config: Config | str | Path, *, subjects: Sequence[str] = ()) -> list[Row]:
     """Every store: path, state (absent, partial, sealed, or stale and why), shape and bytes. Computes nothing.
+
+    Parameters
+    ----------
+    subjects : leave out stores of other subjects; all by default.
 
     Raises
     ------
     InputError : a configuration or input that cannot be used.
     """
-    return pipeline_of(config).status()
+    return pipeline_of(config, subjects).status()
+
+
+def stale_by_reason(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Paths of stale stores by what changed, in words; a reason stands once, however many stores it concerns."""
+    from bdflow.stores.provenance import grouped
+
+    return grouped({row.path: row.state.why for row in rows if row.state.kind == "stale"})
 
 
 def rounding() -> str:
@@ -132,7 +149,13 @@ def timings(config: Config | str | Path) -> list[Timing]:
 
 
 @os_errors_named()
-def plan(config: Config | str | Path, figures: Sequence[str | Path] = (), gpu: str | None = None) -> Plan:
+def plan(
+    config: Config | str | Path,
+    figures: Sequence[str | Path] = (),
+    gpu: str | None = None,
+    *,
+    subjects: Sequence[str] = (),
+) -> Plan:
     """Hours, GPU-hours, disk and memory of every stage, before anything runs; the data need not be there.
 
     Parameters
@@ -140,12 +163,13 @@ def plan(config: Config | str | Path, figures: Sequence[str | Path] = (), gpu: s
     figures : files that `bdflow bench` wrote with --json, used instead of the shipped rates.
     gpu : which GPU to plan with: `a100`, `3090`, `h100` or `h200`; by default that of the figures, else this machine's,
         else an A100.
+    subjects : what a run for these alone takes; all by default.
 
     Raises
     ------
     InputError : a configuration or file that cannot be used; figures of another device, or of other networks.
     """
-    return pipeline_of(config).plan([local_path("figures", file) for file in figures], gpu)
+    return pipeline_of(config, subjects).plan([local_path("figures", file) for file in figures], gpu)
 
 
 def plan_text(found: Plan) -> tuple[object, list[str]]:

@@ -13,35 +13,45 @@ from typing import Annotated
 
 import typer
 
-from bdflow import api
-from bdflow.cli import remedies
+from bdflow import __version__, api
+from bdflow.cli import completion, remedies
+from bdflow.cli import status as status_of
 from bdflow.cli.benchmarks import bench_app
 from bdflow.cli.bundles import bundle_app
+from bdflow.cli.datasets import dataset_app, fetch_app
 from bdflow.cli.decoding import decode
+from bdflow.cli.deploying import deploy_app
 from bdflow.cli.options import ConfigArgument, RemakeOption, SetOption, SubjectsOption, loaded_config, names_of
 from bdflow.cli.scoring import score
-from bdflow.cli.text import bytes_of, confirmed, console, show_log, status_table, timings_table
+from bdflow.cli.text import bytes_of, console, last_line, show_log, timings_table
 from bdflow.errors import BdflowError, InputError, counted, os_error
 from bdflow.user_paths import escaped, local_path
 
 app = typer.Typer(
     name="bdflow",
-    help="Reconstruct seen images from fMRI (Brain-Diffuser), every intermediate array in chunked Zarr stores.",
+    help="Decode images from brain activity: recipes such as Brain-Diffuser, every intermediate array in Zarr stores.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(bundle_app, name="bundle")
-fetch_app = typer.Typer(help="Data sets, from where they are published.", no_args_is_help=True)
 app.add_typer(fetch_app, name="fetch")
-
-dataset_app = typer.Typer(help="Datasets, looked into before anything runs.", no_args_is_help=True)
 app.add_typer(dataset_app, name="dataset")
+app.add_typer(deploy_app, name="deploy")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bdflow {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def _begin() -> None:
+def _begin(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version, and leave.")
+    ] = False,
+) -> None:
     show_log()
 
 
@@ -52,8 +62,12 @@ def _command() -> str:
 @app.command()
 def run(
     config: ConfigArgument,
-    until: Annotated[str, typer.Option(metavar="STAGE", help="Stop after this stage.")] = "",
-    only: Annotated[str, typer.Option(metavar="STAGE", help="Run this stage alone.")] = "",
+    until: Annotated[
+        str, typer.Option(metavar="STAGE", autocompletion=completion.stages, help="Stop after this stage.")
+    ] = "",
+    only: Annotated[
+        str, typer.Option(metavar="STAGE", autocompletion=completion.single_stages, help="Run this stage alone.")
+    ] = "",
     subjects: SubjectsOption = "",
     remake: RemakeOption = False,
     overrides: SetOption = None,
@@ -61,7 +75,8 @@ def run(
     """Run the pipeline: ingest, features, regress, reconstruct, evaluate, report. Resumes where it was stopped."""
     loaded = loaded_config(config, overrides, subjects)
     with _stoppable():
-        api.run(loaded, until=until, only=only, subjects=names_of(subjects), remake=remake, command=_command())
+        done = api.run(loaded, until=until, only=only, subjects=names_of(subjects), remake=remake, command=_command())
+    typer.echo(last_line(done))
 
 
 @contextmanager
@@ -177,18 +192,15 @@ def status(
     timings: Annotated[
         bool, typer.Option("--timings", help="What partitions took: seconds, bytes, memory, retries.")
     ] = False,
+    subjects: SubjectsOption = "",
     overrides: SetOption = None,
 ) -> None:
     """Every store: shape, size on disk, partitions done, sealed or stale and why; or, by stage, what it took."""
-    loaded = loaded_config(config, overrides)
+    loaded = loaded_config(config, overrides, subjects)
     if timings:
         console().print(timings_table(str(loaded.study), api.timings(loaded)))
     else:
-        rows = api.status(loaded)
-        console().print(status_table(str(loaded.study), rows))
-        for row in rows:
-            if row.remark:
-                typer.echo(f"\n{row.path}: {row.remark}.")
+        status_of.show(str(loaded.study), api.status(loaded, subjects=names_of(subjects)))
         typer.echo(f"\n{api.rounding()}")
 
 
@@ -236,12 +248,13 @@ def plan(
         str | None, typer.Option(metavar="NAME", help="Which GPU to plan with: a100, 3090, h100 or h200.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    subjects: SubjectsOption = "",
     overrides: SetOption = None,
 ) -> None:
     """Hours, GPU-hours, disk and memory of every stage, before anything runs; NSD need not be there."""
     from json import dumps
 
-    found = api.plan(loaded_config(config, overrides), figures or (), gpu)
+    found = api.plan(loaded_config(config, overrides, subjects), figures or (), gpu, subjects=names_of(subjects))
     if json:
         typer.echo(dumps(found.as_json(), indent=1))
         return
@@ -314,10 +327,10 @@ def demo(
         typer.echo("simulating four subjects in NSD's files ...", err=True)
         api.simulate(loaded.dataset.root)
     with _stoppable():
-        api.run(loaded, remake=remake, command=_command())
+        done = api.run(loaded, remake=remake, command=_command())
     typer.echo(f"data    {loaded.dataset.root}   (NSD's files; truth.json tells what was planted)")
     typer.echo(f'study   {loaded.study}   (xarray.open_datatree("{loaded.study}", engine="zarr", chunks={{}}))')
-    typer.echo(f"report  {loaded.report.path / 'index.html'}   (open it in a browser)")
+    typer.echo(last_line(done))
 
 
 @app.command()
@@ -325,53 +338,6 @@ def recipes() -> None:
     """The configurations that ship with bdflow, and where they are."""
     for name, path in sorted(api.recipes().items()):
         typer.echo(f"{name:20} {path}")
-
-
-@fetch_app.callback()
-def _fetch() -> None:
-    pass
-
-
-@fetch_app.command("nsd")
-def fetch_nsd(
-    config: ConfigArgument,
-    to: Annotated[str | None, typer.Option(metavar="DIR", help="Where to; dataset.root by default.")] = None,
-    source: Annotated[str, typer.Option("--from", metavar="URL", help="A mirror of NSD's bucket.")] = "",
-    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="You have read and accept NSD's terms.")] = False,
-    only_list: Annotated[bool, typer.Option("--list", help="Show the files and their sizes, fetch nothing.")] = False,
-    overrides: SetOption = None,
-) -> None:
-    """The files of NSD that a configuration reads, from its public bucket: sized, resumed, verified."""
-    accept = accept_terms or confirmed
-    items = api.fetch_nsd(loaded_config(config, overrides), to, source=source, accept_terms=accept, only_list=only_list)
-    for item in items if only_list else ():
-        typer.echo(f"{item.size:>16,}  {item.name}")
-
-
-@dataset_app.command("split")
-def dataset_split(
-    config: ConfigArgument,
-    space: Annotated[str, typer.Option(metavar="SPACE", help="Target space whose latents are clustered.")],
-    out: Annotated[str, typer.Option(metavar="FILE.json", help="Where the split goes: name it in `dataset.split`.")],
-    clusters: Annotated[int, typer.Option(help="How many clusters.")] = 5,
-    test: Annotated[int, typer.Option(help="The cluster that is for testing, from 0, the largest first.")] = 0,
-    overrides: SetOption = None,
-) -> None:
-    """Write a split by cluster: test stimuli that are unlike all training stimuli. Latents must be made before."""
-    split = api.write_split(loaded_config(config, overrides), out, space=space, clusters=clusters, test=test)
-    sizes = ", ".join(map(str, split["about"]["sizes"]))
-    typer.echo(f"{out}: clusters of {sizes} stimuli; cluster {test} is for testing")
-
-
-@dataset_app.callback()
-def _dataset() -> None:
-    pass
-
-
-@dataset_app.command("check")
-def dataset_check(config: ConfigArgument, overrides: SetOption = None) -> None:
-    """What is there: subjects, sessions, stimuli, repeats, regions, units, noise ceiling, splits, what is odd."""
-    typer.echo(api.check_dataset(loaded_config(config, overrides)).text())
 
 
 def main() -> None:

@@ -7,18 +7,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bdflow import api
-from bdflow.cli import remedies
+from bdflow.cli import completion, remedies
 
 if TYPE_CHECKING:
     from bdflow import Config
 
-ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped recipe.")]
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG", autocompletion=completion.configs, help="YAML file, or the name of a shipped recipe."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as reconstruct.steps=20; repeatable."),
 ]
 SubjectsOption = Annotated[
-    str, typer.Option(metavar="S,S", help="Fill only these subjects' stores, such as subj01,subj02.")
+    str,
+    typer.Option(
+        metavar="S,S",
+        autocompletion=completion.subjects,
+        help="These subjects alone, such as subj01,subj02; no file of another one is needed.",
+    ),
 ]
 RemakeOption = Annotated[bool, typer.Option("--remake", help="Replace stores that were made from something else.")]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from bdflow.api import Row, Timing
+    from bdflow.api import Outcome, Timing
 
 
 class _Stderr(logging.Handler):
@@ -48,31 +48,23 @@ def timings_table(study: str, rows: Sequence[Timing]) -> Table:
     return table
 
 
+def last_line(done: Outcome) -> str:
+    """How a run ended: what there is to look at, and what it took."""
+    from bdflow.api import duration
+
+    page = "" if done.report is None else f"report {done.report}"
+    if not done.partitions:
+        said = f"; the report was written again: {done.report}" if page else ""
+        return f"up to date: nothing to compute{said}"
+    return f"done in {duration(done.seconds)}{': ' + page + '   (open it in a browser)' if page else ''}"
+
+
 def console() -> Console:
     """As wide as the terminal; wide enough for every column elsewhere."""
     from rich.console import Console
 
     found = Console()
     return found if found.is_terminal else Console(width=200)
-
-
-def status_table(study: str, rows: list[Row]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    colours = {"sealed": "green", "partial": "yellow", "stale": "red", "damaged": "red", "absent": "dim"}
-    table = Table(title=f"{study}", title_justify="left", box=None, pad_edge=False)
-    for name in ("store", "shape", "on disk", "partitions"):
-        table.add_column(name, justify="right" if name in ("on disk", "partitions") else "left", no_wrap=True)
-    table.add_column("state", overflow="fold")
-    for row in rows:
-        state = row.state
-        done = "" if state.kind in ("absent", "damaged") else f"{state.done}/{state.total}"
-        size = "" if state.kind in ("absent", "damaged") else human(row.nbytes)
-        why = escape(": " + "; ".join(state.why) if state.why else "")
-        colour = colours[state.kind]
-        table.add_row(row.path, row.shape, size, done, f"[{colour}]{state.kind}[/]{why}")
-    return table
 
 
 def human(nbytes: float) -> str:

@@ -7,13 +7,14 @@ Every setting enters the fingerprints of the stores whose section it stands in, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from bdflow.cluster.types import SlurmSettings
 from bdflow.config.base import NOT_CONTENT, Section, content, shapes, where
 from bdflow.config.encoding import EncodeSettings
+from bdflow.config.execution import ClusterSettings, ExecutionSettings
 from bdflow.config.painting import PainterSettings
 from bdflow.config.sessions import Sessions, sessions_of
 from bdflow.config.values import (
@@ -22,16 +23,15 @@ from bdflow.config.values import (
     EncoderName,
     LocalPath,
     Location,
-    Memory,
     Name,
     Options,
     Penalties,
     Positive,
-    Real,
     Switch,
     Whole,
     path_or,
 )
+from bdflow.errors import InputError
 
 Metric = Literal[
     "PixCorr", "SSIM", "AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV", "CLIP (bundle)",
@@ -313,49 +313,6 @@ class ChunkSettings(Section):
     images: Annotated[Count, shapes("guesses", "reconstructions", "judges", "similarities", "metrics")] = 16
 
 
-class StageExecution(Section):
-    """Where one stage runs: which executor, how many workers, threads, GPUs and memory ("4 GiB") each."""
-
-    executor: Literal["serial", "dask", "ray"] = "serial"
-    workers: Count = 1
-    threads: Count = 1
-    gpus: Annotated[Real, Field(ge=0)] = 0.0
-    memory: Memory | None = None
-
-
-class ExecutionSettings(Section):
-    """Where work runs. Nothing here changes a result."""
-
-    ingest: StageExecution = StageExecution()
-    features: StageExecution = StageExecution()
-    regress: StageExecution = StageExecution()
-    reconstruct: StageExecution = StageExecution()
-    evaluate: StageExecution = StageExecution()
-    roi: StageExecution = StageExecution()
-    encoding_features: StageExecution = StageExecution()
-    encode: StageExecution = StageExecution()
-
-
-class AddressSettings(Section):
-    """Clusters that run already: a Dask scheduler ("tcp://host:8786"), a Ray head ("host:6379", or "auto")."""
-
-    dask: str | None = None
-    ray: str | None = None
-
-
-class ClusterSettings(Section):
-    """On what the workers of Dask and Ray live; only the section of the chosen kind counts. `start_timeout` are the
-    seconds a first worker may take; by default a minute, and on SLURM, where jobs queue, a day.
-    """
-
-    kind: Literal["local", "slurm", "address", "cuda"] = "local"
-    start_timeout: Positive | None = None
-    dashboard: Switch = False
-    dashboard_host: str = "127.0.0.1"
-    address: AddressSettings = AddressSettings()
-    slurm: SlurmSettings = SlurmSettings()
-
-
 class Config(Section):
     """One study. Paths are relative to the directory the command is given in; `~` and `$NAME` are put in
     (`bdflow.user_paths`). The study and the data may lie in an object store (docs/places.md).
@@ -378,6 +335,7 @@ class Config(Section):
     chunks: ChunkSettings = ChunkSettings()
     execution: Annotated[ExecutionSettings, NOT_CONTENT] = ExecutionSettings()
     cluster: Annotated[ClusterSettings, NOT_CONTENT] = ClusterSettings()
+    _everybody: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _held_out_stimuli(self) -> Self:
@@ -431,6 +389,35 @@ class Config(Section):
         """The spaces that encoding models are fitted from."""
         return tuple(self.spaces) if self.encode.spaces is None else self.encode.spaces
 
+    def of_subjects(self, chosen: Sequence[str]) -> Config:
+        """The configuration for some of its subjects (none named: for all): what concerns the others alone is left out,
+        so that none of their files is needed. Raises InputError for a subject that it does not have.
+        """
+        unknown = [name for name in chosen if name not in self.subjects]
+        if unknown:
+            raise InputError(
+                "subjects",
+                found=", ".join(unknown),
+                expected="subjects of the configuration: " + ", ".join(self.subjects),
+                action="add them to `subjects` in the configuration, or choose among these",
+            )
+        if not chosen:
+            return self
+        found = self.model_copy(update={"subjects": tuple(name for name in self.subjects if name in chosen)})
+        found._everybody = self.everybody
+        return found
+
+    def of_everybody(self) -> Config:
+        """The configuration for all subjects of the study."""
+        found = self.model_copy(update={"subjects": self.everybody})
+        found._everybody = ()
+        return found
+
+    @property
+    def everybody(self) -> tuple[str, ...]:
+        """All subjects of the study, also where this configuration is for some of them (`of_subjects`)."""
+        return self._everybody or self.subjects
+
     def science(self) -> dict[str, object]:
         """Every setting that shapes content, as JSON values: the study's record."""
-        return content(self)
+        return content(self) | {"subjects": list(self.everybody)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import cached_property
 
 import numpy as np
@@ -80,7 +81,7 @@ class Reader:
     @cached_property
     def _split_of_subjects(self) -> dict[str, Split]:
         if self.settings.split == SHARED:
-            return {subject: Split(self.shared) for subject in self.config.subjects}
+            return {subject: Split(self.shared) for subject in self.config.everybody}
         return read_split(self.settings.split, self.config.subjects, self.dataset)
 
     @cached_property
@@ -105,6 +106,16 @@ class Reader:
                 raise self._without(subject, "test" if not test else "training", given, shown)
         return found
 
+    @cached_property
+    def _shown_to_others(self) -> set[str]:
+        """What subjects of the study were shown that the configuration is not for, as far as their files are there."""
+        found: set[str] = set()
+        for subject in self.config.everybody if self.settings.split == SHARED else ():
+            if subject not in self.config.subjects:
+                with suppress(InputError, OSError):
+                    found |= self._shown(subject)
+        return found
+
     def _shown(self, subject: str) -> set[str]:
         """Stimuli with a picture that a subject was shown in the sessions that are used."""
         return set(self.trials(subject).stimulus.tolist()) & self._places.keys()
@@ -115,6 +126,7 @@ class Reader:
         if self.settings.without_caption == "refuse":
             return frozenset()
         parts = [_parts(self._split_of_subjects[subject], self._shown(subject)) for subject in self.config.subjects]
+        parts.append((self._shown_to_others & self.shared, set()))
         used = sorted(frozenset().union(*(one for pair in parts for one in pair)), key=self._places.__getitem__)
         return frozenset(one for one, texts in zip(used, self.read_captions(used), strict=True) if not any(texts))
 
@@ -159,9 +171,11 @@ class Reader:
         """
         everybody = self.split.values()
         test = frozenset().union(*(of.test for of in everybody))
-        used = frozenset().union(*(of.test | (of.train or frozenset()) for of in everybody))
         if part == SHARED:
-            here = used & self.shared
+            used = frozenset().union(*(of.test | (of.train or frozenset()) for of in everybody))
+            others = (self._shown_to_others & self.shared) - self._without_caption
+            test |= others
+            here = (used & self.shared) | others
         else:
             own = self.split[part]
             here = (own.test | (own.train or frozenset())) - self.shared
@@ -324,7 +338,11 @@ class Reader:
 
     def known_regions(self) -> list[str]:
         """Names that regions of any of the subjects may have, in the dataset's order."""
-        return list(dict.fromkeys(name for s in self.config.subjects for name in self.dataset.known_regions(s)))
+        found: dict[str, None] = {}
+        for subject in self.config.everybody:
+            with nullcontext() if subject in self.config.subjects else suppress(InputError, OSError):
+                found |= dict.fromkeys(self.dataset.known_regions(subject))
+        return list(found)
 
     def region_names(self, subject: str) -> list[str]:
         """Names of the regions, `collection/name`."""

@@ -39,7 +39,7 @@ class Ingest(Stage):
                 "dataset": content(config.dataset, "stimuli") | data.content("stimuli"),
                 "part": part,
             }
-            settings["sessions"] = _sessions(config, config.subjects if part == SHARED else (part,))
+            settings["sessions"] = _sessions(config, config.everybody if part == SHARED else (part,))
             layout, cut = partial(_stimuli, config, part), content(chunks, "stimuli")
             yield StoreDecl(keys.stimuli(part), layout, settings, partial(data.stimulus_inputs, part), chunks=cut)
         for subject in config.subjects:

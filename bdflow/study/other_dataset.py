@@ -84,7 +84,7 @@ def open_other(study: Config, other: Config | str | Path, subjects: Sequence[str
             f"({listed(other.subjects)})",
             action="choose among those that both configurations have in `subjects`",
         )
-    return Reader(other), chosen
+    return Reader(other.of_subjects(chosen)), chosen
 
 
 def write_decoded(context: Context, data: Reader, out: Path, rule: str) -> dict[str, int]:

@@ -62,15 +62,15 @@ def subjects_of(config: Config, regions: Sequence[str]) -> list[str]:
     words = vocabulary(config)
     named = {name for region in regions for name in words.check(region)}
     used = [of for name, of in config.roi.masks.items() if name in named]
-    found = [subject for subject in config.subjects if all(subject in of for of in used)]
+    found = [subject for subject in config.everybody if all(subject in of for of in used)]
     if not found:
         raise InputError(
             "roi.masks",
             found=f"no subject with every mask that {', '.join(regions)} names",
-            expected="a file for at least one of " + ", ".join(config.subjects),
+            expected="a file for at least one of " + ", ".join(config.everybody),
             action="add the missing files, or leave the region out",
         )
-    return found
+    return [subject for subject in found if subject in config.subjects]
 
 
 def on_demand(config: Config, regions: Sequence[str], mask: Path | None, subjects: Sequence[str]) -> Config:
@@ -101,8 +101,8 @@ def on_demand(config: Config, regions: Sequence[str], mask: Path | None, subject
 
 
 def averaged(config: Config, subjects: Sequence[str]) -> bool:
-    """Whether these are all subjects of the configuration, and several: then their mean is painted too."""
-    return len(subjects) > 1 and set(subjects) == set(config.subjects)
+    """Whether these are all subjects of the study, and several: then their mean is painted too."""
+    return len(subjects) > 1 and set(subjects) == set(config.everybody)
 
 
 def keys_of(context: Context) -> list[Key]:

@@ -19,7 +19,7 @@ MEAN, TRUE = "mean", "true"
 
 def decoded(config: Config, subjects: tuple[str, ...]) -> tuple[str, ...]:
     """Whose latents are predicted: the subjects and, where all take part and are several, the mean of predictions."""
-    whole = len(subjects) > 1 and set(subjects) == set(config.subjects)
+    whole = len(subjects) > 1 and set(subjects) == set(config.everybody)
     return (*subjects, MEAN) if config.reconstruct.subject_mean and whole else subjects
 
 

@@ -71,7 +71,7 @@ def test_run_status_and_a_second_run(config):
     assert "78 trial" in lines["betas/subj01"]
     assert "a pixel by 1 level of 255 in all but 0.1% of values" in table
     done = bdflow("status", config, "--set", "dataset.sessions=2")
-    assert "stale: settings.sessions: made with 3, now 2" in done.stdout
+    assert "stale, settings.sessions: made with 3, now 2 (3 stores):" in done.stdout
     refused = bdflow("run", config, "--until", "ingest", "--set", "dataset.sessions=2")
     assert refused.returncode == 1
     assert "sessions: made with 3, now 2" in refused.stderr

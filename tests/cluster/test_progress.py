@@ -23,7 +23,7 @@ def test_plain_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) ->
             now += 0.32
             progress.advance()
     lines = out.getvalue().splitlines()
-    assert lines[0] == "features: 16/90 partitions, 3.1/s, 24 s left"
+    assert lines[0] == "features: 16/90 partitions in 5.1 s, 3.1/s, 24 s left"
     assert lines[-1] == "features: 90/90 partitions in 29 s, 3.1/s"
     assert len(lines) == 6
 
@@ -44,8 +44,8 @@ def test_what_was_done_before_is_not_rated(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(OSError, match="disk full"):
         work()
     assert out.getvalue().splitlines() == [
-        "fit: 9/12 blocks, 10 s each, 30 s left",
-        "fit: 10/12 blocks, 10 s each, 20 s left",
+        "fit: 9/12 blocks in 10 s, 10 s each, 30 s left",
+        "fit: 10/12 blocks in 20 s, 10 s each, 20 s left",
         "fit: stopped at 10/12 blocks in 20 s, 10 s each",
     ]
 

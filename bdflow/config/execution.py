@@ -1,0 +1,54 @@
+"""Where work runs: each stage's executor and workers, and on what these live. Nothing here changes a result."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bdflow.cluster.types import SlurmSettings
+from bdflow.config.base import Section
+from bdflow.config.values import Count, Memory, Positive, Real, Switch
+
+
+class StageExecution(Section):
+    """Where one stage runs: which executor, how many workers, threads, GPUs and memory ("4 GiB") each."""
+
+    executor: Literal["serial", "dask", "ray"] = "serial"
+    workers: Count = 1
+    threads: Count = 1
+    gpus: Annotated[Real, Field(ge=0)] = 0.0
+    memory: Memory | None = None
+
+
+class ExecutionSettings(Section):
+    """Where work runs. Nothing here changes a result."""
+
+    ingest: StageExecution = StageExecution()
+    features: StageExecution = StageExecution()
+    regress: StageExecution = StageExecution()
+    reconstruct: StageExecution = StageExecution()
+    evaluate: StageExecution = StageExecution()
+    roi: StageExecution = StageExecution()
+    encoding_features: StageExecution = StageExecution()
+    encode: StageExecution = StageExecution()
+
+
+class AddressSettings(Section):
+    """Clusters that run already: a Dask scheduler ("tcp://host:8786"), a Ray head ("host:6379", or "auto")."""
+
+    dask: str | None = None
+    ray: str | None = None
+
+
+class ClusterSettings(Section):
+    """On what the workers of Dask and Ray live; only the section of the chosen kind counts. `start_timeout` are the
+    seconds a first worker may take; by default a minute, and on SLURM, where jobs queue, a day.
+    """
+
+    kind: Literal["local", "slurm", "address", "cuda"] = "local"
+    start_timeout: Positive | None = None
+    dashboard: Switch = False
+    dashboard_host: str = "127.0.0.1"
+    address: AddressSettings = AddressSettings()
+    slurm: SlurmSettings = SlurmSettings()
