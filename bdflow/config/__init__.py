@@ -1,19 +1,18 @@
 """The configuration of a study: strict YAML, every setting of the paper, any overridable on the command line."""
 
 from bdflow.config.base import Section, content
+from bdflow.config.dataset import DatasetSettings
+from bdflow.config.execution import ClusterSettings, StageExecution
 from bdflow.config.loading import load, parse, recipes
 from bdflow.config.painting import ROLES, PainterSettings, PaintOptions
 from bdflow.config.sections import (
     PUBLISHED_METRICS,
     TAKAGI_METRICS,
-    ClusterSettings,
     Config,
-    DatasetSettings,
     NetworkSettings,
     RidgeSettings,
     SpaceSettings,
     SpeedSettings,
-    StageExecution,
 )
 from bdflow.config.values import ARRAY, OF_DATASET
 

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from bdflow.config import yaml_text
+from bdflow.config.execution import StageExecution
 from bdflow.config.painting import ROLES
-from bdflow.config.sections import Config, StageExecution
+from bdflow.config.sections import Config
 from bdflow.errors import InputError, listed
 from bdflow.user_paths import local_path
 
