@@ -39,6 +39,17 @@ def test_mindeyes_tensors_are_scored_as_the_page_shows(tmp_path, monkeypatch):
     pages.follow("mindeye.md")
 
 
+def test_the_settings_of_the_slurm_page_are_read_as_it_says():
+    """Its commands need a SLURM: tests/cluster/test_slurm.py."""
+    (block,) = pages.blocks("slurm.md", "yaml")
+    rest = {"study": "s", "dataset": {"root": "nsd"}, "spaces": {"v": {"encoder": "vdvae"}}, "report": {"path": "r"}}
+    config = parse({**rest, **yaml.safe_load(block.text)})
+    assert config.cluster.kind == "slurm"
+    wanted = ["--partition=gpu", "--account=mine", "--time=04:00:00", "--constraint=a100"]
+    assert config.cluster.slurm.job_options() == wanted
+    assert config.execution.reconstruct.gpus == 1
+
+
 @pytest.fixture
 def painting(tmp_path, monkeypatch):
     """The page's files, in a working folder where Python finds them."""
