@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help install demo test slow integration rotated lint format clean
+.PHONY: help install demo test slow integration rotated lint site format clean
 
 help:
 	@echo "make demo    simulated brains, the whole pipeline, a report below demo/"
@@ -18,6 +18,7 @@ help:
 	@echo "make integration   a real SLURM, a real S3 server, every fault in every stage (as root; apt: slurm-wlm munge)"
 	@echo "make rotated ROTATE=WORD   of both, one test of each kind, drawn by the word, as CI does by the commit"
 	@echo "make lint    ruff and mypy"
+	@echo "make site    the documentation as pages that open from a file: site/index.html"
 	@echo "make format  rewrite the code in the project's format"
 
 # three environments side by side
@@ -29,7 +30,7 @@ install:
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[test,docs]'
 	$(PIP) --no-deps --upgrade --target $(VENV)/torchvision torchvision
 	$(PIP) --no-deps dask-kubernetes
 	touch $@
@@ -81,9 +82,13 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# warnings are errors; the variable silences what Material says of MkDocs 2, which constraints.txt keeps out
+site: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,7 @@
 """The configuration of a study: strict YAML, every setting of the paper, any overridable on the command line."""
 
 from bdflow.config.base import Section, content
+from bdflow.config.dataset import DatasetSettings
 from bdflow.config.execution import ClusterSettings, StageExecution
 from bdflow.config.loading import load, parse, recipes
 from bdflow.config.painting import ROLES, PainterSettings, PaintOptions
@@ -8,7 +9,6 @@ from bdflow.config.sections import (
     PUBLISHED_METRICS,
     TAKAGI_METRICS,
     Config,
-    DatasetSettings,
     NetworkSettings,
     RidgeSettings,
     SpaceSettings,

@@ -14,6 +14,9 @@ class EncodeSettings(Section):
     """Encoding models, from latents to voxels: from which target spaces (null: all), and among which penalties each
     voxel's is chosen, by how well `stimuli` training stimuli are predicted from all others.
 
+    spaces : which target spaces, one model each; null: all.
+    grid : the penalties that are tried, by voxel.
+    stimuli : training stimuli that are predicted, drawn at random, to choose by.
     sets : named sets of two or more spaces, each one model (banded ridge) with the unique variance of each space.
     components : spaces that are reduced to so many principal components of their z-scored latents, fitted on each
         subject's training stimuli; the others keep all latents.

@@ -12,7 +12,14 @@ from bdflow.config.values import Count, Memory, Positive, Real, Switch
 
 
 class StageExecution(Section):
-    """Where one stage runs: which executor, how many workers, threads, GPUs and memory ("4 GiB") each."""
+    """Where one stage runs: which executor, how many workers, threads, GPUs and memory ("4 GiB") each.
+
+    executor : `serial` (in this process), `dask`, or `ray`.
+    workers : processes.
+    threads : of each worker.
+    gpus : of each worker; with Ray a fraction shares a GPU.
+    memory : of each worker; null: no limit, on SLURM the site's default.
+    """
 
     executor: Literal["serial", "dask", "ray"] = "serial"
     workers: Count = 1
@@ -22,7 +29,10 @@ class StageExecution(Section):
 
 
 class ExecutionSettings(Section):
-    """Where work runs. Nothing here changes a result."""
+    """Where work runs. Nothing here changes a result.
+
+    ingest, features, regress, reconstruct, evaluate, roi, encoding_features, encode : the stage of that name.
+    """
 
     ingest: StageExecution = StageExecution()
     features: StageExecution = StageExecution()
@@ -35,7 +45,11 @@ class ExecutionSettings(Section):
 
 
 class AddressSettings(Section):
-    """Clusters that run already: a Dask scheduler ("tcp://host:8786"), a Ray head ("host:6379", or "auto")."""
+    """Clusters that run already: a Dask scheduler ("tcp://host:8786"), a Ray head ("host:6379", or "auto").
+
+    dask : address of the scheduler; null: there is none.
+    ray : address of the head; null: there is none.
+    """
 
     dask: str | None = None
     ray: str | None = None
@@ -44,6 +58,13 @@ class AddressSettings(Section):
 class ClusterSettings(Section):
     """On what the workers of Dask and Ray live; only the section of the chosen kind counts. `start_timeout` are the
     seconds a first worker may take; by default a minute, and on SLURM, where jobs queue, a day.
+
+    kind : `local` (this machine), `slurm`, `address` (clusters that run), or `cuda` (this machine's GPUs).
+    start_timeout : seconds; null: by kind.
+    dashboard : start the dashboards of Dask and Ray.
+    dashboard_host : the address on which they listen.
+    address : of clusters that run.
+    slurm : how SLURM is asked for workers.
     """
 
     kind: Literal["local", "slurm", "address", "cuda"] = "local"

@@ -69,6 +69,11 @@ class PainterSettings(PaintOptions):
     one's own, `package.module:Class`. `guess`, `vision` and `text` name the spaces it paints from; `variants` what is
     painted: `full`, or ablations.
 
+    kind : the name, or the class.
+    guess : the space that pictures start from; null: none.
+    vision : the space of the first condition, of Brain-Diffuser CLIP's image tokens; null: none.
+    text : the space of the second condition, of Brain-Diffuser CLIP's text tokens; null: none.
+    variants : what is painted: `full`, or parts of the method left out (docs/evaluation.md).
     pictures : how many are painted of an item, each from noise of its own; the start from a guess is the same.
     select : which of them are scored and shown: `all` (scores are means over them), the `first`, or the `best`: the one
         whose latent, by the encoder of the space `select_by`, correlates most with the predicted latent. The photo is
@@ -77,6 +82,12 @@ class PainterSettings(PaintOptions):
         first variant, each put to another stimulus; `retrieval`, the training photo that is nearest to the prediction
         in the space `retrieve_by` (null: of `vision`, `text` and `guess` the first that is used); `mean_image`, the
         mean of the training photos (docs/controls.md).
+    select_by : the space by which the best picture is chosen; needed for `best`.
+    retrieve_by : the space in which the nearest training photo is looked for.
+    batch_size : pictures that are painted at once.
+    encode_batch_size : guesses that are encoded at once; null: as `batch_size`.
+    decode_batch_size : pictures that are decoded at once; null: as `batch_size`.
+    options : further settings of a painter of one's own.
     """
 
     kind: str = "versatile_diffusion"

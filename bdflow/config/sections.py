@@ -13,12 +13,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from bdflow.config.base import NOT_CONTENT, Section, content, shapes, where
+from bdflow.config.dataset import DatasetSettings, FolderName
 from bdflow.config.encoding import EncodeSettings
 from bdflow.config.execution import ClusterSettings, ExecutionSettings
 from bdflow.config.painting import PainterSettings
-from bdflow.config.sessions import Sessions, sessions_of
 from bdflow.config.values import (
-    OF_DATASET,
     Count,
     EncoderName,
     LocalPath,
@@ -45,67 +44,9 @@ TAKAGI_METRICS: tuple[Metric, ...] = (
     "Takagi AlexNet(2)", "Takagi AlexNet(5)", "Takagi AlexNet(fc7)", "Takagi Inception", "Takagi CLIP",
     "Takagi CLIP(6)", "Takagi CLIP(12)",
 )  # fmt: skip
-FolderName = Annotated[str, Field(pattern=r"^\w[^/\\\s]*$")]
-RegionName = Annotated[str, Field(pattern=r"^\w[^/\\\s]*(/\w[^/\\]*)?$")]
-Pixels = Annotated[Whole, Field(ge=1, le=4096)]
 Rows = Literal["averaged", "trials"]
 Choose = Literal["fixed", "per_space", "per_target"]
 Standardise = Literal["test_set", "held_out", "none"]
-
-
-# --- the dataset ----------------------------------------------------------------------------------------------
-
-
-def _looks_at_values(of: DatasetSettings) -> bool:
-    """Whether a kind of dataset asks what to do with outliers and NaN: NSD's, and perhaps a class of one's own."""
-    return of.kind not in ("laion_fmri", "glmsingle", "arrays")
-
-
-class DatasetSettings(Section):
-    """Where the data is, and what of it is used. `kind` names the dataset: `nsd`, another of `bdflow.datasets.reader`,
-    or a class of one's own, `package.module:Class` (`bdflow.datasets.contract.Dataset`).
-
-    captions : of NSD, NSD-Imagery and `glmsingle`: where they are, if not at their usual place.
-    preparation, space, betas_format, outliers, not_a_number : of NSD, NSD-Imagery and NSD-synthetic (docs/nsd.md).
-    sessions : how many, from the first; a list of their names, or of NSD's numbers, `[1, 3]`; either by subject,
-        `{subj01: 3, subj04: [1, 3]}`; null: all there are.
-    mask : the mask or region whose voxels are used; null: what the dataset suggests, of NSD `nsdgeneral`.
-    split : `shared` (stimuli that several subjects see are for testing), `dataset:NAME` (a split that comes with the
-        dataset), or a file of stimulus ids (docs/datasets.md).
-    image_size : pixels of a side of the photos as they are stored, or (y, x); null: as they are, if all are alike.
-    image_fit : how a picture of another shape is brought to that size: `crop`, `pad` (grey), `stretch`.
-    without_caption : of stimuli without a caption, where a space is made of captions: `refuse`; or `leave_out`, of
-        every space, so that all have the same rows.
-    bad_voxels : of voxels that cannot be decoded from, constant ones and those without a valid beta for some
-        stimulus.
-    outliers : of betas beyond what int16 of 1/300 percent holds, as floating-point files may have: `refuse`; `clip`, as
-        NSD did; `invalid`, to leave them out of means.
-    not_a_number : of betas that are NaN: `refuse`, or `invalid`.
-    options : further settings of this kind of dataset.
-    """
-
-    kind: str = "nsd"
-    root: Annotated[Location, NOT_CONTENT]
-    captions: Annotated[Location | None, NOT_CONTENT] = None
-    sessions: Annotated[Sessions, NOT_CONTENT] = None
-    preparation: Annotated[FolderName, NOT_CONTENT] = "betas_fithrf_GLMdenoise_RR"
-    space: Annotated[FolderName, NOT_CONTENT] = "func1pt8mm"
-    betas_format: Annotated[Literal["auto", "nii.gz", "hdf5"], NOT_CONTENT] = "auto"
-    mask: Annotated[RegionName | None, shapes("betas")] = None
-    split: Annotated[str, path_or("shared", OF_DATASET), NOT_CONTENT] = "shared"
-    image_size: Annotated[Pixels | tuple[Pixels, Pixels] | None, shapes("stimuli")] = None
-    image_fit: Annotated[
-        Literal["crop", "pad", "stretch"], shapes("stimuli"), where(lambda of: of.image_size is not None)
-    ] = "crop"
-    without_caption: Annotated[Literal["refuse", "leave_out"], shapes("stimuli")] = "refuse"
-    bad_voxels: Annotated[Literal["drop", "refuse"], shapes("responses")] = "drop"
-    outliers: Annotated[Literal["refuse", "clip", "invalid"], shapes("betas"), where(_looks_at_values)] = "refuse"
-    not_a_number: Annotated[Literal["refuse", "invalid"], shapes("betas"), where(_looks_at_values)] = "refuse"
-    options: Annotated[Options, NOT_CONTENT] = Field(default_factory=dict)
-
-    def sessions_of(self, subject: str) -> int | tuple[int | str, ...] | None:
-        """How many sessions of a subject, from the first; which; or None: all there are."""
-        return None if self.sessions is None else sessions_of(self.sessions, subject)
 
 
 # --- networks -------------------------------------------------------------------------------------------------
@@ -140,8 +81,11 @@ class NetworkSettings(Section):
     """Which frozen networks, where they run and in which precision, and how they are called. The bundle's content
     counts, not where it lies.
 
+    bundle : a folder of published weights (docs/models.md), or `tiny`, the small networks that ship.
+    device : as torch names it: `cpu`, `cuda`, `cuda:1`.
     dtype : of all networks but the VDVAE and the judges, which compute in float32.
     vdvae_dtype : of the VDVAE: it draws each pixel's value from a mixture, where a small difference may turn a choice.
+    speed : switches of painting.
     """
 
     bundle: Annotated[str, path_or("tiny"), NOT_CONTENT] = "tiny"
@@ -175,7 +119,11 @@ class NetworkSettings(Section):
 
 
 class FeatureSettings(Section):
-    """How latents are stored, and how many stimuli go through an encoder at once."""
+    """How latents are stored, and how many stimuli go through an encoder at once.
+
+    dtype : of stored latents. float16 halves the disk; its steps are far smaller than what ridge can predict.
+    batch_size : stimuli that go through an encoder at once.
+    """
 
     dtype: Literal["float16", "float32"] = "float16"
     batch_size: Annotated[Count, NOT_CONTENT] = 32
@@ -188,6 +136,8 @@ class ValidationSettings(Section):
         random, and score by R^2. `k_fold_rows` is what scikit-learn's and himalaya's RidgeCV do: folds are runs of rows
         in the order of presentation, every row is predicted, and the score is the mean squared error, averaged over
         folds. Trials of one stimulus then lie in several folds, so that penalties are chosen too small.
+    folds : of `k_fold` and `k_fold_rows`.
+    stimuli : training stimuli that are predicted, drawn at random, or all if there are fewer.
     columns : latents, drawn at random, that choose a penalty of a whole space.
     """
 
@@ -208,9 +158,11 @@ class RidgeSettings(Section):
     alpha : penalty, in scikit-learn's convention (||y - Xw||^2 + alpha ||w||^2), where it is not chosen.
     choose : `fixed`, or by cross-validation among `grid`: one penalty a space (`per_space`), or one a latent
         (`per_target`).
+    grid : the penalties that are tried.
     standardise : how predictions are brought to the mean and SD of the training latents: by their statistics over the
         `test_set` (as Brain-Diffuser), over `held_out` training stimuli, or not at all (`none`).
     weights : keep the coefficients, and how much each voxel counts.
+    validation : how penalties are chosen, and what `held_out` leaves out.
     """
 
     rows: Rows = "averaged"
@@ -226,7 +178,10 @@ class RidgeSettings(Section):
 
 
 class SpaceRidgeSettings(Section):
-    """Where a space differs from `ridge`; what is not given is as there."""
+    """Where a space differs from `ridge`; what is not given is as there.
+
+    rows, session_zscore, regions, intercept, alpha, choose, grid, standardise, weights : as in `ridge`; null: as there.
+    """
 
     rows: Rows | None = None
     session_zscore: Switch | None = None
@@ -244,6 +199,9 @@ class SpaceSettings(Section):
     `sd_denoising`), a class of one's own, `package.module:Class`, or `array:PATH` for latents that exist already;
     `options` go to the encoder.
 
+    encoder : what makes its latents of stimuli.
+    options : further settings of this encoder.
+    ridge : where this space differs from `ridge`.
     decode : whether ridge predicts it from voxels; without it the space is for encoding models alone.
     """
 
@@ -259,6 +217,9 @@ class SpaceSettings(Section):
 class ReconstructSettings(Section):
     """Whose pictures are painted beside those of each subject: from the mean of all subjects' predictions (`mean`),
     and from the true latents (`true`), what perfect decoding would give.
+
+    upper_bound : paint `true`.
+    subject_mean : paint `mean`, in runs of all subjects.
     """
 
     upper_bound: Annotated[Switch, NOT_CONTENT] = False
@@ -274,7 +235,13 @@ def _has_distractors(of: EvaluateSettings) -> bool:
 
 class EvaluateSettings(Section):
     """Which metrics (those named `Takagi` are always identification among reconstructions, as Takagi & Nishimoto),
-    by which protocol the others, and where the judging networks' weights lie besides the usual caches."""
+    by which protocol the others, and where the judging networks' weights lie besides the usual caches.
+
+    metrics : which; by default the paper's eight (docs/evaluation.md).
+    ssim : `paper`: what the paper's tables were made with; `2d`: the usual one.
+    distractors : what two-way identification is among: other `photos`, as in the paper, or other `reconstructions`.
+    weights : the folder of the judging networks' published weights.
+    """
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = PUBLISHED_METRICS
     ssim: Annotated[Literal["paper", "2d"], where(lambda of: "SSIM" in of.metrics)] = "paper"
@@ -288,6 +255,13 @@ MaskName = Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
 class RoiSettings(Section):
     """Pictures that brain regions like to see (paper, section 3.4). `sets` are named lists of regions, one figure each,
     in the language of `bdflow.regions.language`; `masks` are further names: a NIfTI mask or a .npy pattern by subject.
+
+    sets : lists of regions, by the name of their figure.
+    masks : further names for regions: a file by subject.
+    rescale : `training_norm` gives each latent the norm of the training latents; `deviation` gives their distance from
+        the training mean that of the training latents, times the strength; `none` leaves them (docs/roi.md).
+    strengths : what patterns are multiplied by; a picture for each.
+    seeds : pictures of each pattern, from noise of their own.
     """
 
     sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[tuple[str, ...], Field(min_length=1)]] = (
@@ -300,12 +274,24 @@ class RoiSettings(Section):
 
 
 class ReportSettings(Section):
+    """Where the report is written.
+
+    path : a folder on a disk; `index.html` in it opens from a file.
+    thumbnail : pixels of a side of its small pictures.
+    """
+
     path: LocalPath
     thumbnail: Annotated[Whole, Field(ge=32, le=512)] = 160
 
 
 class ChunkSettings(Section):
-    """How arrays are cut; they shape files and parallelism, never values."""
+    """How arrays are cut; they shape files and parallelism, never values.
+
+    stimuli : stimuli of a chunk of photos and latents.
+    voxels : voxels of a chunk of responses, weights and encoding maps.
+    columns : latents of a chunk.
+    images : pictures of a chunk.
+    """
 
     stimuli: Annotated[Count, shapes("stimuli", "targets")] = 64
     voxels: Annotated[Count, shapes("responses", "weights", "importance", "encoding", "encoding_sets")] = 1024
@@ -316,6 +302,24 @@ class ChunkSettings(Section):
 class Config(Section):
     """One study. Paths are relative to the directory the command is given in; `~` and `$NAME` are put in
     (`bdflow.user_paths`). The study and the data may lie in an object store (docs/places.md).
+
+    study : where everything is stored: a folder, or the URL of an object store.
+    seed : of all noise that is drawn.
+    subjects : whose data is used, by the dataset's names.
+    dataset : which data.
+    networks : which frozen networks, and how they are called.
+    features : how latents are stored.
+    spaces : what is decoded, by names of your own.
+    ridge : how it is decoded.
+    painters : what makes pictures, by names of your own; without any a study ends with predictions.
+    reconstruct : whose pictures are painted beside those of each subject.
+    evaluate : which scores, by which protocol.
+    roi : what `bdflow roi` paints.
+    encode : what `bdflow encode` fits.
+    report : where the report is written.
+    chunks : how arrays are cut.
+    execution : where each stage runs.
+    cluster : on what workers live.
     """
 
     study: Annotated[Location, NOT_CONTENT]

@@ -4,28 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from bdflow.cli.main import app
+from tests.support import pages
 
-PAGE = (Path(__file__).parents[2] / "docs/score.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(python|console)\n(.*?)```", PAGE, re.DOTALL)
+PAGE = pages.text_of("score.md")
 
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    commands = 0
-    for kind, text in BLOCKS:
-        if kind == "python":
-            exec(compile(text, "score.md", "exec"), names)
-            continue
-        command, _, shown = text.removeprefix("$ bdflow ").partition("\n")
-        done = CliRunner().invoke(app, command.split())
-        assert done.exit_code == 0, done.output
-        assert done.stdout == shown
-        commands += 1
-    assert commands == 2
+    assert len(pages.blocks("score.md", "console")) == 1
+    pages.follow("score.md")
     assert sorted(file.name for file in Path("scores").iterdir()) == ["index.html", "scores.csv", "table.csv"]
     assert capsys.readouterr().out.strip().endswith("stimulus00")
 

@@ -1,6 +1,5 @@
 """docs/new_space.md, as a user follows it: its encoder and its configuration, run to a report."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -13,14 +12,10 @@ from bdflow.errors import InputError
 from bdflow.pipeline import Pipeline
 from bdflow.stores import Store
 from tests.conftest import SUBJECTS
-from tests.support import logs
+from tests.support import logs, pages
 from tests.support.parts import whole
 
-PAGE = (Path(__file__).parents[2] / "docs/new_space.md").read_text(encoding="utf-8")
-CODE, SPACES = (
-    re.search(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL).group(1)  # type: ignore[union-attr]
-    for kind in ("python", "yaml")
-)
+(CODE,), (SPACES,) = ([block.text for block in pages.blocks("new_space.md", kind)] for kind in ("python", "yaml"))
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ from bdflow import api
 from bdflow.config import OF_DATASET, parse
 from bdflow.datasets.arrays.forms import SPLITS, STIMULI, SUBJECT
 from tests.datasets.arrays.made import opened
+from tests.support import pages
 
-DOCS = Path(__file__).parents[3] / "docs"
-PAGE = (DOCS / "own_data.md").read_text(encoding="utf-8")
-(CODE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-(YAML,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+PAGE = pages.text_of("own_data.md")
+(CODE,), (YAML,) = ([block.text for block in pages.blocks("own_data.md", kind)] for kind in ("python", "yaml"))
 
 
 @pytest.fixture
@@ -97,7 +96,7 @@ def test_the_check_says_what_the_page_shows(written):
 
 @pytest.mark.parametrize("forms", [STIMULI, SPLITS, SUBJECT])
 def test_the_page_of_the_format_has_every_array(forms):
-    page = (DOCS / "arrays.md").read_text(encoding="utf-8")
+    page = pages.text_of("arrays.md")
     for name, form in forms.items():
         rows = [line for line in page.splitlines() if re.match(rf"\| (`\w+`, )*`{name}`", line)]
         dims = f"({', '.join(form.dims)})"
