@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bdflow.config import Config
 from bdflow.study import catalog
+from bdflow.study.coordinates import of_space
 from bdflow.study.graph import Counts
 from bdflow.study.painting import shown_of
 from bdflow.study.stage import MEAN
@@ -11,22 +12,23 @@ from bdflow.study.stage import MEAN
 
 def mean_layout(config: Config, space: str, counts: Counts) -> catalog.Laid:
     shape = counts.shape(space)
-    sizes = {"stimulus": counts.test_stimuli(MEAN), **catalog.space_sizes(shape)}
-    return catalog.predictions(shape, config.chunks.columns), sizes
+    sizes = {"stimulus_id": counts.test_stimuli(MEAN), **catalog.space_sizes(shape)}
+    places = of_space(counts, space)
+    return catalog.predictions(shape, config.chunks.columns, places), sizes
 
 
 def guesses_layout(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
     pixels = counts.guess_size(painter)
-    sizes = {"stimulus": counts.test_stimuli(subject), "y": pixels, "x": pixels, "rgb": 3}
+    sizes = {"stimulus_id": counts.test_stimuli(subject), "y": pixels, "x": pixels, "rgb": 3}
     return catalog.guesses(config.chunks.images), sizes
 
 
 def images_layout(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
     pixels = counts.image_size(painter)
-    sizes = {"stimulus": counts.test_stimuli(subject), "picture": config.painters[painter].pictures}
+    sizes = {"stimulus_id": counts.test_stimuli(subject), "picture": config.painters[painter].pictures}
     return catalog.reconstructions(config.chunks.images), {**sizes, "y": pixels, "x": pixels, "rgb": 3}
 
 
 def selected_layout(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
-    sizes = {"variant": len(shown_of(config, painter, subject)), "stimulus": counts.test_stimuli(subject)}
+    sizes = {"variant": len(shown_of(config, painter, subject)), "stimulus_id": counts.test_stimuli(subject)}
     return catalog.selected(config.chunks.images), {**sizes, "picture": config.painters[painter].pictures}
