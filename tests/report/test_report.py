@@ -62,7 +62,7 @@ class Builder:
 
     def add(self, path: str, spec: StoreSpec, sizes: dict[str, int], **values: np.ndarray) -> None:
         provenance = self.expected[path] = Provenance("stage", {"path": path})
-        given = {a.name: values[a.name] for a in spec.arrays if a.role != "data"}
+        given = {a.name: values[a.name] for a in spec.arrays if a.role != "data" and a.values is None}
         store = self.study.declare(path, spec, sizes, given, provenance)
         for partition in range(store.n_partitions):
             region = spec.region(sizes, partition)
