@@ -110,13 +110,13 @@ def fill(
 ) -> Provenance:
     """A sealed store of pictures, block by block."""
     provenance = Provenance("benchmark", {"benchmark": path})
-    sizes = {"stimulus": len(ids), "y": pixels, "x": pixels, "rgb": 3, "caption_number": 1, "picture": 1}
+    sizes = {"stimulus_id": len(ids), "y": pixels, "x": pixels, "rgb": 3, "caption_number": 1, "picture": 1}
     sizes = {dim: size for dim, size in sizes.items() if any(dim in array.dims for array in spec.arrays)}
     store = study.declare(path, spec, sizes, {"stimulus_id": ids, **given}, provenance)
     if store.missing():
         pictures = noise(len(ids), pixels, seed)
         for partition in store.missing():
-            rows = spec.region(sizes, partition)["stimulus"]
+            rows = spec.region(sizes, partition)["stimulus_id"]
             images = pictures[rows]
             data: dict[str, np.ndarray] = {"image": images[:, None] if "picture" in sizes else images}
             if "caption_number" in sizes:

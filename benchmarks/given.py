@@ -64,6 +64,12 @@ class GivenCounts(StudyCounts):
     def shape(self, space: str) -> tuple[int, ...]:
         return tuple(self.context.ready(keys.targets(space, SHARED)).arrays["latent"].shape[1:])
 
+    def layers(self, space: str) -> tuple[tuple[int, ...], ...]:
+        return ()
+
+    def token_kinds(self, space: str) -> tuple[str, ...]:
+        return ()
+
 
 def provenances(config: Config, given: Iterable[str]) -> dict[str, Provenance]:
     """What the benchmark's own stores are made from."""

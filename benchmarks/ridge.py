@@ -59,7 +59,7 @@ def error_against_float64(study: Path, subject: str, alpha: float) -> float:
     train, other, _, _ = ridge.z_score(x[~test], x[test])
     columns = {"feature": slice(0, 64)}
     y = targets.read(
-        "latent", {"stimulus": targets.rows("stimulus_id", responses.read("stimulus_id")[~test]), **columns}
+        "latent", {"stimulus_id": targets.rows("stimulus_id", responses.read("stimulus_id")[~test]), **columns}
     )
     (hat,) = ridge.hat_matrices(train, other, [alpha])
     reference = ridge.predict(hat, y.astype(np.float64))

@@ -90,10 +90,10 @@ def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str,
     stores = {}
     for subject, voxels in scale.voxels.items():
         path = f"responses/{subject}/averaged"
-        sizes = {"stimulus": scale.test + scale.train, "voxel": voxels}
+        sizes = {"stimulus_id": scale.test + scale.train, "voxel": voxels}
         given = {
-            "repeats": np.full(sizes["stimulus"], 3),
-            "trial": np.arange(sizes["stimulus"]),
+            "repeats": np.full(sizes["stimulus_id"], 3),
+            "trial": np.arange(sizes["stimulus_id"]),
             "stimulus_id": np.concatenate([test, own[subject]]),
             "split": split,
         }
@@ -101,7 +101,7 @@ def build(study: Study, scale: Scale, known: dict[str, Provenance]) -> dict[str,
     for space, shape in scale.spaces.items():
         spec = catalog.targets(shape, "f2", scale.stimuli, scale.columns)
         for part, (ids, of) in cut.items():
-            path, sizes = keys.targets(space, part), {"stimulus": len(ids), **catalog.space_sizes(shape)}
+            path, sizes = keys.targets(space, part), {"stimulus_id": len(ids), **catalog.space_sizes(shape)}
             stores[path] = study.declare(path, spec, sizes, {"stimulus_id": ids, "split": of}, known[path])
     return stores
 
@@ -118,5 +118,5 @@ class Reader:
         cut = catalog.column_blocks(store.first.arrays["latent"].shape[1:], self.columns)
         ((dim, length),) = cut.items()
         region = {dim: slice(partition * length, min((partition + 1) * length, store.sizes[dim]))}
-        rows = Columns(store, np.arange(store.sizes["stimulus"]), 2048)
+        rows = Columns(store, np.arange(store.sizes["stimulus_id"]), 2048)
         return sum(piece.nbytes for piece in ahead(rows.requests(region, self.scratch)))

@@ -133,12 +133,12 @@ def fill(config: Config, space: str, size: Size) -> None:
         (SUBJECT, size.tests + np.arange(size.stimuli), "train"),
     ):
         key = keys.targets(space, part)
-        sizes = {"stimulus": len(part_ids), **catalog.space_sizes(shape)}
+        sizes = {"stimulus_id": len(part_ids), **catalog.space_sizes(shape)}
         given = {"stimulus_id": part_ids, "split": text([split] * len(part_ids))}
         targets = study.declare(key, spec, sizes, given, known[key])
         mixing = np.random.default_rng(1).standard_normal((64, int(np.prod(shape))), dtype=np.float32) / 8
         for partition in targets.missing():
-            rows = spec.region(sizes, partition)["stimulus"]
+            rows = spec.region(sizes, partition)["stimulus_id"]
             latent = factors[part_ids[rows]] @ mixing
             latent += rng.standard_normal(latent.shape, dtype=np.float32)
             targets.write(partition, {"latent": latent.reshape(-1, *shape).astype("f2")})

@@ -78,7 +78,7 @@ def declared(study: Study, responses: Store) -> tuple[Store, Store]:
         "stimulus_id": test,
         "train_stimulus_id": train,
     }
-    sizes = {"space": 1, "alpha": 1, "stimulus": len(test), "train_stimulus": len(train)}
+    sizes = {"space": 1, "alpha": 1, "stimulus_id": len(test), "train_stimulus_id": len(train)}
     return system, study.declare("decoder", catalog.decoders(), sizes, given, Provenance("benchmark"))
 
 
@@ -144,7 +144,7 @@ def error(study: Study, rows: int = 2) -> float:
     hat = (x @ solved.astype("f4")).T.astype(float)
     hat -= hat.mean(axis=1, keepdims=True)
     expected = hat.reshape(rows, -1, REPEATS).sum(axis=2)
-    found = decoder.read("hat_matrix", {"stimulus": slice(0, rows)})[0]
+    found = decoder.read("hat_matrix", {"stimulus_id": slice(0, rows)})[0]
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 

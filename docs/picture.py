@@ -15,7 +15,7 @@ NAMES = {"mean": "mean of predictions", "true": "true latents"}
 
 def main(study: str, out: str) -> None:
     tree = xarray.open_datatree(study, engine="zarr", chunks={})
-    shown = tree["stimuli/shared"].to_dataset().swap_dims(stimulus="stimulus_id").image
+    shown = tree["stimuli/shared"].to_dataset().image
     rows = [("shown", shown)]
     for painter in tree["reconstructions"].children:
         subjects = list(tree[f"reconstructions/{painter}"].children)
@@ -26,7 +26,7 @@ def main(study: str, out: str) -> None:
         paths += [(NAMES.get(subject, subject), f"reconstructions/{painter}/{subject}/full") for subject in wanted]
         for name, path in paths:
             if f"/{path}" in tree.groups:
-                images = tree[path].to_dataset().swap_dims(stimulus="stimulus_id").image
+                images = tree[path].to_dataset().image
                 images = images.isel(picture=0) if "picture" in images.dims else images
                 rows.append((f"{painter}, {name}" if several else name, images))
     ids = rows[1][1].stimulus_id.values

@@ -79,7 +79,8 @@ class Journal:
         """Write down something about a piece of work while it goes on, as an entry without columns."""
         about: dict[str, Any] = {**self.attrs, "work": work, **attrs}
         with disk_full_as_error(self.study):
-            metadata.finish(zarr_store(self.study), self.study, self._entry(f"{work} note"), about)
+            shown = metadata.folded({"title": work}, about)
+            metadata.finish(zarr_store(self.study), self.study, self._entry(f"{work} note"), shown)
 
     def _entry(self, work: str) -> str:
         """Path in the study of a new group."""
@@ -109,7 +110,7 @@ class Journal:
                 value = values[spec.name]
                 arrays[spec.name][...] = text(value) if spec.dtype == "str" else np.array(value, spec.dtype)
             about: dict[str, Any] = {**self.attrs, "work": work, **attrs}
-            metadata.finish(zarr_store(self.study), self.study, name, about)
+            metadata.finish(zarr_store(self.study), self.study, name, metadata.folded({"title": work}, about))
 
 
 def groups(study: AnyPath) -> Iterator[str]:
@@ -125,10 +126,10 @@ def makers(study: str | Path | RemotePath) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
     for path in groups(where):
         try:
-            attrs = (metadata.read_document(where / path / metadata.FILE) or {}).get("attributes")
+            attrs = metadata.attributes_of(metadata.read_document(where / path / metadata.FILE))
         except metadata.Unreadable:
             continue
-        if not isinstance(attrs, dict) or not isinstance(attrs.get("made_on"), dict):
+        if not isinstance(attrs.get("made_on"), dict):
             continue
         for store in attrs.get("fills", ()):
             earlier = [] if store in attrs.get("empty", ()) else found.get(store, [])
@@ -152,11 +153,12 @@ def entries(study: str | Path | RemotePath) -> list[dict[str, Any]]:
             arrays = dict(group.arrays())
             known = (spec.name for spec in (*COLUMNS, *COSTS) if spec.name in arrays)
             columns = {name: np.asarray(arrays[name][...]) for name in known}
+            about = metadata.unfolded(dict(group.attrs))
         except StoreError:
             raise
         except (ValueError, RuntimeError, OSError) as error:
             log.warning("%s: left out, since it cannot be read (%s). %s", path, error, ONLY_JOURNAL)
             continue
-        if all(spec.name in columns for spec in COLUMNS) and "work" in group.attrs:
-            found.append({"run": path.split("/")[1], **dict(group.attrs), **columns})
+        if all(spec.name in columns for spec in COLUMNS) and "work" in about:
+            found.append({"run": path.split("/")[1], **about, **columns})
     return found

@@ -43,6 +43,8 @@ COPIED_SINCE = 3
 """The format of studies since which metadata is kept twice; of older ones nothing is known."""
 INLINE = {"kind": "inline", "must_understand": False, "metadata": {}}
 Document = dict[str, Any]
+RECORD = "bdflow"
+"""The attribute that holds what bdflow keeps of a group, as JSON: netCDF has no attributes within attributes."""
 
 
 class Unreadable(ValueError):
@@ -63,6 +65,28 @@ def group_text(attrs: Mapping[str, object]) -> bytes:
     """The file of a group with these attributes, as Zarr writes it."""
     metadata = GroupMetadata(attributes=dict(attrs), zarr_format=3)
     return metadata.to_buffer_dict(default_buffer_prototype())[FILE].to_bytes()
+
+
+def folded(shown: Mapping[str, object], record: Mapping[str, object]) -> dict[str, Any]:
+    """Attributes of a group: what a reader wants to see, and what bdflow keeps, as one text."""
+    return {**shown, RECORD: json.dumps(record)}
+
+
+def unfolded(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """All attributes side by side. Raises Unreadable if the record is not a JSON object."""
+    record = attrs.get(RECORD, "{}")
+    if not isinstance(record, str):
+        raise Unreadable("a record that is not text")
+    return {**{name: value for name, value in attrs.items() if name != RECORD}, **parse(record.encode())}
+
+
+def attributes_of(document: Document | None) -> dict[str, Any]:
+    """Attributes of a group's document, side by side; none where they cannot be read."""
+    attrs = (document or {}).get("attributes")
+    try:
+        return unfolded(attrs) if isinstance(attrs, dict) else {}
+    except Unreadable:
+        return {}
 
 
 def write_file(backend: ZarrStore, key: str, content: bytes) -> None:
@@ -162,7 +186,19 @@ def differs(found: Document, expected: Document) -> str | None:
     """Where a document differs from the one that was written, or None. White space and order do not count."""
     if canonical(found) == canonical(expected):
         return None
-    return f"other metadata than was written ({_first_difference(found, expected, '') or 'numbers spelt otherwise'})"
+    where = _first_difference(_spread(found), _spread(expected), "") or _first_difference(found, expected, "")
+    return f"other metadata than was written ({where or 'numbers spelt otherwise'})"
+
+
+def _spread(document: Document) -> Document:
+    """A document with its record as an object, so that a difference in it has a name."""
+    attrs = document.get("attributes")
+    if not isinstance(attrs, dict) or RECORD not in attrs:
+        return document
+    try:
+        return {**document, "attributes": {**attrs, RECORD: parse(str(attrs[RECORD]).encode())}}
+    except Unreadable:
+        return document
 
 
 def _first_difference(found: object, expected: object, at: str) -> str:
@@ -183,9 +219,9 @@ def _first_difference(found: object, expected: object, at: str) -> str:
 def unsealed(document: Document) -> Document:
     """A group's document as it was when the group was declared."""
     attrs = document.get("attributes")
-    if not isinstance(attrs, dict) or not isinstance(attrs.get("sealed"), bool):
+    if not isinstance(attrs, dict) or not isinstance(attrs.get("sealed"), int):
         return document
-    return {**document, "attributes": {**attrs, "sealed": False}}
+    return {**document, "attributes": {**attrs, "sealed": 0}}
 
 
 def is_bare(document: Document) -> bool:
@@ -270,16 +306,13 @@ def damage_of_root(study: AnyPath) -> Iterator[CorruptMetadata]:
     if isinstance(listed, dict) and "metadata" in listed:
         frame["consolidated_metadata"] = {**listed, "metadata": {}}
     why = differs(frame, {**parse(BARE), "consolidated_metadata": INLINE})
-    attrs = found.get("attributes")
-    if why is None and not _attributes_whole(attrs):
+    if why is None and not _attributes_whole(attributes_of(found)):
         why = "attributes that do not match their digest"
     if why is not None:
         yield CorruptMetadata("", FILE, why)
 
 
-def _attributes_whole(attrs: object) -> bool:
-    if not isinstance(attrs, dict):
-        return False
+def _attributes_whole(attrs: Mapping[str, object]) -> bool:
     content = {name: value for name, value in attrs.items() if name != DIGEST}
     if DIGEST not in attrs:
         recorded = attrs.get("format")
@@ -328,13 +361,19 @@ def _copy_anew(backend: ZarrStore, study: AnyPath, path: str) -> bool:
     sealed = document["attributes"].get("sealed")
     finish(backend, study, path, attrs)
     if sealed:
-        write_file(backend, f"{path}/{FILE}", group_text({**attrs, "sealed": True}))
+        write_file(backend, f"{path}/{FILE}", group_text({**attrs, "sealed": 1}))
     return True
 
 
 def _whole(document: Document) -> bool:
     attrs = document.get("attributes", {})
-    return isinstance(attrs, dict) and ("provenance" not in attrs or provenance_is_whole(attrs["provenance"]))
+    if not isinstance(attrs, dict):
+        return False
+    try:
+        known = unfolded(attrs)
+    except Unreadable:
+        return False
+    return "provenance" not in known or provenance_is_whole(known["provenance"])
 
 
 UNPROVED = ("fingerprint", "arithmetic", "versions")

@@ -15,7 +15,7 @@ from bdflow.stores.metadata import fingerprint_of
 if TYPE_CHECKING:
     from zarr.core.common import JSON
 
-FORMAT = 3
+FORMAT = 4
 PACKAGES = (
     "bdflow",
     "numpy",

@@ -6,7 +6,7 @@ One declaration serves the metadata on disk, the checks before every write, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -44,22 +44,24 @@ class ArraySpec:
     ----------
     name, dims : its name and the names of its dimensions.
     dtype : a numpy dtype string ("i2", "f4", ...) or "str".
-    doc, units : written as `long_name` and `units`; "1" is dimensionless.
+    doc, units : written as `long_name` and `units`; without units there is none.
     chunks : chunk length by dimension; a dimension not named is one chunk long.
     codec : "raw" (latents: random floats do not compress) or "zstd".
     role : "data" is filled by partitions; "given" and "coordinate" are written when the store is declared.
-    attrs : further attributes (`scale_factor`, `_FillValue`, `flag_meanings`, ...).
+    attrs : further attributes (`scale_factor`, `flag_meanings`, ...): numbers, text and flat lists, as in netCDF.
+    values : of a coordinate that follows from the sizes of the store, such as a picture's `y`; others are given.
     """
 
     name: str
     dims: tuple[str, ...]
     dtype: str
     doc: str
-    units: str = "1"
+    units: str = ""
     chunks: Mapping[str, int] = field(default_factory=dict)
     codec: Literal["raw", "zstd"] = "raw"
     role: Literal["data", "given", "coordinate"] = "data"
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    values: Callable[[Sizes], np.ndarray] | None = None
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         return tuple(sizes[dim] for dim in self.dims)
@@ -68,7 +70,7 @@ class ArraySpec:
         return tuple(max(1, min(self.chunks.get(dim, sizes[dim]), sizes[dim])) for dim in self.dims)
 
     def attributes(self) -> dict[str, JSON]:
-        return {"long_name": self.doc, "units": self.units, **self.attrs}
+        return {"long_name": self.doc, **({"units": self.units} if self.units else {}), **self.attrs}
 
     async def metadata(self, sizes: Sizes) -> Metadata:
         """The metadata of the array; every chunk will carry a crc32c checksum, and chunks of fill values are written
@@ -146,6 +148,10 @@ class StoreSpec:
     @property
     def data(self) -> tuple[ArraySpec, ...]:
         return tuple(spec for spec in self.arrays if spec.role == "data")
+
+    def given(self, sizes: Sizes, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What is written when the store is declared: what is given, and what follows from its sizes."""
+        return {**{spec.name: spec.values(sizes) for spec in self.arrays if spec.values}, **given}
 
     def problems(self, sizes: Sizes) -> list[str]:
         """Every violation of the rules above for these sizes."""

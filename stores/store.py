@@ -19,7 +19,7 @@ from bdflow.errors import counted, lines
 from bdflow.stores.arrays import Arrays
 from bdflow.stores.entries import Kind, strangers
 from bdflow.stores.errors import CorruptChunk, StoreError, Unexpected, disk_full_as_error
-from bdflow.stores.metadata import COPY, FILE, Document, read_document
+from bdflow.stores.metadata import COPY, FILE, Document, read_document, unfolded
 from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, sizes_below, zarr_store
 from bdflow.stores.spec import ArraySpec, StoreSpec
 
@@ -58,12 +58,12 @@ class Store:
     def _attributes(self) -> dict[str, Any]:
         document = read_document(self.study / self.path / FILE)
         if document is None or "attributes" not in document:
-            return dict(self._group().attrs)
-        return dict(document["attributes"])
+            return unfolded(dict(self._group().attrs))
+        return unfolded(document["attributes"])
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
-        return dict(self._known[FILE]["attributes"]) if FILE in self._known else self._attributes()
+        return unfolded(self._known[FILE]["attributes"]) if FILE in self._known else self._attributes()
 
     @cached_property
     def arrays(self) -> Mapping[str, ZarrArray]:
@@ -204,7 +204,7 @@ class Store:
 
     def _seal(self, value: bool) -> None:
         with disk_full_as_error(self.study / self.path):
-            self._group("r+").attrs["sealed"] = value
+            self._group("r+").attrs["sealed"] = int(value)
 
     # --- read -------------------------------------------------------------------------------------------------
 
@@ -232,7 +232,10 @@ class Store:
         return out
 
     def _index(self, name: str, selection: Selection | None) -> tuple[slice | np.ndarray, ...]:
-        return tuple((selection or {}).get(dim, slice(None)) for dim in self.dims(name))
+        wanted, dims = selection or {}, self.dims(name)
+        if unknown := sorted(dim for dim in wanted if dim not in dims and dim not in self.sizes):
+            raise ValueError(f"{self.path}: no dimension {unknown[0]}; it has {', '.join(self.sizes)}")
+        return tuple(wanted.get(dim, slice(None)) for dim in dims)
 
     @contextmanager
     def _damage_named(self, name: str, index: Sequence[slice | np.ndarray]) -> Iterator[None]:

@@ -97,9 +97,9 @@ class Study:
                 self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path, below=False)
             remove_leftovers(self.path / journal.ROOT)
-            record = {"title": title, "format": FORMAT, **attrs}
-            record[metadata.DIGEST] = metadata.fingerprint_of(record)
-            metadata.write_file(self._backend, FILE, metadata.group_text(record))
+            record: dict[str, object] = {"format": FORMAT, **attrs}
+            record[metadata.DIGEST] = metadata.fingerprint_of({"title": title, **record})
+            metadata.write_file(self._backend, FILE, metadata.group_text(metadata.folded({"title": title}, record)))
             if not (self.path / journal.ROOT / FILE).is_file():
                 metadata.write_file(self._backend, f"{journal.ROOT}/{FILE}", metadata.BARE)
             inputs.create(self.path)
@@ -164,8 +164,7 @@ class Study:
             return "store" if copied or self._has_marks(path) else "group" if below else None
         if metadata.is_bare(document):
             return "group"
-        attrs = document.get("attributes")
-        if copied or (isinstance(attrs, dict) and "provenance" in attrs) or self._has_marks(path):
+        if copied or "provenance" in metadata.attributes_of(document) or self._has_marks(path):
             return "store"
         return "array" if document.get("node_type") == "array" else "group"
 
@@ -177,8 +176,7 @@ class Study:
         document = self._document(path)
         if document is None or metadata.is_bare(document):
             return False
-        attrs = document.get("attributes")
-        if not isinstance(attrs, dict) or "provenance" not in attrs:
+        if "provenance" not in metadata.attributes_of(document):
             raise CorruptMetadata(path, FILE, "metadata that is not that of a store")
         return True
 
@@ -196,7 +194,7 @@ class Study:
             if document is not None and metadata.is_bare(document):
                 return [], {}
             if document is not None:
-                recorded = document["attributes"]["provenance"]["format"]
+                recorded = metadata.attributes_of(document)["provenance"]["format"]
         except (Unreadable, KeyError, TypeError):
             pass
         old = isinstance(recorded, int) and recorded < COPIED_SINCE
@@ -276,7 +274,7 @@ class Study:
         Raises StoreError if the store there was made from something else, or differs from the declaration, and, before
         anything is written, for a given value that its array's dtype cannot hold.
         """
-        problems = spec.problems(sizes)
+        problems, given = spec.problems(sizes), spec.given(sizes, given)
         if problems:
             raise StoreError(
                 path,
@@ -303,16 +301,18 @@ class Study:
             for array in spec.arrays:
                 if array.role != "data":
                     digests[array.name] = _write_given(arrays[array.name], given[array.name], path)
-            attrs: dict[str, Any] = {
+            shown: dict[str, Any] = {
                 "title": spec.title,
                 "coordinates": " ".join(a.name for a in spec.arrays if a.role == "coordinate"),
+                "sealed": 0,
+            }
+            record = {
                 "partition": dict(spec.partition),
                 "data": [a.name for a in spec.data],
                 "given": digests,
                 "provenance": provenance.attrs(),
-                "sealed": False,
             }
-            metadata.finish(self._backend, self.path, path, attrs)
+            metadata.finish(self._backend, self.path, path, metadata.folded(shown, record))
         return Store(self.path, path)
 
     def _begun_otherwise(self, path: str, provenance: Provenance) -> bool:

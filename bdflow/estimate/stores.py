@@ -95,6 +95,9 @@ class PlannedCounts:
     def layers(self, space: str) -> tuple[tuple[int, ...], ...]:
         return ()
 
+    def token_kinds(self, space: str) -> tuple[str, ...]:
+        return ()
+
     def guess_size(self, painter: str) -> int:
         known = self._of_bundle(painter)
         return painter_kind(self.config, painter).guess_size if known is None else known.guess

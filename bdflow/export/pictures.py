@@ -81,7 +81,7 @@ def _pictures(
                 shown.update(ids)
                 several = store.sizes.get("picture", 1) > 1
                 for row, stimulus in enumerate(ids):
-                    (images,) = store.read("image", {"stimulus": slice(row, row + 1)})
+                    (images,) = store.read("image", {"stimulus_id": slice(row, row + 1)})
                     for number, image in enumerate(images if images.ndim == 4 else images[None]):
                         name = file_name(stimulus) + (f"-{number}" if several else "")
                         file = f"pictures/{painter}/{kind}/{subject}/{name}.png"
@@ -91,7 +91,7 @@ def _pictures(
         every = parts.joined(context, parts.stimuli(parts.of_tests(context.config)))
         for row, stimulus in enumerate(every.read("stimulus_id").tolist()):
             if stimulus in shown:
-                (image,) = every.read("image", {"stimulus": slice(row, row + 1)})
+                (image,) = every.read("image", {"stimulus_id": slice(row, row + 1)})
                 file = f"pictures/{PHOTO}/{file_name(stimulus)}.png"
                 yield file, stimulus, "", "", PHOTO, "0", _save(folder, file, _png(image), digests)
 

@@ -118,6 +118,11 @@ class Encoder(ABC):
         """Shapes of the network's layers whose values follow one another in a latent; none by default."""
         return ()
 
+    @property
+    def token_kinds(self) -> tuple[str, ...]:
+        """What each token stands for, such as `class` and `patch`, for the coordinate `token_kind`; none by default."""
+        return ()
+
     def inputs(self) -> Mapping[str, str]:
         """Digests of what latents depend on beside stimuli and options, such as weights, by what they are."""
         return {}
@@ -252,6 +257,10 @@ class CLIPVisionEncoder(BundleEncoder):
     def shape(self) -> tuple[int, ...]:
         return self.bundle.shape_of("clip_vision")
 
+    @property
+    def token_kinds(self) -> tuple[str, ...]:
+        return ("class", *("patch",) * (self.shape[0] - 1))
+
     @cached_property
     def network(self) -> ClipVision:
         """CLIP's image encoder."""
@@ -294,6 +303,11 @@ class CLIPTextEncoder(BundleEncoder):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.bundle.shape_of("clip_text")
+
+    @property
+    def token_kinds(self) -> tuple[str, ...]:
+        """Captions differ in length and are averaged, so of the tokens behind the first none is a word always."""
+        return ("start", *("word, end or padding",) * (self.shape[0] - 1))
 
     @cached_property
     def network(self) -> ClipText:

@@ -86,7 +86,7 @@ def ridge_table(context: Context, stores: Stores) -> Table:
         for space in context.config.decoded_spaces:
             store = stores[keys.predictions(subject, space)]
             r2, r = (store.read(score).ravel() for score in ("r2", "pearson_r"))
-            n = store.sizes["stimulus"]
+            n = store.sizes["stimulus_id"]
             above = f"{np.mean(r > chance_r(n)):.0%}" if n >= 3 else "\u2013"
             shape = " × ".join(str(size) for size in store.arrays["latent"].shape[1:])
             rows.append(Row([space, shape, *(number(median(values)) for values in (r, r2)), above, str(n)]))

@@ -176,7 +176,7 @@ def _image(made: Store | Joined | Selected, stimulus_id: str) -> np.ndarray | No
     if not at.size:
         return None
     rows = slice(int(at[0]), int(at[0]) + 1)
-    return made.shown(rows)[0] if isinstance(made, Selected) else made.read("image", {"stimulus": rows})[0]
+    return made.shown(rows)[0] if isinstance(made, Selected) else made.read("image", {"stimulus_id": rows})[0]
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], titles: Sequence[str] = ()) -> Figure:

@@ -127,7 +127,7 @@ def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict
     stimuli, first = photos(context, stores), next(iter(context.config.painters))
     rows = stimuli.rows("stimulus_id", scores.stimulus_id)
     order = np.argsort(rows)
-    texts = stimuli.read("caption", {"stimulus": rows[order]})[np.argsort(order)]
+    texts = stimuli.read("caption", {"stimulus_id": rows[order]})[np.argsort(order)]
     return {
         "subjects": [{"name": s, "label": tables.label(s), "person": s in scores.people} for s in scores.subjects],
         "variants": [{"name": v} for v in scores.variants],
@@ -240,7 +240,7 @@ class _Pictures:
         place.mkdir(parents=True, exist_ok=True)
         for start, stop in pairwise([*range(0, len(rows), BLOCK), len(rows)]):
             block = rows[start:stop]
-            images = made.shown(block) if isinstance(made, Selected) else made.read("image", {"stimulus": block})
+            images = made.shown(block) if isinstance(made, Selected) else made.read("image", {"stimulus_id": block})
             thumbnails = self.pool.map(thumbnail, images, [self.pixels] * len(images))
             for stimulus_id, data in zip(ids[block].tolist(), thumbnails, strict=True):
                 (place / f"{self.numbers[stimulus_id]:05d}{suffix}.webp").write_bytes(data)

@@ -14,6 +14,7 @@ from bdflow.errors import InputError, listed
 from bdflow.scoring.pixels import ArrayLike, Scale
 from bdflow.scoring.sources import ArrayImages
 from bdflow.stores import Store
+from bdflow.stores.metadata import RECORD
 
 if TYPE_CHECKING:
     from bdflow.models.weights.checkpoint import Checkpoint
@@ -186,7 +187,7 @@ def open_zarr(path: Path, scale: Scale | None, option: str, *, shown: bool) -> A
         raise
     except Exception as error:  # zarr raises whatever its codecs do
         raise _damaged(path, error) from error
-    if "provenance" in attributes:
+    if RECORD in attributes:
         if not attributes.get("sealed"):
             raise InputError(
                 path,

@@ -185,19 +185,24 @@ def _not_at_hand(metric: str, config: Config) -> NotAtHand:
 
 
 def _judge(config: Config, metric: str, counts: Counts) -> catalog.Laid:
-    sizes = {"stimulus": counts.test_stimuli(TRUE), "feature": counts.judge_width(metric)}
+    sizes = {"stimulus_id": counts.test_stimuli(TRUE), "feature": counts.judge_width(metric)}
     return score_catalog.judges(metric, config.chunks.images), sizes
 
 
 def _similarities(config: Config, painter: str, subject: str, seen: int, counts: Counts) -> catalog.Laid:
     own = counts.test_stimuli(subject)
-    sizes = {"variant": len(shown_of(config, painter, subject)), "metric": seen, "stimulus": own, "photo": own}
+    sizes = {
+        "variant": len(shown_of(config, painter, subject)),
+        "metric": seen,
+        "stimulus_id": own,
+        "photo_stimulus_id": own,
+    }
     return score_catalog.similarities(config.chunks.images), sizes
 
 
 def _metrics(config: Config, painter: str, subject: str, counts: Counts) -> catalog.Laid:
     variants, metrics = shown_of(config, painter, subject), config.evaluate.metrics
-    sizes = {"variant": len(variants), "metric": len(metrics), "stimulus": counts.test_stimuli(subject)}
+    sizes = {"variant": len(variants), "metric": len(metrics), "stimulus_id": counts.test_stimuli(subject)}
     return score_catalog.metrics(config.chunks.images), sizes
 
 
@@ -286,7 +291,7 @@ class PhotoJudge:
     def __call__(self, partition: int) -> None:
         first = next(iter(self.stores.values()))
         ids = first.read("stimulus_id", first.spec.region(first.sizes, partition))
-        seen = self.panel(self.stimuli.read("image", {"stimulus": self.stimuli.rows("stimulus_id", ids)}))
+        seen = self.panel(self.stimuli.read("image", {"stimulus_id": self.stimuli.rows("stimulus_id", ids)}))
         for metric, store in self.stores.items():
             store.write(partition, {"feature": seen[metric].cpu().numpy()})
 
@@ -313,12 +318,12 @@ class Comparer:
     def _unit_features(self, store: Store) -> Any:
         import torch
 
-        shape = (store.sizes["stimulus"], store.sizes["feature"])
+        shape = (store.sizes["stimulus_id"], store.sizes["feature"])
         rows = torch.empty(shape, device=self.panel.device)
         for partition in range(store.n_partitions):
             block = store.spec.region(store.sizes, partition)
             feature = torch.from_numpy(store.read("feature", block)).to(self.panel.device)
-            rows[block["stimulus"]] = image_metrics.unit(feature)
+            rows[block["stimulus_id"]] = image_metrics.unit(feature)
         return rows
 
     def __call__(self, task: tuple[str, int]) -> None:
@@ -329,7 +334,7 @@ class Comparer:
             self.subject, self.rows = subject, judge.rows("stimulus_id", store.read("photo_stimulus_id"))
         region = store.spec.region(store.sizes, partition)
         variant = self.variants[subject][region["variant"].start]
-        pictures = self.images[subject, variant].read(region["stimulus"])
+        pictures = self.images[subject, variant].read(region["stimulus_id"])
         correlation = measure.correlations(self.panel, [list(each) for each in pictures], self.photos, self.rows)
         store.write(partition, {"correlation": correlation[None]})
 
@@ -367,13 +372,13 @@ class Scorer:
         store.write(partition, {"value": np.array([rows], dtype=np.float32)})
 
     def _pixel_scores(self, subject: str, region: Mapping[str, slice]) -> dict[str, np.ndarray]:
-        rows = {"stimulus": region["stimulus"]}
+        rows = {"stimulus_id": region["stimulus_id"]}
         ids = self.stores[subject].read("stimulus_id", rows)
         wanted = [name for name in PIXELS if name in self.config.evaluate.metrics]
         found = {name: np.full(len(ids), np.nan) for name in PIXELS}
         if wanted:
-            truths = self.stimuli.read("image", {"stimulus": self.stimuli.rows("stimulus_id", ids)})
-            pictures = self.images[subject, self.variants[subject][region["variant"].start]].read(region["stimulus"])
+            truths = self.stimuli.read("image", {"stimulus_id": self.stimuli.rows("stimulus_id", ids)})
+            pictures = self.images[subject, self.variants[subject][region["variant"].start]].read(region["stimulus_id"])
             for i, (truth, several) in enumerate(zip(truths, pictures, strict=True)):
                 for name, score in measure.pixel_scores(
                     truth, list(several), wanted, self.config.evaluate.ssim
@@ -385,9 +390,9 @@ class Scorer:
         store = self.similarities[subject]
         at = store.read("metric").tolist().index(metric)
         which = {"variant": region["variant"], "metric": slice(at, at + 1)}
-        rows = region["stimulus"]
+        rows = region["stimulus_id"]
         rule = self.config.evaluate.distractors
         if metric in DISTANCES:
-            own = store.read("correlation", {**which, "stimulus": rows, "photo": rows})[0, 0]
+            own = store.read("correlation", {**which, "stimulus_id": rows, "photo_stimulus_id": rows})[0, 0]
             return measure.network_scores(metric, own, rule)
         return measure.network_scores(metric, store.read("correlation", which)[0, 0], rule)[rows]

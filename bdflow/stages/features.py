@@ -12,6 +12,7 @@ from bdflow.errors import InputError, counted, listed
 from bdflow.models.encoders import Encoder, Stimuli, encoder_class, encoder_of, encoder_settings
 from bdflow.stores import Store, StoreError
 from bdflow.study import catalog, keys, parts
+from bdflow.study.coordinates import of_space
 from bdflow.study.graph import Counts, StoreDecl
 from bdflow.study.keys import SHARED
 from bdflow.study.stage import Context, Stage, Step, Work, missing_in_any
@@ -68,9 +69,9 @@ def _inputs(config: Config, space: str) -> dict[str, str]:
 
 def _targets(config: Config, space: str, part: str, counts: Counts) -> catalog.Laid:
     shape, chunks = counts.shape(space), config.chunks
-    layers = counts.layers(space)
-    spec = catalog.targets(shape, DTYPES[config.features.dtype], chunks.stimuli, chunks.columns, layers)
-    return spec, {"stimulus": counts.stimuli(part), **catalog.space_sizes(shape)}
+    places = of_space(counts, space)
+    spec = catalog.targets(shape, DTYPES[config.features.dtype], chunks.stimuli, chunks.columns, places)
+    return spec, {"stimulus_id": counts.stimuli(part), **catalog.space_sizes(shape)}
 
 
 def _check_captions(config: Config, spaces: tuple[str, ...], stimuli: Mapping[str, Store]) -> None:
@@ -162,7 +163,7 @@ class Extractor:
             store.write(partition, {"latent": stored})
 
     def _check(self, store: Store, encoder: Encoder, latent: np.ndarray, partition: int) -> None:
-        rows = _region(store, partition)["stimulus"]
+        rows = _region(store, partition)["stimulus_id"]
         expected = (rows.stop - rows.start, *store.arrays["latent"].shape[1:])
         if latent.shape != expected:
             raise StoreError(

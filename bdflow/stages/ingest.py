@@ -87,7 +87,13 @@ def _sessions(config: Config, subjects: Iterable[str]) -> object:
 
 def _stimuli(config: Config, part: str, counts: Counts) -> catalog.Laid:
     height, width = counts.photo()
-    sizes = {"stimulus": counts.stimuli(part), "y": height, "x": width, "rgb": 3, "caption_number": counts.captions()}
+    sizes = {
+        "stimulus_id": counts.stimuli(part),
+        "y": height,
+        "x": width,
+        "rgb": 3,
+        "caption_number": counts.captions(),
+    }
     leave_out = config.dataset.without_caption == "leave_out"
     if leave_out:
         sizes["left_out"] = counts.left_out(part)

@@ -19,6 +19,7 @@ from bdflow.models.painters import painter_kind
 from bdflow.regions.rescale import rescaled
 from bdflow.stores import Store, StoreSpec, text
 from bdflow.study import catalog, decoder, keys, region_catalog, region_patterns
+from bdflow.study.coordinates import of_space
 from bdflow.study.designs import averaged_design, design_of
 from bdflow.study.graph import Counts, StoreDecl
 from bdflow.study.painting import (
@@ -140,7 +141,8 @@ def _patterns(config: Config, chosen: str, subject: str, counts: Counts) -> cata
 
 def _latents(config: Config, chosen: str, space: str, counts: Counts) -> catalog.Laid:
     shape = counts.shape(space)
-    return region_catalog.latents(shape), {"region": len(config.roi.sets[chosen]), **catalog.space_sizes(shape)}
+    places = of_space(counts, space)
+    return region_catalog.latents(shape, places), {"region": len(config.roi.sets[chosen]), **catalog.space_sizes(shape)}
 
 
 def _pixels(config: Config, chosen: str, spec: StoreSpec, pixels: int) -> catalog.Laid:

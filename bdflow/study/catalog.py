@@ -1,6 +1,6 @@
 """Every store of a study on one screen: what `xarray.open_datatree(study)` shows, and where the words come from.
 
-Dimensions: `stimulus` (test ones first, each in the dataset's order; join by the `stimulus_id` coordinate alone),
+Dimensions: `stimulus_id` (test ones first, each in the dataset's order; join by this index, never by position),
 `trial` (presentations in the order of the scan), `voxel` (of the subject's mask), `token` and `feature` (of a target
 space), `picture` (of several that were painted of a stimulus), `y`, `x`, `rgb` (of a picture). Those of regions are in
 `region_catalog`, those of encoding models in `encoding_catalog`, those of controls in `control_catalog`,
@@ -14,35 +14,49 @@ from dataclasses import replace
 
 from bdflow.datasets.contract import Encoding, Units
 from bdflow.stores.spec import ArraySpec, StoreSpec
+from bdflow.study.coordinates import PIXELS
 
 Laid = tuple[StoreSpec, dict[str, int]]
 """What a store looks like, and the length of its dimensions."""
 
-STIMULUS_ID = ArraySpec("stimulus_id", ("stimulus",), "str", "the dataset's name of the stimulus", role="coordinate")
-SPLIT = ArraySpec("split", ("stimulus",), "str", "test or train", role="coordinate")
-UNITS: Mapping[Units, str] = {"percent signal change": "percent signal change", "z": "1", "arbitrary": "arbitrary"}
-"""Units of betas as attributes of arrays."""
-IMAGE_DIMS = ("stimulus", "y", "x", "rgb")
+STIMULUS_ID = ArraySpec("stimulus_id", ("stimulus_id",), "str", "the dataset's name of the stimulus", role="coordinate")
+SPLIT = ArraySpec("split", ("stimulus_id",), "str", "test or train", role="coordinate")
+UNITS: Mapping[Units, str] = {"percent signal change": "percent signal change", "z": "", "arbitrary": "arbitrary"}
+"""Units of betas as attributes of arrays; z-scores have none."""
+
+
+def flags(*meanings: str) -> dict[str, object]:
+    """Attributes of an array of codes, from 0, as the CF conventions have them."""
+    return {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
+
+
+MEASURED = flags("not_measured", "measured")
+AFFINE_FORMS = flags("unknown", "scanner", "aligned", "talairach", "mni_152", "template_other")
+PICTURE = "picture, in sRGB"
+Coordinates = tuple[ArraySpec, ...]
+"""Of latents, from `coordinates.of_latents`."""
+IMAGE_DIMS = ("stimulus_id", "y", "x", "rgb")
 
 
 def stimuli(per_partition: int, *, leave_out: bool = False) -> StoreSpec:
     """`leave_out` : the store also names the stimuli that the study leaves out, since they have no caption."""
-    chunks = {"stimulus": per_partition}
+    chunks = {"stimulus_id": per_partition}
     gone = ArraySpec("without_caption", ("left_out",), "str", "stimuli left out: they have no caption", role="given")
-    image_chunks = {"stimulus": min(per_partition, 8)}
+    image_chunks = {"stimulus_id": min(per_partition, 8)}
     return StoreSpec(
         "Stimuli: the photos that were shown, and their captions",
         (
-            ArraySpec("image", IMAGE_DIMS, "u1", "photo as shown", "sRGB", image_chunks, "zstd"),
+            ArraySpec("image", IMAGE_DIMS, "u1", "photo as shown, in sRGB", chunks=image_chunks, codec="zstd"),
+            *PIXELS,
             ArraySpec(
-                "caption", ("stimulus", "caption_number"), "str", "COCO captions, unused ones empty", chunks=chunks
+                "caption", ("stimulus_id", "caption_number"), "str", "COCO captions, unused ones empty", chunks=chunks
             ),
             STIMULUS_ID,
             SPLIT,
             *((gone,) if leave_out else ()),
         ),
-        {"stimulus": per_partition},
-        ("stimulus", "left_out"),
+        {"stimulus_id": per_partition},
+        ("stimulus_id", "left_out"),
     )
 
 
@@ -66,7 +80,7 @@ def betas(most_trials: int, encoding: Encoding) -> StoreSpec:
                 UNITS[encoding.units],
                 chunks,
                 "zstd",
-                attrs={**scale, "divisor": encoding.divisor, "cut_off": encoding.cut_off},
+                attrs={**scale, "divisor": encoding.divisor, "cut_off": int(encoding.cut_off)},
             ),
             ArraySpec(
                 "valid",
@@ -75,11 +89,14 @@ def betas(most_trials: int, encoding: Encoding) -> StoreSpec:
                 "1 = a measurement; 0 = none (not a number, an outlier left out, a voxel its session did not measure)",
                 chunks=chunks,
                 codec="zstd",
+                attrs=MEASURED,
             ),
             ArraySpec("valid_voxels", ("trial",), "i4", "voxels with a measurement", chunks=by_trial),
             ArraySpec("stimulus_id", ("trial",), "str", "stimulus shown; empty where none was", role="coordinate"),
             ArraySpec("session", ("trial",), "str", "scan session", role="coordinate"),
-            ArraySpec("run", ("trial",), "i4", "run of the session; 0 not known", role="coordinate"),
+            ArraySpec(
+                "run", ("trial",), "i4", "run of the session, from 1", role="coordinate", attrs=flags("not_known")
+            ),
             ArraySpec("condition", ("trial",), "str", "what the subject did; empty if one thing", role="coordinate"),
             *axis,
             ArraySpec("grid", ("axis",), "i4", "voxels of the subject's volumes along x, y and z", role="given"),
@@ -91,9 +108,23 @@ def betas(most_trials: int, encoding: Encoding) -> StoreSpec:
                 "mm",
                 role="given",
             ),
-            ArraySpec("affine_form", ("code",), "i2", "NIfTI's code of the affine's space; 0 not known", role="given"),
+            ArraySpec(
+                "affine_form",
+                ("code",),
+                "i2",
+                "NIfTI's code of the affine's space",
+                role="given",
+                attrs=AFFINE_FORMS,
+            ),
             ArraySpec("region", ("region",), "str", "region of interest, collection/name", role="coordinate"),
-            ArraySpec("roi", ("region", "voxel"), "u1", "1 = the voxel is in the region", role="given"),
+            ArraySpec(
+                "roi",
+                ("region", "voxel"),
+                "u1",
+                "1 = the voxel is in the region",
+                role="given",
+                attrs=flags("outside", "inside"),
+            ),
             ArraySpec(
                 "ncsnr", ("voxel",), "f4", "noise-ceiling signal-to-noise ratio (signal SD / noise SD)", role="given"
             ),
@@ -105,13 +136,13 @@ def betas(most_trials: int, encoding: Encoding) -> StoreSpec:
 
 def row_dim(rows: str) -> str:
     """Dimension of the rows that ridge is fitted on: `stimulus`, or `row` where there is one a trial."""
-    return "stimulus" if rows == "averaged" else "row"
+    return "stimulus_id" if rows == "averaged" else "row"
 
 
 def responses(voxels_per_partition: int, of: Units, *, rows: str = "averaged", z_scored: bool = False) -> StoreSpec:
     """Rows for ridge; `of`: units of the betas."""
     chunks, dim = {"voxel": voxels_per_partition}, row_dim(rows)
-    units = "1" if z_scored else UNITS[of]
+    units = UNITS["z" if z_scored else of]
     doc = "mean beta over repeats" if rows == "averaged" else "beta of a training trial, or mean over a test stimulus's"
     return StoreSpec(
         "Responses: betas averaged over the repeats of a stimulus"
@@ -127,6 +158,7 @@ def responses(voxels_per_partition: int, of: Units, *, rows: str = "averaged", z
                 "u1",
                 "1 = decoded from; 0 = left out: constant, or without a measurement of some stimulus (not a number)",
                 chunks=chunks,
+                attrs=flags("left_out", "decoded_from"),
             ),
             ArraySpec(
                 "ncsnr_repeats",
@@ -156,24 +188,21 @@ def space_sizes(shape: Sequence[int]) -> dict[str, int]:
     return dict(zip(space_dims(shape), shape, strict=True))
 
 
-LAYERS = "layer_shapes"  # attribute of latents made of layers, in their order
-
-
 def targets(
-    shape: Sequence[int], dtype: str, per_partition: int, columns: int, layers: Sequence[Sequence[int]] = ()
+    shape: Sequence[int], dtype: str, per_partition: int, columns: int, coordinates: Coordinates = ()
 ) -> StoreSpec:
     dims = space_dims(shape)
-    attrs = {LAYERS: [list(layer) for layer in layers]} if layers else {}
-    chunks = {"stimulus": per_partition, **column_blocks(shape, columns)}
+    chunks = {"stimulus_id": per_partition, **column_blocks(shape, columns)}
     return StoreSpec(
         "Targets: latents of the stimuli, what ridge predicts",
         (
-            ArraySpec("latent", ("stimulus", *dims), dtype, "latent of the stimulus", chunks=chunks, attrs=attrs),
+            ArraySpec("latent", ("stimulus_id", *dims), dtype, "latent of the stimulus", chunks=chunks),
             STIMULUS_ID,
             SPLIT,
+            *coordinates,
         ),
-        {"stimulus": per_partition},
-        ("stimulus",),
+        {"stimulus_id": per_partition},
+        ("stimulus_id",),
     )
 
 
@@ -186,7 +215,7 @@ def column_blocks(shape: Sequence[int], columns: int) -> dict[str, int]:
 
 ALPHA = ArraySpec("alpha", ("alpha",), "f8", "ridge penalty (scikit-learn's convention)", role="coordinate")
 TRAIN_STIMULUS_ID = ArraySpec(
-    "train_stimulus_id", ("train_stimulus",), "str", "stimulus_id of the training stimulus", role="coordinate"
+    "train_stimulus_id", ("train_stimulus_id",), "str", "stimulus_id of the training stimulus", role="coordinate"
 )
 KERNEL_ROWS = 1024
 
@@ -199,6 +228,7 @@ def systems(dual: bool, rows: str = "averaged") -> StoreSpec:
     used = ArraySpec(
         "used", ("any_voxel",), "u1", "1 = the voxel of the responses is decoded from, 0 = left out", role="given"
     )
+    used = replace(used, attrs=flags("left_out", "decoded_from"))
     given: tuple[ArraySpec, ...] = (
         replace(STIMULUS_ID, dims=(dim,)),
         replace(SPLIT, dims=(dim,)),
@@ -230,15 +260,15 @@ def validation() -> StoreSpec:
         (
             ArraySpec(
                 "matrix",
-                ("alpha", "held_out_stimulus", "train_stimulus"),
+                ("alpha", "held_out_stimulus_id", "train_stimulus_id"),
                 "f4",
                 "weight of each training stimulus in the prediction of one it was fitted without",
-                chunks={"alpha": 1, "held_out_stimulus": 512, "train_stimulus": 4096},
+                chunks={"alpha": 1, "held_out_stimulus_id": 512, "train_stimulus_id": 4096},
             ),
             ALPHA,
             ArraySpec(
                 "held_out_stimulus_id",
-                ("held_out_stimulus",),
+                ("held_out_stimulus_id",),
                 "str",
                 "stimulus_id that is predicted",
                 role="coordinate",
@@ -256,10 +286,10 @@ def validation_by_rows() -> StoreSpec:
         (
             ArraySpec(
                 "error",
-                ("alpha", "error_row", "train_stimulus"),
+                ("alpha", "error_row", "train_stimulus_id"),
                 "f4",
                 "what predictions of training rows miss, over stimuli, or its triangular factor",
-                chunks={"alpha": 1, "error_row": 512, "train_stimulus": 4096},
+                chunks={"alpha": 1, "error_row": 512, "train_stimulus_id": 4096},
             ),
             ALPHA,
             TRAIN_STIMULUS_ID,
@@ -268,7 +298,7 @@ def validation_by_rows() -> StoreSpec:
     )
 
 
-def selection(shape: Sequence[int], columns: int, *, by_rows: bool = False) -> StoreSpec:
+def selection(shape: Sequence[int], columns: int, coordinates: Coordinates = (), *, by_rows: bool = False) -> StoreSpec:
     dims, cut = space_dims(shape), column_blocks(shape, columns)
     score = "minus the mean squared error, averaged over folds of rows" if by_rows else "cross-validated R^2"
     return StoreSpec(
@@ -283,17 +313,21 @@ def selection(shape: Sequence[int], columns: int, *, by_rows: bool = False) -> S
             ),
             ArraySpec("best_alpha", dims, "f4", "penalty with the highest score", chunks=cut),
             ALPHA,
+            *coordinates,
         ),
         cut,
     )
 
 
-def weights(shape: Sequence[int], columns: int, voxels: int) -> StoreSpec:
+def weights(shape: Sequence[int], columns: int, voxels: int, coordinates: Coordinates = ()) -> StoreSpec:
     dims = space_dims(shape)
     cut = {"voxel": voxels, **column_blocks(shape, columns)}
     return StoreSpec(
         "Weights: ridge coefficients for z-scored responses",
-        (ArraySpec("weight", ("voxel", *dims), "f4", "change of the latent per SD of the voxel", chunks=cut),),
+        (
+            ArraySpec("weight", ("voxel", *dims), "f4", "change of the latent per SD of the voxel", chunks=cut),
+            *coordinates,
+        ),
         cut,
     )
 
@@ -320,10 +354,10 @@ def decoders() -> StoreSpec:
         (
             ArraySpec(
                 "hat_matrix",
-                ("alpha", "stimulus", "train_stimulus"),
+                ("alpha", "stimulus_id", "train_stimulus_id"),
                 "f4",
                 "weight of each training stimulus in each test prediction",
-                chunks={"alpha": 1, "stimulus": 512, "train_stimulus": 4096},
+                chunks={"alpha": 1, "stimulus_id": 512, "train_stimulus_id": 4096},
             ),
             ALPHA,
             ArraySpec(
@@ -356,16 +390,19 @@ HELD_OUT: Mapping[str, str] = {
 }
 
 
-def predictions(shape: Sequence[int], columns: int, *, held_out: bool = False) -> StoreSpec:
+def predictions(
+    shape: Sequence[int], columns: int, coordinates: Coordinates = (), *, held_out: bool = False
+) -> StoreSpec:
     dims = space_dims(shape)
     cut = column_blocks(shape, columns)
     statistics = {**STATISTICS, **HELD_OUT} if held_out else STATISTICS
     return StoreSpec(
         "Predictions: latents of the test stimuli as ridge predicts them, raw; the statistics re-standardise them",
         (
-            ArraySpec("latent", ("stimulus", *dims), "f4", "predicted latent", chunks={"stimulus": 64, **cut}),
+            ArraySpec("latent", ("stimulus_id", *dims), "f4", "predicted latent", chunks={"stimulus_id": 64, **cut}),
             *(ArraySpec(name, dims, "f4", doc, chunks=cut) for name, doc in statistics.items()),
             STIMULUS_ID,
+            *coordinates,
         ),
         cut,
     )
@@ -387,39 +424,39 @@ def attention() -> StoreSpec:
 
 
 def guesses(per_partition: int) -> StoreSpec:
-    chunks = {"stimulus": per_partition}
+    chunks = {"stimulus_id": per_partition}
     return StoreSpec(
         "Guesses: the pictures that painting starts from",
-        (ArraySpec("image", IMAGE_DIMS, "u1", "picture", "sRGB", chunks, "zstd"), STIMULUS_ID),
-        {"stimulus": per_partition},
+        (ArraySpec("image", IMAGE_DIMS, "u1", PICTURE, chunks=chunks, codec="zstd"), STIMULUS_ID, *PIXELS),
+        {"stimulus_id": per_partition},
     )
 
 
 def reconstructions(per_partition: int) -> StoreSpec:
-    dims, chunks = ("stimulus", "picture", *IMAGE_DIMS[1:]), {"stimulus": 1, "picture": 1}
+    dims, chunks = ("stimulus_id", "picture", *IMAGE_DIMS[1:]), {"stimulus_id": 1, "picture": 1}
     return StoreSpec(
         "Reconstructions: the pictures that a painter made, one or several of each stimulus",
-        (ArraySpec("image", dims, "u1", "picture", "sRGB", chunks, "zstd"), STIMULUS_ID),
-        {"stimulus": per_partition},
+        (ArraySpec("image", dims, "u1", PICTURE, chunks=chunks, codec="zstd"), STIMULUS_ID, *PIXELS),
+        {"stimulus_id": per_partition},
     )
 
 
 def selected(per_partition: int) -> StoreSpec:
     """Which picture of an item agrees most with the latent that was predicted."""
-    chunks = {"variant": 1, "stimulus": per_partition}
+    chunks = {"variant": 1, "stimulus_id": per_partition}
     return StoreSpec(
         "Selected: which of several pictures of a stimulus agrees most with its predicted latent",
         (
             ArraySpec(
                 "agreement",
-                ("variant", "stimulus", "picture"),
+                ("variant", "stimulus_id", "picture"),
                 "f4",
                 "Pearson correlation of the picture's latent with the predicted one; not a number where it is constant",
                 chunks=chunks,
             ),
-            ArraySpec("best", ("variant", "stimulus"), "i2", "number of the picture, from 0", chunks=chunks),
+            ArraySpec("best", ("variant", "stimulus_id"), "i2", "number of the picture, from 0", chunks=chunks),
             ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
             STIMULUS_ID,
         ),
-        {"variant": 1, "stimulus": per_partition},
+        {"variant": 1, "stimulus_id": per_partition},
     )

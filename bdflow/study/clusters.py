@@ -63,7 +63,7 @@ def clusters(context: Context, space: str, number: int) -> tuple[np.ndarray, np.
 
 def _projected(latents: Joined, seed: int, space: str) -> np.ndarray:
     """(stimulus, at most DIMENSIONS) float64: z-scored latents, projected block by block of their columns."""
-    n, dims = latents.sizes["stimulus"], latents.first.dims("latent")[1:]
+    n, dims = latents.sizes["stimulus_id"], latents.first.dims("latent")[1:]
     length = int(np.prod([latents.sizes[dim] for dim in dims]))
     ((dim, step),) = catalog.column_blocks([latents.sizes[name] for name in dims], 4096).items()
     total = np.zeros((n, min(length, DIMENSIONS)))
@@ -71,7 +71,7 @@ def _projected(latents: Joined, seed: int, space: str) -> np.ndarray:
         region = {dim: slice(start, min(start + step, latents.sizes[dim]))}
         rows = [slice(at, min(at + _BLOCK, n)) for at in range(0, n, _BLOCK)]
         block = np.concatenate(
-            [latents.read("latent", {"stimulus": of, **region}).reshape(of.stop - of.start, -1) for of in rows]
+            [latents.read("latent", {"stimulus_id": of, **region}).reshape(of.stop - of.start, -1) for of in rows]
         ).astype(np.float64)
         scale = block.std(axis=0)
         block = (block - block.mean(axis=0)) / np.where(scale > 0, scale, np.inf)

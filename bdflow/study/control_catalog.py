@@ -7,7 +7,7 @@ from bdflow.study.catalog import STIMULUS_ID
 
 
 def neighbours(stimuli: int) -> StoreSpec:
-    each, cut = ("stimulus", "neighbour"), {"stimulus": stimuli}
+    each, cut = ("stimulus_id", "neighbour"), {"stimulus_id": stimuli}
     return StoreSpec(
         "Neighbours: which training stimuli are nearest to a test stimulus, by cosine of latents z-scored by training",
         (

@@ -63,7 +63,7 @@ class StudyCounts:
     def stimuli(self, part: str) -> int:
         key = keys.stimuli(part)
         if self.context.is_sealed(key):
-            return self.context.ready(key).sizes["stimulus"]
+            return self.context.ready(key).sizes["stimulus_id"]
         return len(self._data.stimuli(part)[0])
 
     # --- stimuli and rows -------------------------------------------------------------------------------------
@@ -124,6 +124,9 @@ class StudyCounts:
 
     def layers(self, space: str) -> tuple[tuple[int, ...], ...]:
         return encoder_of(self.context.config, space).layers
+
+    def token_kinds(self, space: str) -> tuple[str, ...]:
+        return encoder_of(self.context.config, space).token_kinds
 
     def guess_size(self, painter: str) -> int:
         return painter_kind(self.context.config, painter).guess_size

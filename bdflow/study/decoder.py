@@ -70,7 +70,7 @@ def responses_of(context: Context, subject: str, space: str) -> Store:
 
 def units_of(responses: Store) -> Units:
     """The unit of rows, and of patterns for them: that of the betas, or z where they are z-scored within sessions."""
-    stated = str(responses.arrays["voxel_mean"].attrs["units"])
+    stated = str(responses.arrays["voxel_mean"].attrs.get("units", ""))
     return {of: name for name, of in catalog.UNITS.items()}[stated]
 
 
@@ -329,7 +329,7 @@ def decoded_tree(
             warn_of_units(subject, z_scored, units_of(responses))
         values = decode(context, subject, z_scored, space, rule)
         dims = ("pattern", *catalog.space_dims(values.shape[1:]))
-        attrs = {"long_name": "decoded latent", "units": "1"}
+        attrs = {"long_name": "decoded latent"}
         made = {
             "subject": subject,
             "standardise": rule,

@@ -67,6 +67,9 @@ class Counts(Protocol):
     def layers(self, space: str) -> tuple[Shape, ...]:
         """Shapes of the layers whose values follow one another in a latent, if it is made of layers."""
 
+    def token_kinds(self, space: str) -> tuple[str, ...]:
+        """What each token of a latent stands for, if that is known."""
+
     def guess_size(self, painter: str) -> int:
         """Pixels a side of a painter's guesses."""
 

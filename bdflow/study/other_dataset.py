@@ -235,7 +235,6 @@ def _array(
         dimension_names=("stimulus", *catalog.space_dims(shape[1:])),
         attributes={
             "long_name": "decoded latent",
-            "units": "1",
             "coordinates": " ".join(coords),
         },
     )

@@ -18,7 +18,7 @@ from bdflow.study import keys
 from bdflow.study.keys import SHARED
 from bdflow.study.stage import MEAN, TRUE, Context
 
-STIMULUS = "stimulus"
+STIMULUS = "stimulus_id"
 
 
 def of_run(context: Context) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bdflow.stores.spec import ArraySpec, StoreSpec
 from bdflow.study import catalog
+from bdflow.study.coordinates import PIXELS
 
 REGION = ArraySpec("region", ("region",), "str", "region, in bdflow's language of regions", role="coordinate")
 
@@ -21,7 +22,7 @@ def patterns() -> StoreSpec:
     )
 
 
-def latents(shape: Sequence[int]) -> StoreSpec:
+def latents(shape: Sequence[int], coordinates: catalog.Coordinates = ()) -> StoreSpec:
     dims = catalog.space_dims(shape)
     return StoreSpec(
         "Latents of regions: what ridge predicts for their patterns, raw; the statistics rescale them",
@@ -30,16 +31,18 @@ def latents(shape: Sequence[int]) -> StoreSpec:
             ArraySpec("train_mean", dims, "f4", catalog.STATISTICS["train_mean"]),
             ArraySpec("train_std", dims, "f4", catalog.STATISTICS["train_std"]),
             REGION,
+            *coordinates,
         ),
     )
 
 
 def pictures(title: str) -> StoreSpec:
-    dims = ("region", "strength", "noise", "y", "x", "rgb")
+    dims, chunks = ("region", "strength", "noise", "y", "x", "rgb"), {"region": 1, "strength": 1, "noise": 1}
     return StoreSpec(
         title,
         (
-            ArraySpec("image", dims, "u1", "picture", "sRGB", {"region": 1, "strength": 1, "noise": 1}, "zstd"),
+            ArraySpec("image", dims, "u1", catalog.PICTURE, chunks=chunks, codec="zstd"),
+            *PIXELS,
             REGION,
             ArraySpec("strength", ("strength",), "f8", "what the pattern is multiplied with", role="coordinate"),
             ArraySpec(

@@ -10,10 +10,10 @@ def judges(metric: str, per_partition: int) -> StoreSpec:
     return StoreSpec(
         f"Judge of {metric}: what the layer of a network that this metric compares gives for the test photos",
         (
-            ArraySpec("feature", ("stimulus", "feature"), "f4", "activation", chunks={"stimulus": per_partition}),
+            ArraySpec("feature", ("stimulus_id", "feature"), "f4", "activation", chunks={"stimulus_id": per_partition}),
             STIMULUS_ID,
         ),
-        {"stimulus": per_partition},
+        {"stimulus_id": per_partition},
     )
 
 
@@ -23,19 +23,23 @@ def similarities(per_partition: int) -> StoreSpec:
         (
             ArraySpec(
                 "correlation",
-                ("variant", "metric", "stimulus", "photo"),
+                ("variant", "metric", "stimulus_id", "photo_stimulus_id"),
                 "f4",
                 "Pearson correlation of the features of a reconstruction and of a photo",
-                chunks={"variant": 1, "stimulus": per_partition},
+                chunks={"variant": 1, "stimulus_id": per_partition},
             ),
             ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
             ArraySpec("metric", ("metric",), "str", "metric that is computed from them", role="coordinate"),
             STIMULUS_ID,
             ArraySpec(
-                "photo_stimulus_id", ("photo",), "str", "stimulus_id of the photo compared with", role="coordinate"
+                "photo_stimulus_id",
+                ("photo_stimulus_id",),
+                "str",
+                "stimulus_id of the photo compared with",
+                role="coordinate",
             ),
         ),
-        {"variant": 1, "stimulus": per_partition},
+        {"variant": 1, "stimulus_id": per_partition},
     )
 
 
@@ -45,10 +49,10 @@ def metrics(per_partition: int) -> StoreSpec:
         (
             ArraySpec(
                 "value",
-                ("variant", "metric", "stimulus"),
+                ("variant", "metric", "stimulus_id"),
                 "f4",
                 "score of one reconstruction; not a number where the metric is missing or undefined",
-                chunks={"variant": 1, "stimulus": per_partition},
+                chunks={"variant": 1, "stimulus_id": per_partition},
             ),
             ArraySpec("missing", ("metric",), "str", "why the metric is missing; empty if it is not", role="given"),
             ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
@@ -61,5 +65,5 @@ def metrics(per_partition: int) -> StoreSpec:
             ),
             STIMULUS_ID,
         ),
-        {"variant": 1, "stimulus": per_partition},
+        {"variant": 1, "stimulus_id": per_partition},
     )

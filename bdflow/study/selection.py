@@ -33,13 +33,15 @@ class Selected:
     def read(self, rows: Rows) -> np.ndarray:
         """Pictures (n, k, y, x, 3) uint8 of these stimuli."""
         if self.best is None:
-            return self.images.read("image", {"stimulus": rows, "picture": slice(0, self.count)})
-        at = np.arange(self.images.sizes["stimulus"])[rows]
+            return self.images.read("image", {"stimulus_id": rows, "picture": slice(0, self.count)})
+        at = np.arange(self.images.sizes["stimulus_id"])[rows]
         each = [self._one(int(row), int(self.best[row])) for row in at]
-        return np.concatenate(each) if each else self.images.read("image", {"stimulus": rows, "picture": slice(0, 1)})
+        return (
+            np.concatenate(each) if each else self.images.read("image", {"stimulus_id": rows, "picture": slice(0, 1)})
+        )
 
     def _one(self, row: int, number: int) -> np.ndarray:
-        return self.images.read("image", {"stimulus": slice(row, row + 1), "picture": slice(number, number + 1)})
+        return self.images.read("image", {"stimulus_id": slice(row, row + 1), "picture": slice(number, number + 1)})
 
     def shown(self, rows: Rows) -> np.ndarray:
         """One picture (n, y, x, 3) uint8 of each of these stimuli: the first that is taken."""

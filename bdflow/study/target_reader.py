@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from bdflow.regression.copies import Copies, OnHost
 from bdflow.regression.streaming import Scratch
 from bdflow.stores import Store
-from bdflow.study.catalog import LAYERS
+from bdflow.study.coordinates import LAYER, PLACES, layers_from
 from bdflow.study.parts import Joined
 
 Region = dict[str, slice]
@@ -49,7 +49,7 @@ class Columns:
                 start = int(rows[at])
                 store, here = self.targets.run(slice(start, start + length))
                 length, over = here.stop - here.start, here.stop % store.arrays["latent"].chunks[0]
-                if here.stop < store.sizes["stimulus"] and at + length < len(rows) and over < length:
+                if here.stop < store.sizes["stimulus_id"] and at + length < len(rows) and over < length:
                     length -= over
                 yield slice(start, start + length)
             at += length
@@ -57,13 +57,13 @@ class Columns:
     def _read(self, piece: slice | np.ndarray, region: Region, scratch: Scratch, buffer: str) -> np.ndarray:
         if not isinstance(piece, slice):
             order = np.argsort(piece)
-            values = self.targets.read("latent", {"stimulus": piece[order], **region})[np.argsort(order)]
+            values = self.targets.read("latent", {"stimulus_id": piece[order], **region})[np.argsort(order)]
             return values.reshape(len(values), -1)
         store, rows = self.targets.run(piece)
         lengths = {dim: part.stop - part.start for dim, part in region.items()}
         rest = [lengths.get(dim, store.sizes[dim]) for dim in store.dims("latent")[1:]]
         out = scratch.array(buffer, (rows.stop - rows.start, *rest), store.arrays["latent"].dtype.str[1:])
-        return store.read_into(out, "latent", {"stimulus": rows, **region}).reshape(len(out), -1)
+        return store.read_into(out, "latent", {"stimulus_id": rows, **region}).reshape(len(out), -1)
 
 
 def ahead(requests: Sequence[Callable[[str], np.ndarray]], copies: Copies | None = None) -> Iterator[Any]:
@@ -127,9 +127,9 @@ class SharedBlocks:
             here = as_slice(rows)
             into = out[at : at + len(rows)]
             if isinstance(here, slice):
-                store.read_into(into, "latent", {"stimulus": here, **region})
+                store.read_into(into, "latent", {"stimulus_id": here, **region})
             else:
-                into[...] = store.read("latent", {"stimulus": here, **region})
+                into[...] = store.read("latent", {"stimulus_id": here, **region})
             at += len(rows)
         return out.reshape(len(out), -1)
 
@@ -152,5 +152,4 @@ def as_slice(rows: np.ndarray) -> slice | np.ndarray:
 
 def layers_of(targets: Store) -> list[tuple[int, ...]]:
     """Shapes (channel, y, x) of the layers whose values follow one another in a latent; empty if there are none."""
-    found = targets.arrays["latent"].attrs.get(LAYERS, [])
-    return [tuple(layer) for layer in cast(list[list[int]], found)]
+    return layers_from([targets.read(name) for name in PLACES]) if LAYER in targets.arrays else []

@@ -19,7 +19,7 @@ LOWEST, HIGHEST = -32768, 32767
 def encoding_of(betas: Store) -> Encoding:
     """How a store of betas holds them."""
     array = betas.arrays["beta"]
-    units = {of: name for name, of in UNITS.items()}[str(array.attrs["units"])]
+    units = {of: name for name, of in UNITS.items()}[str(array.attrs.get("units", ""))]
     dtype: Literal["int16", "float32"] = "int16" if array.dtype == np.int16 else "float32"
     return Encoding(dtype, units, float(str(array.attrs["divisor"])), bool(array.attrs["cut_off"]))
 

@@ -81,7 +81,7 @@ def test_the_demo_ends_with_a_report_in_bounded_memory(tmp_path):
     assert "demo/report/index.html" in out
     tree = xarray.open_datatree(tmp_path / "demo/study.zarr", engine="zarr", chunks={})
     for painter in ("brain_diffuser", "stable_diffusion"):
-        assert tree[f"reconstructions/{painter}/subj07/full"].image.sizes["stimulus"] >= 60
+        assert tree[f"reconstructions/{painter}/subj07/full"].image.sizes["stimulus_id"] >= 60
     check_report(tmp_path / "demo/report/index.html", tree)
     assert memory.peak < 6 * GIB
     again = subprocess.run([str(BDFLOW), "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)

@@ -65,7 +65,7 @@ def test_a_plan_counts_what_ingest_makes(name: str, tmp_path: Path) -> None:
         assert betas.arrays["beta"].dtype.itemsize == found.beta_bytes
     for part, stimuli in found.parts.items():
         store = Store(config.study, f"stimuli/{part}")
-        assert (store.sizes["stimulus"], store.sizes["y"], store.sizes["x"]) == (stimuli, *found.photo)
+        assert (store.sizes["stimulus_id"], store.sizes["y"], store.sizes["x"]) == (stimuli, *found.photo)
     assert found.pixels == math.prod(data.photo_shape())
     ingest = Graph(config, [STAGES["ingest"]])
     assert bytes_by_stage(ingest, PlannedCounts(config, found, PUBLISHED))["ingest"] > 0

@@ -22,6 +22,7 @@ from bdflow.models.weights.manifest import MANIFEST, write_manifest
 from bdflow.pipeline import Pipeline
 from bdflow.registry import resolve
 from bdflow.stores import Store
+from bdflow.study.target_reader import layers_of
 from bdflow.training.bundle import untrained, write_bundle
 from tests.support.parts import whole
 
@@ -324,7 +325,7 @@ def test_a_study_is_decoded_into_both_spaces(published: Path, settings: Any, tmp
         predicted = Store(study, f"predictions/subj01/{space}").read("latent")
         assert predicted.shape == (6, *shape)
         assert np.isfinite(predicted).all()
-    assert Store(study, "targets/z/shared").arrays["latent"].attrs["layer_shapes"] == [[4, 10, 10]]
+    assert layers_of(Store(study, "targets/z/shared")) == [(4, 10, 10)]
     used = [Store(study, f"systems/subj01/{path.name}").read("used") for path in (study / "systems/subj01").glob("*/")]
     assert len(used) == 2
     assert not (used[0] & used[1]).any()

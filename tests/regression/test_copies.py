@@ -122,17 +122,17 @@ def targets(root, rows: dict[str, np.ndarray]) -> Joined:
     spec = StoreSpec(
         "targets",
         (
-            ArraySpec("latent", ("stimulus", "feature"), "f2", "latent", chunks={"stimulus": 8, "feature": 4}),
-            ArraySpec("stimulus_id", ("stimulus",), "i4", "id", role="coordinate"),
+            ArraySpec("latent", ("stimulus_id", "feature"), "f2", "latent", chunks={"stimulus_id": 8, "feature": 4}),
+            ArraySpec("stimulus_id", ("stimulus_id",), "i4", "id", role="coordinate"),
         ),
-        {"stimulus": 8},
+        {"stimulus_id": 8},
     )
     stores = []
     for name, values in rows.items():
-        sizes = {"stimulus": len(values), "feature": values.shape[1]}
+        sizes = {"stimulus_id": len(values), "feature": values.shape[1]}
         store = study.declare(f"targets/{name}", spec, sizes, {"stimulus_id": np.arange(len(values))}, Provenance("t"))
         for partition in store.missing():
-            store.write(partition, {"latent": values[spec.region(sizes, partition)["stimulus"]]})
+            store.write(partition, {"latent": values[spec.region(sizes, partition)["stimulus_id"]]})
         stores.append(store)
     return Joined(stores)
 

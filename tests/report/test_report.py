@@ -26,6 +26,7 @@ from bdflow.report.scores import Scores, ranks
 from bdflow.stores import ArraySpec, NotReady, Provenance, StoreSpec, Study, text
 from bdflow.stores.journal import Journal
 from bdflow.study import catalog, score_catalog
+from bdflow.study.coordinates import of_latents
 from bdflow.study.stage import Context
 from tests.conftest import SPACES, painter, spaces
 
@@ -61,7 +62,7 @@ class Builder:
 
     def add(self, path: str, spec: StoreSpec, sizes: dict[str, int], **values: np.ndarray) -> None:
         provenance = self.expected[path] = Provenance("stage", {"path": path})
-        given = {a.name: values[a.name] for a in spec.arrays if a.role != "data"}
+        given = {a.name: values[a.name] for a in spec.arrays if a.role != "data" and a.values is None}
         store = self.study.declare(path, spec, sizes, given, provenance)
         for partition in range(store.n_partitions):
             region = spec.region(sizes, partition)
@@ -94,12 +95,15 @@ def build(tmp_path: Path, **sections: object) -> Context:
     captions[1] = ["", EVIL]
     spec, pictures = catalog.stimuli(per), {"y": SIDE, "x": SIDE, "rgb": 3}
     dims = {dim for array in spec.arrays for dim in array.dims}
-    sizes = {"stimulus": len(ids), **pictures, **{dim: 2 for dim in dims if dim.startswith("caption")}}
+    sizes = {"stimulus_id": len(ids), **pictures, **{dim: 2 for dim in dims if dim.startswith("caption")}}
     make.add("stimuli/shared", spec, sizes, stimulus_id=ids, split=split, caption=captions)
     for subject in SUBJECTS:
-        make.add(f"stimuli/{subject}", spec, sizes | {"stimulus": 0}, stimulus_id=ids[:0], split=split[:0])
+        make.add(f"stimuli/{subject}", spec, sizes | {"stimulus_id": 0}, stimulus_id=ids[:0], split=split[:0])
     layers = open_bundle("tiny").layers
-    spec, sizes = catalog.targets((1988,), "f2", per, 600, layers), {"stimulus": len(ids), "feature": 1988}
+    spec, sizes = (
+        catalog.targets((1988,), "f2", per, 600, of_latents(layers, ())),
+        {"stimulus_id": len(ids), "feature": 1988},
+    )
     make.add("targets/vdvae/shared", spec, sizes, stimulus_id=ids, split=split)
     for subject in SUBJECTS:
         voxels = np.arange(8)
@@ -124,7 +128,7 @@ def build(tmp_path: Path, **sections: object) -> Context:
         make.add(
             f"responses/{subject}/averaged",
             catalog.responses(4, "percent signal change"),
-            {"stimulus": len(ids), "voxel": 8},
+            {"stimulus_id": len(ids), "voxel": 8},
             stimulus_id=ids,
             split=split,
             repeats=np.array([3] * len(TEST) + [1] * len(TRAIN)),
@@ -140,27 +144,27 @@ def build(tmp_path: Path, **sections: object) -> Context:
             make.add(
                 f"predictions/{subject}/{space}",
                 catalog.predictions(shape, 600),
-                {"stimulus": len(TEST), **dict(zip(catalog.space_dims(shape), shape, strict=True))},
+                {"stimulus_id": len(TEST), **dict(zip(catalog.space_dims(shape), shape, strict=True))},
                 stimulus_id=TEST,
             )
         for name, settings in config.painters.items():
             make.add(
                 f"guesses/{name}/{subject}",
                 catalog.guesses(per),
-                {"stimulus": len(TEST), "y": 32, "x": 32, "rgb": 3},
+                {"stimulus_id": len(TEST), "y": 32, "x": 32, "rgb": 3},
                 stimulus_id=TEST,
             )
             kinds = (*settings.variants, *settings.controls)
             for variant in kinds:
                 path = f"reconstructions/{name}/{subject}/{variant}"
-                sizes = {"stimulus": len(TEST), "picture": settings.pictures, **pictures}
+                sizes = {"stimulus_id": len(TEST), "picture": settings.pictures, **pictures}
                 make.add(path, catalog.reconstructions(per), sizes, stimulus_id=TEST)
             value = make.rng.normal(size=(len(kinds), len(METRICS), len(TEST))).astype("f4")
             value[:, 2] = np.nan
             make.add(
                 f"metrics/{name}/{subject}",
                 score_catalog.metrics(per),
-                {"variant": len(kinds), "metric": len(METRICS), "stimulus": len(TEST)},
+                {"variant": len(kinds), "metric": len(METRICS), "stimulus_id": len(TEST)},
                 variant=text(kinds),
                 metric=text(METRICS),
                 missing=text(["", "", WHY]),
@@ -237,7 +241,7 @@ def test_every_stimulus_has_the_pictures_of_the_stores(context: Context, page: P
         for row, stimulus_id in enumerate(store.read("stimulus_id").tolist()):
             if stimulus_id not in TEST:
                 continue
-            of_item = store.read("image", {"stimulus": slice(row, row + 1)})[0]
+            of_item = store.read("image", {"stimulus_id": slice(row, row + 1)})[0]
             truth = small(of_item[0] if "picture" in store.sizes else of_item)
             found = np.asarray(
                 Image.open(page.parent / f"images/{folder}/{place[stimulus_id]:05d}{suffix}.webp").convert("RGB")

@@ -85,7 +85,7 @@ def scores(study: Path, extractor: FeatureExtractor) -> Scores:
         name = f"{folder.parent.name}/{folder.name}"
         store = Store(study, f"reconstructions/brain_diffuser/{name}")
         made = store.read("image")[:, 0]
-        truth = stimuli.read("image", {"stimulus": stimuli.rows("stimulus_id", store.read("stimulus_id"))})
+        truth = stimuli.read("image", {"stimulus_id": stimuli.rows("stimulus_id", store.read("stimulus_id"))})
         pixels = [
             image_metrics.pixcorr(a, image_metrics.at_size(b, *a.shape[:2])) for a, b in zip(truth, made, strict=True)
         ]

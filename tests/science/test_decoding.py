@@ -101,7 +101,7 @@ def test_shuffled_stimuli_are_decoded_at_chance(clear):
     order = np.random.default_rng(0).permutation((split == "train").sum())
     for space in SPACES:
         targets = whole(clear, f"targets/{space}")
-        y = targets.read("latent").reshape(targets.sizes["stimulus"], -1)
+        y = targets.read("latent").reshape(targets.sizes["stimulus_id"], -1)
         ids = responses.read("stimulus_id")
         y_train = y[targets.rows("stimulus_id", ids[split == "train"])][order]
         y_test = y[targets.rows("stimulus_id", ids[split == "test"])]

@@ -104,7 +104,7 @@ def values(study: Path, subject: str, variant: str) -> dict[str, np.ndarray]:
 
 
 def test_judges_look_at_each_photo_once_and_at_each_reconstruction_once(study, looked):
-    n = Store(study, "reconstructions/brain_diffuser/true/full").sizes["stimulus"]
+    n = Store(study, "reconstructions/brain_diffuser/true/full").sizes["stimulus_id"]
     assert sum(looked) == n + n * len(VARIANTS) * len(PAINTED)
     assert sorted(path.name for path in (study / "judges").iterdir() if path.is_dir()) == [
         "alexnet_5",

@@ -384,16 +384,18 @@ def test_columns_come_in_pieces_in_the_order_asked_for(tmp_path, per_piece):
     spec = StoreSpec(
         "targets",
         (
-            ArraySpec("latent", ("stimulus", "token", "feature"), "f2", "latent", chunks={"stimulus": 8, "token": 2}),
-            ArraySpec("stimulus_id", ("stimulus",), "i4", "id", role="coordinate"),
+            ArraySpec(
+                "latent", ("stimulus_id", "token", "feature"), "f2", "latent", chunks={"stimulus_id": 8, "token": 2}
+            ),
+            ArraySpec("stimulus_id", ("stimulus_id",), "i4", "id", role="coordinate"),
         ),
-        {"stimulus": 8},
+        {"stimulus_id": 8},
     )
     values = np.random.default_rng(0).normal(size=(45, 5, 3)).astype("f2")
-    sizes = {"stimulus": 45, "token": 5, "feature": 3}
+    sizes = {"stimulus_id": 45, "token": 5, "feature": 3}
     store = study.declare("targets/x", spec, sizes, {"stimulus_id": np.arange(45)}, Provenance("test"))
     for partition in store.missing():
-        region = spec.region(sizes, partition)["stimulus"]
+        region = spec.region(sizes, partition)["stimulus_id"]
         store.write(partition, {"latent": values[region]})
     for rows in (np.arange(3, 44), np.random.default_rng(1).permutation(45)[:20], np.arange(7, 8)):
         columns = Columns(Joined([store]), rows, per_piece)
@@ -401,7 +403,7 @@ def test_columns_come_in_pieces_in_the_order_asked_for(tmp_path, per_piece):
         assert max(len(piece) for piece in pieces) <= per_piece
         np.testing.assert_array_equal(np.concatenate(pieces), values[rows, 2:4].reshape(len(rows), -1))
     with pytest.raises(ValueError, match="do not go into"):
-        store.read_into(np.empty((3, 5, 3), "f4"), "latent", {"stimulus": slice(0, 3)})
+        store.read_into(np.empty((3, 5, 3), "f4"), "latent", {"stimulus_id": slice(0, 3)})
 
 
 @pytest.mark.slow(kind="long checks")

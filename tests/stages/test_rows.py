@@ -100,7 +100,7 @@ def test_spaces_differ_and_share_what_they_can(made):
     assert (trials.read("repeats")[split == "test"] == 3).all()
     targets = whole(study, "targets/trials")
     decoders = Store(study, f"decoders/{SUBJECT}/trials")
-    assert decoders.sizes["train_stimulus"] == (targets.read("split") == "train").sum() / 2, "once a stimulus"
+    assert decoders.sizes["train_stimulus_id"] == (targets.read("split") == "train").sum() / 2, "once a stimulus"
 
 
 def test_statistics_count_each_trial(made):

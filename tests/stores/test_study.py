@@ -384,7 +384,7 @@ def test_plain_xarray_sees_names_units_and_coordinates(study):
     assert dataset.latent.dims == ("stimulus", "feature")
     assert dataset.latent.attrs["long_name"] == "latent"
     assert "stimulus_id" in dataset.coords
-    assert dataset.attrs["sealed"] is True
+    assert dataset.attrs["sealed"] == 1
     assert dataset.swap_dims(stimulus="stimulus_id").latent.sel(stimulus_id=111).values[0] == 800
 
 

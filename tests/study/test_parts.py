@@ -19,11 +19,11 @@ from tests.conftest import SUBJECTS, snapshot
 SPEC = StoreSpec(
     "targets",
     (
-        ArraySpec("latent", ("stimulus", "feature"), "f4", "latent", chunks={"stimulus": 2}),
-        ArraySpec("stimulus_id", ("stimulus",), "i4", "id", role="coordinate"),
+        ArraySpec("latent", ("stimulus_id", "feature"), "f4", "latent", chunks={"stimulus_id": 2}),
+        ArraySpec("stimulus_id", ("stimulus_id",), "i4", "id", role="coordinate"),
     ),
-    {"stimulus": 4},
-    ("stimulus",),
+    {"stimulus_id": 4},
+    ("stimulus_id",),
 )
 LENGTHS = (5, 0, 9, 3)
 
@@ -37,10 +37,10 @@ def joined(tmp_path_factory) -> tuple[Joined, np.ndarray, np.ndarray]:
     values, ids = np.arange(n * 3, dtype="f4").reshape(n, 3), np.random.default_rng(0).permutation(100)[:n]
     stores, at = [], 0
     for number, length in enumerate(LENGTHS):
-        sizes, given = {"stimulus": length, "feature": 3}, {"stimulus_id": ids[at : at + length]}
+        sizes, given = {"stimulus_id": length, "feature": 3}, {"stimulus_id": ids[at : at + length]}
         store = study.declare(f"targets/{number}", SPEC, sizes, given, Provenance("test"))
         for partition in store.missing():
-            rows = SPEC.region(sizes, partition)["stimulus"]
+            rows = SPEC.region(sizes, partition)["stimulus_id"]
             store.write(partition, {"latent": values[at:][rows]})
         store.seal()
         stores.append(store)
@@ -58,14 +58,16 @@ slices = st.tuples(st.integers(0, sum(LENGTHS)), st.integers(0, sum(LENGTHS))).m
 def test_reading_parts_equals_reading_one_array(joined, rows, column):
     of, values, ids = joined
     columns = slice(column, 3)
-    np.testing.assert_array_equal(of.read("latent", {"stimulus": rows, "feature": columns}), values[rows][:, columns])
-    np.testing.assert_array_equal(of.read("stimulus_id", {"stimulus": rows}), ids[rows])
+    np.testing.assert_array_equal(
+        of.read("latent", {"stimulus_id": rows, "feature": columns}), values[rows][:, columns]
+    )
+    np.testing.assert_array_equal(of.read("stimulus_id", {"stimulus_id": rows}), ids[rows])
 
 
 def test_parts_know_their_sizes_and_where_ids_are(joined):
     of, values, ids = joined
     there: Joined = pickle.loads(pickle.dumps(of))
-    assert there.sizes == {"stimulus": 17, "feature": 3, "partition": 2}
+    assert there.sizes == {"stimulus_id": 17, "feature": 3, "partition": 2}
     assert there.path == "targets"
     wanted = ids[[16, 0, 7]]
     assert there.rows("stimulus_id", wanted).tolist() == [16, 0, 7]

@@ -76,7 +76,7 @@ def neighbour_stores(config: Config) -> Iterator[StoreDecl]:
 
 def _neighbours(subject: str, count: int, counts: Counts) -> catalog.Laid:
     n = counts.test_stimuli(subject)
-    return control_catalog.neighbours(n), {"stimulus": n, "neighbour": count}
+    return control_catalog.neighbours(n), {"stimulus_id": n, "neighbour": count}
 
 
 def control_stores(config: Config, painter: str, subject: str) -> Iterator[StoreDecl]:
@@ -251,7 +251,7 @@ class Finder:
 
 def _columns(targets: Joined, rows: np.ndarray, region: dict[str, slice]) -> np.ndarray:
     order = np.argsort(rows)
-    latent = targets.read("latent", {"stimulus": rows[order], **region})[np.argsort(order)]
+    latent = targets.read("latent", {"stimulus_id": rows[order], **region})[np.argsort(order)]
     return latent.reshape(len(rows), -1).astype(np.float64)
 
 
@@ -302,19 +302,21 @@ class Controls:
         store, source = self.stores[key], self.sources[subject]
         pixels, count = store.sizes["y"], store.sizes["picture"]
         if control == "prior":
-            order = others(store.sizes["stimulus"], self.seed, subject)
+            order = others(store.sizes["stimulus_id"], self.seed, subject)
         if control == "mean_image":
             mean = mean_photo(self._photos(source, pixels), len(source.trained))
         for partition in store.missing():
             rows = rows_of(store, partition)
             n = rows.stop - rows.start
             if control == "prior":
-                image = np.concatenate([source.first.read("image", {"stimulus": slice(i, i + 1)}) for i in order[rows]])
+                image = np.concatenate(
+                    [source.first.read("image", {"stimulus_id": slice(i, i + 1)}) for i in order[rows]]
+                )
             elif control == "mean_image":
                 image = np.broadcast_to(mean, (n, count, *mean.shape))
             else:
                 assert source.neighbours is not None
-                ids = source.neighbours.read("train_stimulus_id", {"stimulus": rows, "neighbour": slice(0, count)})
+                ids = source.neighbours.read("train_stimulus_id", {"stimulus_id": rows, "neighbour": slice(0, count)})
                 image = np.stack([next(self._photos(source, pixels, of)) for of in ids])
             store.write(partition, {"image": np.ascontiguousarray(image)})
 
@@ -330,7 +332,7 @@ class Controls:
         for start in range(0, len(ids), BLOCK):
             rows = source.photos.rows("stimulus_id", ids[start : start + BLOCK])
             order = np.argsort(rows)
-            photos = source.photos.read("image", {"stimulus": rows[order]})[np.argsort(order)]
+            photos = source.photos.read("image", {"stimulus_id": rows[order]})[np.argsort(order)]
             yield resize(photos, pixels, Image.Resampling.LANCZOS)
 
 

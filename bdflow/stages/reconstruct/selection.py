@@ -35,7 +35,7 @@ class Selector:
         subject, partition = task
         store = self.stores[subject]
         region = store.spec.region(store.sizes, partition)
-        rows = {"stimulus": region["stimulus"]}
+        rows = {"stimulus_id": region["stimulus_id"]}
         pictures = self.images[subject, self.variants[subject][region["variant"].start]].read("image", rows)
         n, k = pictures.shape[:2]
         ids = np.repeat(store.read("stimulus_id", rows), k)
@@ -48,7 +48,7 @@ class Selector:
     def finish(self, task: tuple[str, int], made: np.ndarray) -> None:
         subject, partition = task
         store = self.stores[subject]
-        rows = {"stimulus": store.spec.region(store.sizes, partition)["stimulus"]}
+        rows = {"stimulus_id": store.spec.region(store.sizes, partition)["stimulus_id"]}
         predicted = self.latents[subject].read(self.space, store.read("stimulus_id", rows))
         found = agreement(made, predicted)
         store.write(partition, {"agreement": found[None].astype(np.float32), "best": best(found)[None]})

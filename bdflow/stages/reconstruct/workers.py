@@ -30,12 +30,12 @@ def shared_ids(ids: Sequence[np.ndarray]) -> np.ndarray:
 
 def ids_of(store: Store, partition: int) -> np.ndarray:
     """stimulus_id of the pictures of a partition."""
-    return store.read("stimulus_id", {"stimulus": rows_of(store, partition)})
+    return store.read("stimulus_id", {"stimulus_id": rows_of(store, partition)})
 
 
 def rows_of(store: Store, partition: int) -> slice:
     """Positions of the pictures of a partition."""
-    return store.spec.region(store.sizes, partition)["stimulus"]
+    return store.spec.region(store.sizes, partition)["stimulus_id"]
 
 
 class Averager:
@@ -70,7 +70,7 @@ def _rows(store: Store | Joined, ids: np.ndarray, block: Mapping[str, slice] | N
     """Latents of some stimuli in the order asked for, float32; `block` cuts the other dimensions."""
     rows = store.rows("stimulus_id", ids)
     order = np.argsort(rows)
-    latent = store.read("latent", {"stimulus": rows[order], **(block or {})})
+    latent = store.read("latent", {"stimulus_id": rows[order], **(block or {})})
     return latent[np.argsort(order)].astype(np.float32)
 
 
@@ -182,7 +182,7 @@ class Reconstructor:
             given: dict[str, np.ndarray] = {}
             for role, space in self.roles[variant].items():
                 if role == "guess":
-                    given[role] = self.guesses[subject].read("image", {"stimulus": rows_of(store, partition)})
+                    given[role] = self.guesses[subject].read("image", {"stimulus_id": rows_of(store, partition)})
                 else:
                     given[role] = self.latents[subject].read(space, ids)
             if variant in self.enlarges:

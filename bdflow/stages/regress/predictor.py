@@ -64,7 +64,7 @@ class Decoders:
     def held_out(self, subject: str) -> int:
         """Rows of cross-validation below the hat matrix."""
         store = self.validation.get((subject, self.space))
-        return 0 if store is None else store.sizes["held_out_stimulus"]
+        return 0 if store is None else store.sizes["held_out_stimulus_id"]
 
     def of_subject(self, subject: str) -> Store:
         """The decoder of the space that is loaded."""

@@ -32,6 +32,7 @@ from bdflow.stages.regress.workers import (
 )
 from bdflow.stores import Store, text
 from bdflow.study import catalog, keys, parts, region_patterns
+from bdflow.study.coordinates import of_space
 from bdflow.study.designs import (
     Design,
     by_rows,
@@ -198,36 +199,39 @@ def _validation(config: Config, subject: str, spaces: tuple[str, ...], counts: C
     alphas = len(candidates(config, spaces))
     if by_rows(config):
         rows = min(train, counts.train_rows(subject, config.ridge_of(spaces[0]).rows))
-        return catalog.validation_by_rows(), {"alpha": alphas, "error_row": rows, "train_stimulus": train}
+        return catalog.validation_by_rows(), {"alpha": alphas, "error_row": rows, "train_stimulus_id": train}
     held_out = min(config.ridge.validation.stimuli, train)
-    sizes = {"alpha": alphas, "held_out_stimulus": held_out, "train_stimulus": train}
+    sizes = {"alpha": alphas, "held_out_stimulus_id": held_out, "train_stimulus_id": train}
     return catalog.validation(), sizes
 
 
 def _selection(config: Config, space: str, counts: Counts) -> catalog.Laid:
     shape = counts.shape(space)
     sizes = {"alpha": len(candidates(config, (space,))), **catalog.space_sizes(shape)}
-    return catalog.selection(shape, config.chunks.columns, by_rows=by_rows(config)), sizes
+    places = of_space(counts, space)
+    return catalog.selection(shape, config.chunks.columns, places, by_rows=by_rows(config)), sizes
 
 
 def _decoder(subject: str, design: Design, spaces: tuple[str, ...], counts: Counts) -> catalog.Laid:
     return catalog.decoders(), {
         "space": len(spaces),
         "alpha": counts.decoder_alphas(subject, design),
-        "stimulus": counts.test_stimuli(subject),
-        "train_stimulus": counts.train_stimuli(subject),
+        "stimulus_id": counts.test_stimuli(subject),
+        "train_stimulus_id": counts.train_stimuli(subject),
     }
 
 
 def _predictions(config: Config, subject: str, space: str, held_out: bool, counts: Counts) -> catalog.Laid:
     shape = counts.shape(space)
-    spec = catalog.predictions(shape, config.chunks.columns, held_out=held_out)
-    return spec, {"stimulus": counts.test_stimuli(subject), **catalog.space_sizes(shape)}
+    places = of_space(counts, space)
+    spec = catalog.predictions(shape, config.chunks.columns, places, held_out=held_out)
+    return spec, {"stimulus_id": counts.test_stimuli(subject), **catalog.space_sizes(shape)}
 
 
 def _weights(config: Config, subject: str, space: str, counts: Counts) -> catalog.Laid:
     shape, chunks = counts.shape(space), config.chunks
-    spec = catalog.weights(shape, chunks.columns, chunks.voxels)
+    places = of_space(counts, space)
+    spec = catalog.weights(shape, chunks.columns, chunks.voxels, places)
     return spec, {"voxel": counts.voxels(subject), **catalog.space_sizes(shape)}
 
 
@@ -253,7 +257,7 @@ def _plan(context: Context) -> Plan:
             extents[f"{subject}, {design.name}"] = extent_of(config, spaces, responses, voxels)
     of = parts.targets(next(iter(config.decoded_spaces)), (SHARED, *context.subjects))
     latents = [context.ready(key) for key in of]
-    column_bytes = sum(store.sizes["stimulus"] * store.arrays["latent"].dtype.itemsize for store in latents)
+    column_bytes = sum(store.sizes["stimulus_id"] * store.arrays["latent"].dtype.itemsize for store in latents)
     return plan_of(config, extents, [context.counts.shape(space) for space in config.decoded_spaces], column_bytes)
 
 

@@ -259,7 +259,7 @@ def test_latents_are_decoded_and_written_in_blocks(root: Path, monkeypatch: pyte
     np.testing.assert_allclose(
         found.latent, (raw.latent - mean) / np.where(std > 0, std, 1) * to_std + to_mean, rtol=1e-4, atol=1e-3
     )
-    assert found.latent.attrs == {"long_name": "decoded latent", "units": "1"}
+    assert found.latent.attrs == {"long_name": "decoded latent"}
 
 
 def test_a_minimal_file_and_the_command(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
