@@ -233,8 +233,10 @@ class Pipeline:
         """Hours, GPU-hours, disk and memory of every stage, reckoned before it runs; see `bdflow.estimate.plan`."""
         from bdflow.cluster.limits import devices_here, memory_here
         from bdflow.estimate import devices, plan, sizes
+        from bdflow.estimate.figures import check_files
         from bdflow.estimate.figures import figures as figures_of
 
+        check_files(figures)
         config = self.config
         machine = plan.Machine(
             len(os.sched_getaffinity(0)), len(devices_here()), memory_here(), plan.free_bytes(config.study)

@@ -33,7 +33,7 @@ from bdflow.models.judges.weights import JUDGES
 from bdflow.models.resizing import resize
 from bdflow.stages.evaluate import Evaluate, weights_of
 from bdflow.stores import Provenance, Store, StoreSpec, Study, text
-from bdflow.study import catalog, keys
+from bdflow.study import catalog, keys, picture_catalog
 from bdflow.study.keys import SHARED
 from bdflow.study.stage import Context
 
@@ -152,7 +152,7 @@ def prepare(root: Path, n: int, n_subjects: int, judges: list[str]) -> Context:
         known[own] = fill(study, own, catalog.stimuli(64), ids[:0], 0, PHOTO, split=test[:0])
     for i, subject in enumerate(subjects):
         path = f"reconstructions/brain_diffuser/{subject}/full"
-        known[path] = fill(study, path, catalog.reconstructions(config.chunks.images), ids, 1 + i, PICTURE)
+        known[path] = fill(study, path, picture_catalog.reconstructions(config.chunks.images), ids, 1 + i, PICTURE)
     context = context_of(config, study, known, Evaluate())
     for path, provenance in context.expected.items():
         if provenance.stage == Evaluate.name:

@@ -1,7 +1,9 @@
 """Small simulated datasets and configurations, made once a session."""
 
+import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,13 +83,21 @@ def execution(executor: str, workers: int = 1) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def undisturbed(settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small study as one process computes it that nothing disturbs, up to `evaluate`."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    (root / "config.yaml").write_text(yaml.safe_dump(settings(root, execution=execution("serial")), sort_keys=False))
-    command = [Path(sys.executable).with_name("bdflow"), "run", root / "config.yaml", "--until", "evaluate"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    return root / "study.zarr"
+    """The small study as one process computes it that nothing disturbs, up to `evaluate`; computed once for all workers
+    of pytest, of which each has a copy."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed-once"
+    root.mkdir(exist_ok=True)
+    with (root / "lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "made").exists():
+            content = settings(root, execution=execution("serial"))
+            (root / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+            command = [Path(sys.executable).with_name("bdflow"), "run", root / "config.yaml", "--until", "evaluate"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+            assert done.returncode == 0, done.stderr
+            (root / "made").touch()
+    return shutil.copytree(root / "study.zarr", tmp_path_factory.mktemp("undisturbed") / "study.zarr")
 
 
 def snapshot(study: Path) -> dict[str, bytes]:

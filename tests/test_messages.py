@@ -6,6 +6,7 @@ That every error has its parts, and that settings and pages it names exist: `tes
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from bdflow.cli import remedies
 from bdflow.cli.main import app
 from bdflow.errors import BdflowError, counted, listed
+from tests.support.messages import tree
 
 ROOT = Path(__file__).parents[1]
 OWN = {"StoreError", "ClusterError", "ConfigError", "NotReady", "InputError", "NotAtHand", "BdflowError"}
@@ -39,10 +41,15 @@ def text(node: ast.AST) -> str:
     return "{}"
 
 
-def raised() -> Iterator[tuple[str, str, dict[str, ast.expr], list[ast.expr]]]:
+@cache
+def raised() -> tuple[tuple[str, str, dict[str, ast.expr], list[ast.expr]], ...]:
     """Place, class, named and unnamed parts of every own error that is made."""
+    return tuple(_raised())
+
+
+def _raised() -> Iterator[tuple[str, str, dict[str, ast.expr], list[ast.expr]]]:
     for file in files():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(file)):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func).rpartition(".")[2]
                 if name in OWN:
@@ -50,11 +57,16 @@ def raised() -> Iterator[tuple[str, str, dict[str, ast.expr], list[ast.expr]]]:
                     yield f"{file.relative_to(ROOT)}:{node.lineno}", name, given, node.args
 
 
-def messages() -> Iterator[tuple[str, str]]:
+@cache
+def messages() -> tuple[tuple[str, str], ...]:
+    return tuple(_messages())
+
+
+def _messages() -> Iterator[tuple[str, str]]:
     for place, _, given, rest in raised():
         yield place, " ".join(text(part) for part in [*rest, *given.values()])
     for file in files():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(file)):
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log.") and node.args:
                 yield f"{file.relative_to(ROOT)}:{node.lineno}", text(node.args[0])
 
@@ -77,7 +89,7 @@ def test_no_message_holds_the_repr_of_a_path_or_array() -> None:
     """A value that is put in as its repr (`!r`) is text of the user's, never an object."""
     wrong = []
     for file in files():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(file)):
             if isinstance(node, ast.FormattedValue) and node.conversion == ord("r"):
                 inside = ast.unparse(node.value)
                 if re.search(r"\b(path|file|folder|array|dtype|config)$", inside) and inside != "self.path":

@@ -59,6 +59,12 @@ def noted(found: Figures, note: str) -> Figures:
     return replace(found, notes=(*found.notes, note))
 
 
+def check_files(files: Sequence[Path]) -> None:
+    """Raise InputError for a file that holds no JSON, before sizes and networks are looked at for minutes."""
+    for file in files:
+        _json(file)
+
+
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))

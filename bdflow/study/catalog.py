@@ -3,8 +3,8 @@
 Dimensions: `stimulus_id` (test ones first, each in the dataset's order; join by this index, never by position),
 `trial` (presentations in the order of the scan), `voxel` (of the subject's mask), `token` and `feature` (of a target
 space), `picture` (of several that were painted of a stimulus), `y`, `x`, `rgb` (of a picture). Those of regions are in
-`region_catalog`, those of encoding models in `encoding_catalog`, those of controls in `control_catalog`,
-those of scores in `score_catalog`.
+`region_catalog`, those of encoding models in `encoding_catalog`, pictures in `picture_catalog`, those of controls in
+`control_catalog`, those of scores in `score_catalog`.
 """
 
 from __future__ import annotations
@@ -405,58 +405,4 @@ def predictions(
             *coordinates,
         ),
         cut,
-    )
-
-
-def attention() -> StoreSpec:
-    doc = (
-        "time of all attention of a batch, in one evaluation of the UNet, or in encoding and decoding; not a number if "
-    )
-    return StoreSpec(
-        "Attention: how long each of torch's kernels takes for a painter; the fastest of each part is used",
-        (
-            ArraySpec("milliseconds", ("part", "kernel"), "f4", doc + "the kernel refuses it, and on the CPU", "ms"),
-            ArraySpec("part", ("part",), "str", "unet or autoencoder", role="coordinate"),
-            ArraySpec("kernel", ("kernel",), "str", "name of the kernel in settings", role="coordinate"),
-        ),
-        {},
-    )
-
-
-def guesses(per_partition: int) -> StoreSpec:
-    chunks = {"stimulus_id": per_partition}
-    return StoreSpec(
-        "Guesses: the pictures that painting starts from",
-        (ArraySpec("image", IMAGE_DIMS, "u1", PICTURE, chunks=chunks, codec="zstd"), STIMULUS_ID, *PIXELS),
-        {"stimulus_id": per_partition},
-    )
-
-
-def reconstructions(per_partition: int) -> StoreSpec:
-    dims, chunks = ("stimulus_id", "picture", *IMAGE_DIMS[1:]), {"stimulus_id": 1, "picture": 1}
-    return StoreSpec(
-        "Reconstructions: the pictures that a painter made, one or several of each stimulus",
-        (ArraySpec("image", dims, "u1", PICTURE, chunks=chunks, codec="zstd"), STIMULUS_ID, *PIXELS),
-        {"stimulus_id": per_partition},
-    )
-
-
-def selected(per_partition: int) -> StoreSpec:
-    """Which picture of an item agrees most with the latent that was predicted."""
-    chunks = {"variant": 1, "stimulus_id": per_partition}
-    return StoreSpec(
-        "Selected: which of several pictures of a stimulus agrees most with its predicted latent",
-        (
-            ArraySpec(
-                "agreement",
-                ("variant", "stimulus_id", "picture"),
-                "f4",
-                "Pearson correlation of the picture's latent with the predicted one; not a number where it is constant",
-                chunks=chunks,
-            ),
-            ArraySpec("best", ("variant", "stimulus_id"), "i2", "number of the picture, from 0", chunks=chunks),
-            ArraySpec("variant", ("variant",), "str", "which parts of the method are on", role="coordinate"),
-            STIMULUS_ID,
-        ),
-        {"variant": 1, "stimulus_id": per_partition},
     )

@@ -63,6 +63,7 @@ def test_this_machine_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
             executor.run(Devices, [1], resources=Resources(memory=2**50))
 
 
+@pytest.mark.slow(kind="devices of workers")
 def test_each_worker_sees_its_own_devices(remote: Executor) -> None:
     for gpus, workers, expected in ((1.0, 2, {"0", "1"}), (0.0, 1, {""})):
         seen: dict[str, str] = {}

@@ -95,6 +95,7 @@ def gone(processes: set[int]) -> bool:
     return True
 
 
+@pytest.mark.slow(kind="workers of Ray that are kept")
 def test_a_second_run_starts_no_process_and_finds_nothing_of_the_first(ray: Executor, tmp_path: Path) -> None:
     block = 300 * 2**20
     first = meet(ray, tmp_path / "1", size=block)

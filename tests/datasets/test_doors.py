@@ -299,7 +299,7 @@ def test_a_dataset_may_have_no_regions_and_sessions_of_any_length(regions: bool,
     rows = Store(config.study, "responses/anna/averaged")
     for stimulus, response in zip(rows.read("stimulus_id").tolist(), rows.read("response"), strict=True):
         np.testing.assert_allclose(response, beta[shown == stimulus].mean(axis=0), rtol=1e-5)
-    assert rows.sizes["stimulus"] == 8, "a trial of nothing is in no row"
+    assert rows.sizes["stimulus_id"] == 8, "a trial of nothing is in no row"
     something = shown != ""
     expected = ncsnr_of_repeats(beta[something], np.ones((24, 20), bool), shown[something])
     np.testing.assert_allclose(rows.read("ncsnr_repeats"), expected, rtol=1e-5)

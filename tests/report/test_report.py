@@ -25,7 +25,7 @@ from bdflow.report import decoding, making, plots, tables, writer
 from bdflow.report.scores import Scores, ranks
 from bdflow.stores import ArraySpec, NotReady, Provenance, StoreSpec, Study, text
 from bdflow.stores.journal import Journal
-from bdflow.study import catalog, score_catalog
+from bdflow.study import catalog, picture_catalog, score_catalog
 from bdflow.study.coordinates import of_latents
 from bdflow.study.stage import Context
 from tests.conftest import SPACES, painter, spaces
@@ -150,7 +150,7 @@ def build(tmp_path: Path, **sections: object) -> Context:
         for name, settings in config.painters.items():
             make.add(
                 f"guesses/{name}/{subject}",
-                catalog.guesses(per),
+                picture_catalog.guesses(per),
                 {"stimulus_id": len(TEST), "y": 32, "x": 32, "rgb": 3},
                 stimulus_id=TEST,
             )
@@ -158,7 +158,7 @@ def build(tmp_path: Path, **sections: object) -> Context:
             for variant in kinds:
                 path = f"reconstructions/{name}/{subject}/{variant}"
                 sizes = {"stimulus_id": len(TEST), "picture": settings.pictures, **pictures}
-                make.add(path, catalog.reconstructions(per), sizes, stimulus_id=TEST)
+                make.add(path, picture_catalog.reconstructions(per), sizes, stimulus_id=TEST)
             value = make.rng.normal(size=(len(kinds), len(METRICS), len(TEST))).astype("f4")
             value[:, 2] = np.nan
             make.add(

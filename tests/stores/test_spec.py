@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bdflow.datasets.contract import Encoding
 from bdflow.stores import ArraySpec, StoreError, StoreSpec
 from bdflow.stores.spec import create_arrays
-from bdflow.study import catalog, score_catalog
+from bdflow.study import catalog, picture_catalog, score_catalog
 
 
 @given(
@@ -94,8 +94,8 @@ def test_every_store_of_the_catalog_documents_every_array():
         catalog.targets((257, 768), "f2", 512, 4096),
         catalog.decoders(),
         catalog.predictions((91168,), 4096),
-        catalog.guesses(16),
-        catalog.reconstructions(16),
+        picture_catalog.guesses(16),
+        picture_catalog.reconstructions(16),
         score_catalog.metrics(16),
     ]
     for spec in specs:

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from bdflow.errors import BdflowError
@@ -53,14 +54,24 @@ def kinds(kind: type = BdflowError) -> set[str]:
     return {kind.__name__}.union(*(kinds(below) for below in kind.__subclasses__()))
 
 
-def said(*, logged: bool = True) -> Iterator[Said]:
+@cache
+def said(*, logged: bool = True) -> tuple[Said, ...]:
     """Every construction of an own error, and with `logged` every line of information and warning."""
-    own = kinds()
+    return tuple(_said(kinds(), logged))
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    """A source file, parsed once."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _said(own: set[str], logged: bool) -> Iterator[Said]:
     for folder in ("bdflow", "stores", "cluster", "benchmarks"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             if folder == "bdflow" and file.relative_to(ROOT / folder).parts[0] in ("stores", "cluster", "benchmarks"):
                 continue
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for node in ast.walk(tree(file)):
                 if not isinstance(node, ast.Call):
                     continue
                 words = ast.unparse(node.func).split(".")

@@ -16,10 +16,10 @@ import numpy as np
 
 from bdflow import random
 from bdflow.config import Config, content
-from bdflow.regression import ridge
 from bdflow.regression.device import refuse_without_cupy
 from bdflow.regression.grouping import Grouping
 from bdflow.regression.memory_budget import Plan
+from bdflow.stages.regress import layouts
 from bdflow.stages.regress.predictor import Decoders, Predictor
 from bdflow.stages.regress.workers import (
     Factoriser,
@@ -32,7 +32,6 @@ from bdflow.stages.regress.workers import (
 )
 from bdflow.stores import Store, text
 from bdflow.study import catalog, keys, parts, region_patterns
-from bdflow.study.coordinates import of_space
 from bdflow.study.designs import (
     Design,
     by_rows,
@@ -43,7 +42,7 @@ from bdflow.study.designs import (
     held_out_spaces,
     validates,
 )
-from bdflow.study.graph import Counts, Inputs, StoreDecl, no_inputs
+from bdflow.study.graph import Inputs, StoreDecl, no_inputs
 from bdflow.study.keys import SHARED
 from bdflow.study.parts import Joined
 from bdflow.study.penalties import decoder_penalties
@@ -78,10 +77,10 @@ class Regress(Stage):
             upstream = (*upstream, keys.betas(subject))
             inputs = partial(region_patterns.mask_inputs, config, [design.regions], subject)
         about: dict[str, Any] = {"regions": design.regions}
-        yield StoreDecl(system, partial(_system, subject, design), about, inputs, upstream)
+        yield StoreDecl(system, partial(layouts.system, subject, design), about, inputs, upstream)
         if validates(config, spaces):
             how = {**_validation_settings(config), "alphas": candidates(config, spaces), "intercept": design.intercept}
-            layout = partial(_validation, config, subject, spaces)
+            layout = partial(layouts.validation, config, subject, spaces)
             yield StoreDecl(validation, layout, how, upstream=(system,), arithmetic=_arithmetic(config))
         chosen = chosen_spaces(config, spaces)
         for space in chosen:
@@ -92,7 +91,7 @@ class Regress(Stage):
                 "validation": {**_validation_settings(config), "intercept": design.intercept},
             }
             upstream = (system, *_targets(config, subject, space))
-            layout, chunks = partial(_selection, config, space), content(config.chunks, "selection")
+            layout, chunks = partial(layouts.selection, config, space), content(config.chunks, "selection")
             key, rounding = keys.selection(subject, space), _arithmetic(config)
             yield StoreDecl(key, layout, about, upstream=upstream, chunks=chunks, arithmetic=rounding)
         penalties = {space: config.ridge_of(space) for space in spaces}
@@ -101,7 +100,7 @@ class Regress(Stage):
             "choose": {space: of.choose for space, of in penalties.items() if of.choose != "fixed"},
         }
         upstream = (system, *(keys.selection(subject, space) for space in chosen))
-        layout = partial(_decoder, subject, design, spaces)
+        layout = partial(layouts.decoder, subject, design, spaces)
         key, rounding = keys.decoder(subject, design.name), _arithmetic(config)
         yield StoreDecl(key, layout, about, upstream=upstream, arithmetic=rounding)
 
@@ -118,15 +117,18 @@ class Regress(Stage):
             upstream = (*upstream, keys.selection(subject, space))
         if held_out:
             about["held_out"] = _validation_settings(config)
-        layout, chunks = partial(_predictions, config, subject, space, held_out), content(config.chunks, "predictions")
+        layout, chunks = (
+            partial(layouts.predictions, config, subject, space, held_out),
+            content(config.chunks, "predictions"),
+        )
         rounding = _arithmetic(config)
         yield StoreDecl(predictions, layout, about, upstream=upstream, chunks=chunks, arithmetic=rounding)
         if ridge_settings.weights:
             weights, responses = keys.weights(subject, space), keys.responses(subject, design.responses)
-            layout, chunks = partial(_weights, config, subject, space), content(config.chunks, "weights")
+            layout, chunks = partial(layouts.weights, config, subject, space), content(config.chunks, "weights")
             upstream = (predictions, responses)
             yield StoreDecl(weights, layout, upstream=upstream, chunks=chunks, arithmetic=rounding)
-            layout, chunks = partial(_importance, config, subject), content(config.chunks, "importance")
+            layout, chunks = partial(layouts.importance, config, subject), content(config.chunks, "importance")
             yield StoreDecl(keys.importance(subject, space), layout, upstream=(weights,), chunks=chunks)
 
     def steps(self, context: Context) -> Iterable[Step]:
@@ -181,62 +183,6 @@ def _validation_settings(config: Config) -> dict[str, object]:
     if by_rows(config):
         del found["stimuli"], found["seed"]
     return found
-
-
-# --- what the stores look like ----------------------------------------------------------------------------------------
-
-
-def _system(subject: str, design: Design, counts: Counts) -> catalog.Laid:
-    train, test = counts.train_rows(subject, design.rows), counts.test_stimuli(subject)
-    voxels, dim = counts.design_voxels(subject, design), catalog.row_dim(design.rows)
-    dual = ridge.dual_is_cheaper(train, voxels, test)
-    sizes = {dim: train + test, f"train_{dim}": train} if dual else {"voxel": voxels, "other_voxel": voxels}
-    return catalog.systems(dual, design.rows), {**sizes, "any_voxel": counts.voxels(subject)}
-
-
-def _validation(config: Config, subject: str, spaces: tuple[str, ...], counts: Counts) -> catalog.Laid:
-    train = counts.train_stimuli(subject)
-    alphas = len(candidates(config, spaces))
-    if by_rows(config):
-        rows = min(train, counts.train_rows(subject, config.ridge_of(spaces[0]).rows))
-        return catalog.validation_by_rows(), {"alpha": alphas, "error_row": rows, "train_stimulus_id": train}
-    held_out = min(config.ridge.validation.stimuli, train)
-    sizes = {"alpha": alphas, "held_out_stimulus_id": held_out, "train_stimulus_id": train}
-    return catalog.validation(), sizes
-
-
-def _selection(config: Config, space: str, counts: Counts) -> catalog.Laid:
-    shape = counts.shape(space)
-    sizes = {"alpha": len(candidates(config, (space,))), **catalog.space_sizes(shape)}
-    places = of_space(counts, space)
-    return catalog.selection(shape, config.chunks.columns, places, by_rows=by_rows(config)), sizes
-
-
-def _decoder(subject: str, design: Design, spaces: tuple[str, ...], counts: Counts) -> catalog.Laid:
-    return catalog.decoders(), {
-        "space": len(spaces),
-        "alpha": counts.decoder_alphas(subject, design),
-        "stimulus_id": counts.test_stimuli(subject),
-        "train_stimulus_id": counts.train_stimuli(subject),
-    }
-
-
-def _predictions(config: Config, subject: str, space: str, held_out: bool, counts: Counts) -> catalog.Laid:
-    shape = counts.shape(space)
-    places = of_space(counts, space)
-    spec = catalog.predictions(shape, config.chunks.columns, places, held_out=held_out)
-    return spec, {"stimulus_id": counts.test_stimuli(subject), **catalog.space_sizes(shape)}
-
-
-def _weights(config: Config, subject: str, space: str, counts: Counts) -> catalog.Laid:
-    shape, chunks = counts.shape(space), config.chunks
-    places = of_space(counts, space)
-    spec = catalog.weights(shape, chunks.columns, chunks.voxels, places)
-    return spec, {"voxel": counts.voxels(subject), **catalog.space_sizes(shape)}
-
-
-def _importance(config: Config, subject: str, counts: Counts) -> catalog.Laid:
-    return catalog.importance(config.chunks.voxels), {"voxel": counts.voxels(subject)}
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
