@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from bdflow.config import parse
+from bdflow.cli.main import app
+from bdflow.cluster.limits import idle_gpus
+from bdflow.config import load, parse, recipes
 from bdflow.models.painters import painter_kind
 from bdflow.pipeline import Pipeline
+from bdflow.runner import resources_of
 from bdflow.stores import Store
 from tests.conftest import SUBJECTS
 from tests.support import pages
@@ -41,13 +45,40 @@ def test_mindeyes_tensors_are_scored_as_the_page_shows(tmp_path, monkeypatch):
 
 def test_the_settings_of_the_slurm_page_are_read_as_it_says():
     """Its commands need a SLURM: tests/cluster/test_slurm.py."""
-    (block,) = pages.blocks("slurm.md", "yaml")
+    _, block = pages.blocks("slurm.md", "yaml")
     rest = {"study": "s", "dataset": {"root": "nsd"}, "spaces": {"v": {"encoder": "vdvae"}}, "report": {"path": "r"}}
     config = parse({**rest, **yaml.safe_load(block.text)})
     assert config.cluster.kind == "slurm"
     wanted = ["--partition=gpu", "--account=mine", "--time=04:00:00", "--constraint=a100"]
     assert config.cluster.slurm.job_options() == wanted
     assert config.execution.reconstruct.gpus == 1
+
+
+def test_the_node_of_the_slurm_page_is_used_whole_and_not_more(tmp_path, monkeypatch):
+    """Its 8 GPUs, 64 cores and 400 GB; its scripts are written, and `plan` reads the recipe. No job is submitted."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load(recipes()["brain_diffuser"].read_text(encoding="utf-8"))
+    content |= yaml.safe_load(pages.blocks("slurm.md", "yaml")[0].text)
+    Path("mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    config = load("mine.yaml")
+    asked = {
+        stage: resources_of(getattr(config.execution, stage), config.cluster)
+        for stage in ("ingest", "features", "regress", "reconstruct", "evaluate", "roi")
+    }
+    assert {stage: need.workers * need.gpus for stage, need in asked.items() if need.gpus} == dict.fromkeys(
+        ("features", "reconstruct", "evaluate", "roi"), 8
+    )
+    assert idle_gpus({stage: need for stage, need in asked.items() if need.gpus}, 8) == ""
+    for need in asked.values():
+        assert need.workers * need.threads <= 64
+        assert need.workers * (need.memory or 0) <= 400e9
+    assert CliRunner().invoke(app, ["deploy", "slurm", "scripts", "mine.yaml"]).exit_code == 0
+    lines = [line.strip() for line in pages.text_of("slurm.md").splitlines() if line.startswith("    ")]
+    (submitted,) = [line for line in lines if line.startswith("sbatch") and "--gpus=8 --time" in line]
+    *options, script, named = submitted.split()[1:]
+    assert Path(script).is_file()
+    assert (named, all(option.startswith("--") for option in options)) == ("mine.yaml", True)
+    assert "bdflow plan mine.yaml --gpu a100" in lines
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The pages that are made from the code: every public name, and every setting with a type, a default and a meaning."""
 
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,39 @@ def test_a_row_says_type_default_meaning_and_what_becomes_stale(reference):
     )
     assert "| `execution.STAGE.workers` | whole number from 1 | `1` | processes. | nothing |" in page
     assert "| `dataset.root` | path or text | required | " in page
+
+
+def entries(text: str, section: str) -> list[str]:
+    """Names of a section's entries, in a docstring that is rewritten."""
+    parts = [block.splitlines() for block in text.split("\n\n")]
+    found = [block[2:] for block in parts if block[0].strip() == section]
+    return [name for block in found for line in block if line[:1].strip() for name in line.split(", ")]
+
+
+def test_docstrings_are_read_as_they_are_meant(monkeypatch):
+    """Every entry that the page shows is a parameter; no text is taken for an entry, and no entry for text."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs/site"))
+    rewritten = importlib.import_module("docstrings").rewritten
+    seen = 0
+    for name in bdflow.__all__:
+        of = getattr(bdflow, name)
+        if not callable(of) or (isinstance(of, type) and issubclass(of, (Exception, bdflow.Config))):
+            continue
+        text = rewritten(inspect.getdoc(of) or "")
+        shown = entries(text, "Parameters")
+        assert set(shown) <= set(inspect.signature(of).parameters), (name, shown)
+        assert " : " not in "".join(text.split("Raises")[:1]), name
+        seen += len(shown)
+    assert seen > 40
+    assert rewritten(
+        "A.\n\nParameters\n----------\na, b : one,\n    of two. c : more.\n\nd : left as it is"
+    ).splitlines()[2:] == [
+        "Parameters",
+        "----------",
+        "a, b",
+        "    one, of two.",
+        "c",
+        "    more.",
+        "",
+        "d : left as it is",
+    ]
