@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# --no-compile: modules are compiled when they are imported, a small part of all
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 # tests of one file run in one process, files side by side
 WORKERS ?= 2
@@ -38,7 +39,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # what a user has who only wants to look at a study
 $(VENV)/plain/installed: constraints.txt
 	$(PYTHON) -m venv $(VENV)/plain
-	$(VENV)/plain/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt xarray zarr dask
+	$(VENV)/plain/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt xarray zarr dask
 	touch $@
 
 # what tests of object stores need and what does not go together with the newest of the rest (python-dateutil)
@@ -47,15 +48,15 @@ S3 := 'moto[s3]==5.2.5' boto3==1.43.117 botocore==1.43.117 flask==3.1.3 flask-co
 
 $(VENV)/s3/installed: Makefile
 	$(PYTHON) -m venv $(VENV)/s3
-	$(VENV)/s3/bin/python -m pip install --quiet --disable-pip-version-check $(S3)
+	$(VENV)/s3/bin/python -m pip install --quiet --no-compile --disable-pip-version-check $(S3)
 	touch $@
 
 # the lowest versions that pyproject.toml promises; slow tests run a study with them
 $(VENV)/lowest/installed: pyproject.toml tests/support/lowest.py
 	$(PYTHON) -m venv $(VENV)/lowest
-	$(VENV)/lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	$(VENV)/lowest/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
 		torch==$$(sed -n 's/^torch==//p' constraints.txt) $$($(PYTHON) tests/support/lowest.py)
-	$(VENV)/lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(VENV)/lowest/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -e .
 	touch $@
 
 demo: install

@@ -62,6 +62,10 @@ def test_decoding_test_responses_gives_the_stored_predictions(decoded):
     found = bdflow.decode(decoded, responses.values.astype("f4"), "subj01")
     assert set(found.children) == {"vdvae", "clip_vision", "clip_text"}
     np.testing.assert_allclose(found["clip_vision"].latent, latent, atol=2e-3)
+    for space, names in {"vdvae": ("layer", "channel", "layer_y", "layer_x"), "clip_text": ("token_kind",)}.items():
+        for name in names:
+            stored = study[f"predictions/subj01/{space}"][name]
+            assert found[space].latent[name].values.tolist() == stored.values.tolist()
     with pytest.raises(bdflow.InputError, match="test_set, held_out, none"):
         bdflow.decode(decoded, responses.values, "subj01", standardise="some")
 

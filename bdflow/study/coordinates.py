@@ -11,6 +11,7 @@ import numpy as np
 from bdflow.stores.spec import ArraySpec, Sizes
 
 if TYPE_CHECKING:
+    from bdflow.stores import Store
     from bdflow.study.graph import Counts
 
 LAYER = "layer"
@@ -20,6 +21,7 @@ PLACES: Mapping[str, str] = {
     "layer_y": "row of that layer's map, from 0, the uppermost",
     "layer_x": "column of that layer's map, from 0, the leftmost",
 }
+TOKEN_KIND, TOKEN_KIND_DOC = "token_kind", "what the token stands for"
 
 
 def _from_above(sizes: Sizes) -> np.ndarray:
@@ -79,14 +81,26 @@ def of_latents(layers: Sequence[Sequence[int]], token_kinds: Sequence[str]) -> t
         if shapes
     ]
     if token_kinds:
-        doc, values = "what the token stands for", partial(_constant, tuple(token_kinds))
-        found.append(ArraySpec("token_kind", ("token",), "str", doc, role="coordinate", values=values))
+        values = partial(_constant, tuple(token_kinds))
+        found.append(ArraySpec(TOKEN_KIND, ("token",), "str", TOKEN_KIND_DOC, role="coordinate", values=values))
     return tuple(found)
 
 
 def of_space(counts: Counts, space: str) -> tuple[ArraySpec, ...]:
     """`of_latents`, by what the space's encoder says of them."""
     return of_latents(counts.layers(space), counts.token_kinds(space))
+
+
+def of_store(store: Store) -> dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, str]]]:
+    """What `of_latents` put into a store, for xarray objects of as many latents: dims, values, attributes by name."""
+    named = {**PLACES, TOKEN_KIND: TOKEN_KIND_DOC}
+    found = {}
+    for name in named:
+        if name in store.arrays:
+            values = store.read(name)
+            text = values.dtype.kind == "U"
+            found[name] = store.dims(name), values.astype(object) if text else values, {"long_name": named[name]}
+    return found
 
 
 def layers_from(places: Sequence[np.ndarray]) -> list[tuple[int, ...]]:

@@ -23,6 +23,7 @@ from bdflow.regression.device import to_host
 from bdflow.regression.memory_budget import PIECE
 from bdflow.stores import Store
 from bdflow.study import catalog, keys, parts
+from bdflow.study.coordinates import of_store
 from bdflow.study.designs import Design, design_of, designs
 from bdflow.study.keys import SHARED
 from bdflow.study.stage import Context
@@ -336,7 +337,8 @@ def decoded_tree(
             "pattern_units": units_of(responses),
             "decoder": context.expected[keys.predictions(subject, space)].fingerprint,
         }
-        trees[f"/{space}"] = xarray.Dataset({"latent": (dims, values, attrs)}, attrs=made)
+        places = of_store(context.ready(keys.predictions(subject, space)))
+        trees[f"/{space}"] = xarray.Dataset({"latent": (dims, values, attrs)}, places, made)
     return xarray.DataTree.from_dict(trees)
 
 

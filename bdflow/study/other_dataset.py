@@ -19,7 +19,9 @@ from bdflow.datasets.formats.grids import Grid, check_same_grid, stated
 from bdflow.datasets.reader import Reader
 from bdflow.errors import InputError, counted, listed, without_secrets
 from bdflow.stores import Provenance, Store
+from bdflow.stores.metadata import folded
 from bdflow.study import catalog, keys, trials
+from bdflow.study.coordinates import of_store
 from bdflow.study.decoder import (
     Decoder,
     check_rule,
@@ -197,6 +199,7 @@ def _write_decoded(
     arrays: dict[str, zarr.Array] = {}
     for space, block, raw in Decoder(context, subject).blocks(z_scored, spaces):
         if space not in arrays:
+            predictions = context.ready(keys.predictions(subject, space))
             attrs = {
                 "subject": subject,
                 "space": space,
@@ -205,10 +208,10 @@ def _write_decoded(
                 "voxels": voxels,
                 "study": without_secrets(str(context.config.study)),
                 "decoder": context.expected[keys.predictions(subject, space)].fingerprint,
-                "provenance": _provenance(context, data, subject, space, rule).attrs(),
             }
-            shape = (len(raw), *context.ready(keys.predictions(subject, space)).arrays["alpha"].shape)
-            arrays[space] = _array(root, f"{subject}/{space}", coords, attrs, shape, raw.shape)
+            record = {"provenance": _provenance(context, data, subject, space, rule).attrs()}
+            shape, all_coords = (len(raw), *predictions.arrays["alpha"].shape), {**coords, **of_store(predictions)}
+            arrays[space] = _array(root, f"{subject}/{space}", all_coords, folded(attrs, record), shape, raw.shape)
         here = {name: values[block] for name, values in statistics[space].items()}
         arrays[space][:, block] = restandardised(raw, space, rule, here)
 

@@ -185,7 +185,7 @@ def test_targets_are_decoded_as_other_code_does(root: Path, what: str, subject: 
 
 
 @pytest.mark.parametrize("subject", EXPECTED)
-def test_each_space_has_its_own_design(root: Path, subject: str) -> None:
+def test_each_space_has_its_own_design(root: Path, subject: str, tmp_path: Path) -> None:
     """Rows, z-scoring and regions: the store's latents are those of `decode` for patterns in the unit of the rows."""
     tree = xarray.open_datatree(root / "imagery.zarr", engine="zarr", consolidated=False)[subject]
     assert set(tree.children) == set(SPACES)
@@ -207,11 +207,14 @@ def test_each_space_has_its_own_design(root: Path, subject: str) -> None:
         np.testing.assert_allclose(tree[space].latent, again[space].latent, atol=1e-3)
     used = Store(config.study, f"betas/{subject}").read("roi")
     assert tree["early"].attrs["voxels"] < tree["trials"].attrs["voxels"] == used.shape[1]
-    provenance = tree["early"].attrs["provenance"]
+    provenance = json.loads(tree["early"].attrs["bdflow"])["provenance"]
     assert provenance["settings"]["dataset"]["kind"] == "nsd_imagery"
     assert provenance["settings"]["dataset"]["options"] == {"condition": "imagery"}
     assert "session nsdimagery" in provenance["inputs"]
     assert tree["early"].attrs["study"] == str(config.study)
+    tree.to_netcdf(tmp_path / "imagery.nc", engine="h5netcdf")
+    again = xarray.open_datatree(tmp_path / "imagery.nc", engine="h5netcdf")
+    np.testing.assert_array_equal(again["early"].latent, tree["early"].latent)
 
 
 def test_patterns_are_in_the_unit_of_the_rows(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
