@@ -297,6 +297,7 @@ def test_a_system_in_panels_gives_the_same_decoder(regressed, tmp_path, monkeypa
 BUDGET = """
 import sys
 from pathlib import Path
+import dask, scipy, torch, zarr  # as the budget assumes of a worker
 from bdflow.cluster import usage as meter
 meter.RESET = Path("/dev/null")  # or each task would begin with a peak of its own
 from bdflow.benchmarks.ridge import Scale, Writer, configuration, prepare, run_works

@@ -393,7 +393,7 @@ ON_DISK = {
     no_sweep_when_taken_up: "declare",
     no_sweep_of_folders_at_declare: "declare guesses",
     no_sweep_at_the_root: "create",
-    write_in_place: "declare guesses",
+    write_in_place: "seal targets/repaired",
 }
 """The safeguards of both kinds of places, and those of a directory alone; and in which phase a crash needs them."""
 WITHOUT = [
