@@ -180,7 +180,7 @@ def linears(asked: Asked) -> list[dict[str, Any]]:
 
 
 def _networks(asked: Asked, dtype: str) -> diffusion.Networks:
-    return diffusion.Networks(asked.full, asked.device, dtype)
+    return diffusion.Networks(None if asked.full else "tiny", asked.device, dtype)
 
 
 def _evaluation(network: VersatileDiffusion, rows: int) -> Callable[[], object]:

@@ -200,7 +200,7 @@ def test_other_weights_make_scores_stale_and_name_themselves(settings, copied, s
     content = torch.load(file)
     content["features.0.0.weight"] += 0.01
     torch.save(content, file)
-    with pytest.raises(NotReady, match=r"judges/effnet_b: input efficientnet_b1_\w+-\w+\.pth is another file now"):
+    with pytest.raises(NotReady, match=r"input efficientnet_b1_\w+-\w+\.pth is another file now: judges/effnet_b"):
         run(settings, copied, sections, weights=str(other))
     before = values(copied / "study.zarr", "subj01", "full")
     after = values(run(settings, copied, sections, weights=str(other), remake=True), "subj01", "full")
