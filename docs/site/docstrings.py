@@ -1,7 +1,7 @@
 """Docstrings of this project for mkdocstrings: an entry is `name : what it is`, with types in the signature alone.
 
 The numpy style has `name : type` there, with the text below. Each entry is written in that form, without the type, so
-that the type is taken from the signature.
+that the type is taken from the signature. What is returned is often said without a name: it becomes a paragraph.
 """
 
 import re
@@ -21,7 +21,9 @@ def rewritten(text: str) -> str:
     found: list[str] = []
     for block in re.split(r"\n[ \t]*\n", text):
         lines = block.splitlines()
-        if len(lines) > 1 and lines[0].strip() in SECTIONS and set(lines[1].strip()) == {"-"}:
+        if len(lines) > 2 and lines[0].strip() in ("Returns", "Yields") and not ENTRY.match(lines[2]):
+            found.append(f"**{lines[0].strip()}:** {' '.join(line.strip() for line in lines[2:])}")
+        elif len(lines) > 1 and lines[0].strip() in SECTIONS and set(lines[1].strip()) == {"-"}:
             found.append("\n".join([*lines[:2], *_entries(lines[2:])]))
         else:
             found.append(block)

@@ -82,3 +82,4 @@ def test_docstrings_are_read_as_they_are_meant(monkeypatch):
         "",
         "d : left as it is",
     ]
+    assert rewritten("A.\n\nReturns\n-------\nA node for\neach space.") == "A.\n\n**Returns:** A node for each space."
