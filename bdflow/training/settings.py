@@ -9,5 +9,8 @@ N_PAINTED = 10_000
 MOST_UNSETTLED = 0.5
 LEAST_LEFT = 0.5
 KL_WEIGHT, FREE_NATS = 0.2, 0.3  # of the VDVAE
+COARSE = {1: 20.0, 4: 8.0}
+"""By what the KL of its layers of 1 and of 4 px is multiplied, of which nothing is free: layout lies in finer ones."""
+JOINED = 0.5  # of its pictures show two scenes
 TEMPERATURE = 0.2
 RECORD = "training.json"
