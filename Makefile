@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# --no-compile: modules are compiled when they are imported, a small part of all
+# --no-compile: modules are compiled when they are first imported, a small part of all, and kept; where containers set
+# this variable nothing would be kept, and each process would spend some 15 s on compiling torch and transformers again
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 # tests of one file run in one process, files side by side
