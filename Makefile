@@ -74,10 +74,11 @@ slow: install $(VENV)/lowest/installed
 integration: install
 	$(PYTEST) -m integration
 
-# these wait for processes that start, die and answer late more than they compute: one worker more
+# these wait for processes that start, die and answer late more than they compute: one worker more; the files that
+# take longest begin first (tests/support/rotation.py), which xdist's own order would undo
 rotated: WORKERS := $(shell expr $(WORKERS) + 1)
 rotated: install $(VENV)/lowest/installed
-	$(PYTEST) -m 'slow or integration' --rotate '$(ROTATE)'
+	$(PYTEST) --no-loadscope-reorder -m 'slow or integration' --rotate '$(ROTATE)'
 
 lint: install
 	$(BIN)/ruff check .
