@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# --no-compile: modules are compiled when they are imported, a small part of all
+# --no-compile: modules are compiled when they are first imported, a small part of all, and kept; where containers set
+# this variable nothing would be kept, and each process would spend some 15 s on compiling torch and transformers again
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 # tests of one file run in one process, files side by side
@@ -72,10 +74,11 @@ slow: install $(VENV)/lowest/installed
 integration: install
 	$(PYTEST) -m integration
 
-# these wait for processes that start, die and answer late more than they compute: one worker more
+# these wait for processes that start, die and answer late more than they compute: one worker more; the files that
+# take longest begin first (tests/support/rotation.py), which xdist's own order would undo
 rotated: WORKERS := $(shell expr $(WORKERS) + 1)
 rotated: install $(VENV)/lowest/installed
-	$(PYTEST) -m 'slow or integration' --rotate '$(ROTATE)'
+	$(PYTEST) --no-loadscope-reorder -m 'slow or integration' --rotate '$(ROTATE)'
 
 lint: install
 	$(BIN)/ruff check .

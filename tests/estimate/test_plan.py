@@ -173,7 +173,7 @@ def test_sizes_come_from_the_files_where_they_are(settings, tmp_path):
     assert "files below" in found.source
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="whole studies from outside")
 def test_small_networks_are_counted(settings, tmp_path):
     found = networks_of(parse(settings(tmp_path)))
     assert "counted" in found.source
@@ -184,7 +184,7 @@ def test_small_networks_are_counted(settings, tmp_path):
     assert set(found.spaces) == set(sizes.PUBLISHED.spaces)
 
 
-@pytest.mark.slow(kind="sizes of stores")
+@pytest.mark.slow(kind="whole studies from outside")
 @pytest.mark.parametrize("choose", ["fixed", "per_target"])
 def test_stores_are_as_large_as_was_told(settings, tmp_path, choose):
     config = parse(
@@ -241,7 +241,7 @@ def test_a_bundle_without_the_networks_that_are_used_is_refused():
         plan(graph_of(config), sizes_of(config), alone, figures((), config, alone), MACHINE, ())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="whole studies from outside")
 def test_small_networks_of_stable_diffusion_are_counted(settings, tmp_path):
     from torch.utils.flop_counter import FlopCounterMode
 
