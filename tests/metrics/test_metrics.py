@@ -65,6 +65,20 @@ def test_identical_images_score_one_and_both_metrics_are_symmetric(seed):
         assert -1 <= score(a, b) < 1
 
 
+@pytest.mark.parametrize("rows", [1, 7, 32])
+@pytest.mark.parametrize(
+    "score",
+    [image_metrics.pixcorr, image_metrics.ssim, lambda a, b: image_metrics.ssim(a, b, "2d")],
+    ids=["pixcorr", "ssim", "ssim 2d"],
+)
+def test_no_bit_depends_on_the_rows_that_are_worked_on_at_once(monkeypatch, rows, score):
+    a, b = images()
+    monkeypatch.setattr(image_metrics, "BLOCK_ROWS", len(a))
+    whole = score(a, b)
+    monkeypatch.setattr(image_metrics, "BLOCK_ROWS", rows)
+    assert score(a, b) == whole
+
+
 def test_pixcorr_is_the_correlation_of_all_values():
     a, b = images()
     assert image_metrics.pixcorr(a, b) == pytest.approx(np.corrcoef(a.ravel() / 255, b.ravel() / 255)[0, 1], abs=1e-12)
