@@ -60,7 +60,7 @@ class EveryChunkOfStudy(EveryChunk):
         store, _, name = array.rpartition("/")
         metadata = await super().get(f"{store}/{FILE}", default_buffer_prototype())
         attributes = {} if metadata is None else json.loads(metadata.to_bytes()).get("attributes", {})
-        if attributes.get("sealed", True):
+        if attributes.get("sealed"):
             return CorruptChunk(store, name, chunk, None, "no file", owner="")
         return unwritten(store, name, chunk, "of a store that is not finished")
 

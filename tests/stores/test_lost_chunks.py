@@ -1,5 +1,6 @@
 """A chunk that is not there is an error wherever bdflow reads: Zarr alone takes zeros or empty texts for it."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -97,6 +98,17 @@ def test_a_partition_that_is_not_written_is_no_row_of_zeros(study):
     np.testing.assert_array_equal(lazy[8:].values, LATENT[8:])
     with pytest.raises(NotReady, match=r"chunk c/2/0: found no file, of a store that is not finished"):
         lazy[4:6, :2].compute()
+
+
+def test_what_a_killed_declaration_left_is_no_store_of_zeros(study):
+    """Its attributes come last."""
+    document = study.path / PATH / "zarr.json"
+    document.write_bytes(json.dumps(json.loads(document.read_bytes()) | {"attributes": {}}).encode())
+    lazy = open_study(str(study.path))[PATH].label
+    np.testing.assert_array_equal(lazy, np.arange(3))
+    lose(study, "label", "0")
+    with pytest.raises(NotReady, match="label, chunk c/0: found no file, of a store that is not finished"):
+        lazy.compute()
 
 
 @pytest.mark.parametrize("consolidated", [True, False])
