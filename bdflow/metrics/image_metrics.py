@@ -111,8 +111,10 @@ def unit(features: Array) -> Array:
     """
     xp = array_namespace(features)
     rows = xp.reshape(features, (features.shape[0], -1))
-    rows = rows - xp.mean(rows, axis=1, keepdims=True)
-    return rows / xp.sqrt(xp.sum(rows * rows, axis=1, keepdims=True))
+    constant = xp.max(rows, axis=1, keepdims=True) == xp.min(rows, axis=1, keepdims=True)
+    rows = rows - xp.mean(rows, axis=1, keepdims=True)  # of a constant row rounding may leave something
+    length = xp.sqrt(xp.sum(rows * rows, axis=1, keepdims=True))
+    return rows / xp.where(constant, xp.full_like(length, float("nan")), length)
 
 
 def identification(correlation: np.ndarray, distractors: str = "photos") -> np.ndarray:
@@ -126,8 +128,9 @@ def identification(correlation: np.ndarray, distractors: str = "photos") -> np.n
 
     Returns
     -------
-    shape (n,): the share of distractors whose correlation is strictly lower than that of the true pair; not a number
-    where that pair has none. The metric is the mean.
+    shape (n,): the share of distractors whose correlation is strictly lower than that of the true pair. Distractors
+    without a correlation (one of the two has constant features) do not count; not a number where the true pair has
+    none, or no distractor has one. The metric is the mean.
 
     Raises
     ------
@@ -151,7 +154,8 @@ def identification(correlation: np.ndarray, distractors: str = "photos") -> np.n
         )
     own = np.diagonal(correlation)
     lower = correlation < (own[:, None] if axis else own[None, :])
-    return np.where(np.isnan(own), np.nan, lower.sum(axis=axis) / (n - 1))
+    known = (~np.isnan(correlation)).sum(axis=axis) - 1
+    return np.where(np.isnan(own) | (known < 1), np.nan, lower.sum(axis=axis) / np.maximum(known, 1))
 
 
 def two_way(truth: np.ndarray, reconstruction: np.ndarray, distractors: str = "photos") -> np.ndarray:
