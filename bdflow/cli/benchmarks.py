@@ -20,8 +20,8 @@ bench_app = typer.Typer(
 class _Benchmark(TyperCommand):
     """A command whose options are those of a benchmark; the shell completes them."""
 
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[CompletionItem]:
-        found: list[CompletionItem] = super().shell_complete(ctx, incomplete)
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        found: list[Any] = super().shell_complete(ctx, incomplete)
         options = (*api.benchmark_options(str(self.name)), "--help")
         return found + [
             CompletionItem(option) for option in options if incomplete[:1] and option.startswith(incomplete)
