@@ -38,6 +38,7 @@ class SingleSession(ABC):
     KIND: ClassVar[str]
     SESSION: ClassVar[str]
     default_mask: str | None = _MASK
+    looks_at: ClassVar[tuple[str, ...]] = ("preparation", "space", "betas_format", "outliers", "not_a_number")
 
     def __init__(self, settings: DatasetSettings) -> None:
         self.settings = settings
