@@ -92,7 +92,7 @@ def test_recipes_files_and_subjects_are_completed(tmp_path, monkeypatch):
         ("bdflow depl", ["deploy"]),
         ("bdflow bench ri", ["ridge"]),
         ("bdflow bench ridge --wor", ["--workers"]),
-        ("bdflow bench diffusion --json f.json --no", ["--no-sweep"]),
+        ("bdflow bench diffusion --json f.json --no", ["--no-switches", "--no-sweep"]),
         ("bdflow bench gpu --", ["--only", "--list", "--dry", "--minutes", "--dir", "--json", "--help"]),
     ],
 )
