@@ -94,7 +94,7 @@ def recorded_kernels(context: Context, painter: str) -> Kernels:
         return kernels_of(context, painter)
     log.warning(
         "%s: `networks.speed.attention` is `measured`, and this study has not measured it for these settings; torch "
-        "chooses the kernels. `bdflow run CONFIG --until reconstruct` measures.",
+        "chooses the kernels. A run of `reconstruct` measures.",
         painter,
     )
     return dict.fromkeys(PARTS, TORCH)
