@@ -3,8 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# --no-compile: modules are compiled when they are imported, a small part of all
-PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+# --no-compile: modules are compiled when they are first imported, a small part of all, and kept; where containers set
+# this variable nothing would be kept, and each process would spend about 12 s on compiling torch and transformers again
+export PYTHONDONTWRITEBYTECODE :=
+FLAGS := --quiet --no-compile --disable-pip-version-check
+PIP := $(BIN)/python -m pip install $(FLAGS) -c constraints.txt
+# one pip for all environments: it is not installed anew into each
+into = $(BIN)/python -m pip --python $(VENV)/$(1)/bin/python install $(FLAGS)
 
 # tests of one file run in one process, files side by side
 WORKERS ?= 2
@@ -26,37 +31,39 @@ help:
 install:
 	@$(MAKE) --no-print-directory -j 3 $(VENV)/installed $(VENV)/plain/installed $(VENV)/s3/installed
 
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
 # dask-kubernetes: for the schema of its manifests alone, without what its operator needs
 # torchvision lies apart: tests use its architectures, and transformers breaks where its compiled part does not load
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(PIP) -e '.[test,docs]'
+# setuptools first: bdflow is built with it, and not with another that pip would fetch for that alone
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt) setuptools
+	$(PIP) --no-build-isolation -e '.[test,docs]'
 	$(PIP) --no-deps --upgrade --target $(VENV)/torchvision torchvision
 	$(PIP) --no-deps dask-kubernetes
 	touch $@
 
 # what a user has who only wants to look at a study
-$(VENV)/plain/installed: constraints.txt
-	$(PYTHON) -m venv $(VENV)/plain
-	$(VENV)/plain/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt xarray zarr dask
+$(VENV)/plain/installed: constraints.txt | $(BIN)/pip
+	$(PYTHON) -m venv --without-pip $(VENV)/plain
+	$(call into,plain) -c constraints.txt xarray zarr dask
 	touch $@
 
 # what tests of object stores need and what does not go together with the newest of the rest (python-dateutil)
 S3 := 'moto[s3]==5.2.5' boto3==1.43.117 botocore==1.43.117 flask==3.1.3 flask-cors==6.0.5 joserfc==1.8.0 s3fs==2026.9.0 \
 	xarray==2026.9.0 zarr==3.1.6 dask==2026.8.0 obstore==0.12.1
 
-$(VENV)/s3/installed: Makefile
-	$(PYTHON) -m venv $(VENV)/s3
-	$(VENV)/s3/bin/python -m pip install --quiet --no-compile --disable-pip-version-check $(S3)
+$(VENV)/s3/installed: Makefile | $(BIN)/pip
+	$(PYTHON) -m venv --without-pip $(VENV)/s3
+	$(call into,s3) $(S3)
 	touch $@
 
 # the lowest versions that pyproject.toml promises; slow tests run a study with them
-$(VENV)/lowest/installed: pyproject.toml tests/support/lowest.py
-	$(PYTHON) -m venv $(VENV)/lowest
-	$(VENV)/lowest/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
-		torch==$$(sed -n 's/^torch==//p' constraints.txt) $$($(PYTHON) tests/support/lowest.py)
-	$(VENV)/lowest/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -e .
+$(VENV)/lowest/installed: pyproject.toml tests/support/lowest.py | $(BIN)/pip
+	$(PYTHON) -m venv --without-pip $(VENV)/lowest
+	$(call into,lowest) torch==$$(sed -n 's/^torch==//p' constraints.txt) $$($(PYTHON) tests/support/lowest.py)
+	$(call into,lowest) --no-deps -e .
 	touch $@
 
 demo: install
@@ -72,10 +79,11 @@ slow: install $(VENV)/lowest/installed
 integration: install
 	$(PYTEST) -m integration
 
-# these wait for processes that start, die and answer late more than they compute: one worker more
+# these wait for processes that start, die and answer late more than they compute: one worker more; the files that
+# take longest begin first (tests/support/rotation.py), which xdist's own order would undo
 rotated: WORKERS := $(shell expr $(WORKERS) + 1)
 rotated: install $(VENV)/lowest/installed
-	$(PYTEST) -m 'slow or integration' --rotate '$(ROTATE)'
+	$(PYTEST) --no-loadscope-reorder -m 'slow or integration' --rotate '$(ROTATE)'
 
 lint: install
 	$(BIN)/ruff check .

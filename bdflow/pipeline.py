@@ -77,8 +77,8 @@ class Pipeline:
     ----------
     config : the configuration.
     subjects : those whose stores are filled, with what several subjects saw; all of the configuration's by default.
-        Files of the others are not needed (`Config.of_subjects`), unless a split file or a dataset's split names test
-        stimuli: photos are then judged for all subjects together.
+        Files of the others are not needed (`Config.of_subjects`) with `dataset.split: shared`. With other splits they
+        are: a picture is compared with the test photos of all subjects, and these may be what one subject alone saw.
     """
 
     def __init__(self, config: Config, subjects: Sequence[str] = ()) -> None:
@@ -133,6 +133,7 @@ class Pipeline:
         if not any(name in STAGES for name in stages):
             page = self._report(self.context())
             return Outcome(0, time.perf_counter() - start, page)
+        self._say_whose_files_are_read()
         context = self.context(looking=False)
         with ExitStack() as stack:
             stack.enter_context(self._alone(command))
@@ -151,6 +152,21 @@ class Pipeline:
                     page = self._report(context)
             self.study.consolidate()
         return Outcome(runner.partitions, time.perf_counter() - start, page)
+
+    def _say_whose_files_are_read(self) -> None:
+        others = [subject for subject in self.config.subjects if subject not in self.subjects]
+        if others:
+            log.warning(
+                "files of %s are read too, though only %s asked for: with `dataset.split` %s pictures are compared "
+                "with the test photos of all subjects, and these may be what one subject alone saw. What to do where "
+                "the files are not there: a study of its own whose `subjects` are %s alone, or `dataset.split: %s` "
+                "(docs/subjects.md).",
+                listed(others, 6),
+                f"{listed(self.subjects, 6)} {'is' if len(self.subjects) == 1 else 'are'}",
+                self.config.dataset.split,
+                listed(self.subjects, 6),
+                SHARED,
+            )
 
     def _restore(self, damages: list[CorruptMetadata]) -> list[str]:
         """Write damaged metadata again; return the stores that are lost with it, and were removed."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from bdflow.errors import InputError
+from bdflow.errors import InputError, listed
 
 
 def resolve(name: str, shipped: Mapping[str, str], key: str) -> Any:
@@ -45,3 +45,46 @@ def resolve(name: str, shipped: Mapping[str, str], key: str) -> Any:
     if not isinstance(found, type):
         raise InputError(key, found=f"{name!r}, which is not a class", expected="a class", action="correct the name")
     return found
+
+
+def looked_at(kind: type) -> tuple[str, ...]:
+    """The settings of some kinds alone that a class says it looks at; none where it says nothing."""
+    return tuple(getattr(kind, "looks_at", ()))
+
+
+def refuse_without_effect(
+    given: Iterable[str],
+    made: type,
+    key: str,
+    kind: str,
+    shipped: Mapping[str, str],
+    of: Callable[[Any], Collection[str]] = looked_at,
+) -> None:
+    """Raise InputError for settings that the class of this kind does not look at.
+
+    Parameters
+    ----------
+    given : settings of the section that some kinds alone look at, and that the configuration gives.
+    made : the class.
+    key : the section that has the settings and `kind`.
+    kind, shipped : the name of the kind, and those that ship, as in `resolve`.
+    of : the settings that a class looks at.
+    """
+    looks_at = of(made)
+    idle = [name for name in given if name not in looks_at]
+    if not idle:
+        return
+    classes = {name: resolve(name, shipped, f"{key}.kind") for name in shipped}
+    by: dict[str, list[str]] = {}
+    for one in idle:
+        knowing = ", ".join(name for name, other in classes.items() if one in of(other))
+        by.setdefault(knowing or "a class of your own", []).append(f"`{one}`")
+    known = "; ".join(f"of {kinds}: {', '.join(names)}" for kinds, names in by.items())
+    raise InputError(
+        f"{key}.kind {kind}",
+        found=listed((f"`{key}.{name}`" for name in idle), 12) + ", which this kind does not look at",
+        expected="of the settings that some kinds alone have: " + (", ".join(sorted(looks_at)) or "none"),
+        meaning=f"{'They' if len(idle) > 1 else 'It'} would have no effect. Kinds that look at such settings, {known}.",
+        action=f"remove {'them' if len(idle) > 1 else 'it'}, or correct `{key}.kind`"
+        + ("" if kind in shipped else "; a class of your own names what it reads in `looks_at`"),
+    )

@@ -64,14 +64,29 @@ class Unexpected(Damage):
 
 
 class CorruptChunk(Damage):
-    """A chunk that does not decode, fails its checksum, or is gone though its partition was written."""
+    """A chunk that does not decode, fails its checksum, or is gone though its partition was written.
 
-    def __init__(self, store: str, array: str, chunk: tuple[int, ...], partition: int | None, why: str) -> None:
+    Attributes
+    ----------
+    store, array, chunk : where it is. partition : whose it is; None if it was declared with the store, or if `owner`,
+        which says so in words, is empty: then nobody looked.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        array: str,
+        chunk: tuple[int, ...],
+        partition: int | None,
+        why: str,
+        *,
+        owner: str | None = None,
+    ) -> None:
         self.store, self.array, self.chunk, self.partition, self.why = store, array, chunk, partition, why
-        key = "/".join(str(i) for i in chunk)
-        owner = "declared with the store" if partition is None else f"partition {partition}"
+        if owner is None:
+            owner = "declared with the store" if partition is None else f"partition {partition}"
         super().__init__(
-            where=f"{store}/{array}, chunk c/{key} ({owner})",
+            where=f"{store}/{array}, chunk {'/'.join(('c', *map(str, chunk)))}" + (f" ({owner})" if owner else ""),
             found=why,
             expected="the bytes that were written",
             meaning="The file was damaged after it was written; "

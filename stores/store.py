@@ -13,12 +13,12 @@ import google_crc32c
 import numpy as np
 import zarr
 from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 
 from bdflow.errors import counted, lines
 from bdflow.stores.arrays import Arrays
 from bdflow.stores.entries import Kind, strangers
 from bdflow.stores.errors import CorruptChunk, StoreError, Unexpected, disk_full_as_error
+from bdflow.stores.every_chunk import EveryChunkOfStudy, NotStored, divided, every_chunk, unwritten
 from bdflow.stores.metadata import COPY, FILE, Document, read_document, unfolded
 from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, sizes_below, zarr_store
 from bdflow.stores.spec import ArraySpec, StoreSpec
@@ -42,6 +42,7 @@ class Store:
 
     def __init__(self, study: str | Path | RemotePath, path: str, known: Mapping[str, Document] | None = None) -> None:
         self.study, self.path, self._known = place(study), path, known or {}
+        self._whole: dict[str, ZarrArray] = {}
 
     def __reduce__(self):  # type: ignore[no-untyped-def]
         return type(self), (self.study, self.path)
@@ -69,6 +70,12 @@ class Store:
     def arrays(self) -> Mapping[str, ZarrArray]:
         """Every array by name, for reading and writing; each is opened when it is asked for."""
         return Arrays(self.study, self.path, [*self.attrs["data"], *self.attrs["given"], PROGRESS], self._known)
+
+    def _readable(self, name: str) -> ZarrArray:
+        """An array of which a chunk that is not there raises NotStored."""
+        if name not in self._whole:
+            self._whole[name] = every_chunk(self.arrays[name])
+        return self._whole[name]
 
     @cached_property
     def spec(self) -> StoreSpec:
@@ -210,10 +217,10 @@ class Store:
 
     def read(self, name: str, selection: Selection | None = None) -> np.ndarray:
         """Values of an array as stored (no scaling), for slices or sorted index arrays by dimension; text as numpy's
-        `U`. Raises CorruptChunk, naming the chunk, if one of those it needs does not decode or fails its checksum.
+        `U`. Raises CorruptChunk, naming the chunk, if one of those it needs is lost, does not decode or fails its
+        checksum; NotReady if its partition is not written yet.
         """
-        array = self.arrays[name]
-        index = self._index(name, selection)
+        array, index = self._readable(name), self._index(name, selection)
         with self._damage_named(name, index):
             whole = all(isinstance(part, slice) for part in index)
             found = np.asarray(array[index] if whole else array.oindex[index])
@@ -221,9 +228,9 @@ class Store:
 
     def read_into(self, out: np.ndarray, name: str, selection: Selection | None = None) -> np.ndarray:
         """`read` for slices, into `out`, a C-contiguous array of their shape: memory touched before is read into at
-        twice the rate of fresh memory. Returns `out`; raises CorruptChunk, and ValueError for another shape or dtype.
+        twice the rate of fresh memory. Returns `out`; raises as `read`, and ValueError for another shape or dtype.
         """
-        array, index = self.arrays[name], self._index(name, selection)
+        array, index = self._readable(name), self._index(name, selection)
         shape = tuple(len(range(*part.indices(size))) for part, size in zip(index, array.shape, strict=True))  # type: ignore[union-attr]
         if out.shape != shape or out.dtype != array.dtype:
             raise ValueError(f"{self.path}/{name}: {shape} of {array.dtype} do not go into {out.shape} of {out.dtype}")
@@ -244,12 +251,20 @@ class Store:
             yield
         except StoreError:
             raise
+        except NotStored as lost:
+            raise self._not_there(name, divided(lost.key)[1]) from None
         except (ValueError, RuntimeError):
             for chunk in self._chunks_under(name, index):
                 why = self._chunk_damage(name, chunk)
                 if why:
                     raise CorruptChunk(self.path, name, chunk, self._owner(name, chunk), why) from None
             raise
+
+    def _not_there(self, name: str, chunk: tuple[int, ...]) -> StoreError:
+        owner = self._owner(name, chunk)
+        if owner is None or self._marker(owner):
+            return CorruptChunk(self.path, name, chunk, owner, "no file")
+        return unwritten(self.path, name, chunk, f"in partition {owner}, which is not written")
 
     def rows(self, name: str, values: np.ndarray) -> np.ndarray:
         """Positions of `values` along a coordinate without repeats, such as `stimulus_id`: how stores are joined.
@@ -259,11 +274,15 @@ class Store:
         return positions(self.path, name, self.read(name), values)
 
     def dataset(self) -> xarray.Dataset:
-        """The store as a lazy xarray dataset, values as stored."""
+        """The store as a lazy xarray dataset, values as stored. A chunk that is not there raises when it is read."""
         import xarray
 
         found: xarray.Dataset = xarray.open_zarr(
-            zarr_store(self.study), group=self.path, consolidated=False, mask_and_scale=False, zarr_format=3
+            EveryChunkOfStudy(zarr_store(self.study)),
+            group=self.path,
+            consolidated=False,
+            mask_and_scale=False,
+            zarr_format=3,
         )
         return found
 
@@ -293,15 +312,14 @@ class Store:
 
     def _chunk_damage(self, name: str, chunk: tuple[int, ...]) -> str | None:
         """What is wrong with one chunk, or None."""
-        array = self.arrays[name]
-        key = f"{self.path}/{name}/{array.metadata.encode_chunk_key(chunk)}"
-        if not sync(array.store_path.store.exists(key)):
-            return "no file"
+        array = self._readable(name)
         selection = tuple(slice(i * c, (i + 1) * c) for i, c in zip(chunk, array.chunks, strict=True))
         try:
             array[selection]
         except StoreError:
             raise
+        except NotStored:
+            return "no file"
         except (ValueError, RuntimeError) as err:
             failed = "checksum do not match" in str(err)
             return "bytes that do not match their checksum" if failed else f"bytes that do not decode ({err})"

@@ -65,7 +65,7 @@ print(sorted(LACKING & set(sys.modules)))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="long checks")
 def test_what_the_checks_need_is_imported_without_them():
     modules = ["bdflow.pipeline", "bdflow.api", "bdflow.stages.encode.stage"]
     modules += [f"bdflow.benchmarks.{name}" for name in ("gpu", "gpu_ridge", "ridge", "diffusion")]
@@ -75,7 +75,7 @@ def test_what_the_checks_need_is_imported_without_them():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="a GPU that is played")
 def test_the_checks_of_ridge_agree_on_a_gpu_that_is_played(monkeypatch):
     machine = cupy_on_numpy.installed(monkeypatch)
     checks = script("gpu_ridge")
@@ -88,7 +88,7 @@ def test_the_checks_of_ridge_agree_on_a_gpu_that_is_played(monkeypatch):
     machine.end()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="a GPU that is played")
 def test_checks_that_would_not_see_a_failure_say_so(monkeypatch):
     cupy_on_numpy.installed(monkeypatch)
     checks = script("gpu_ridge")

@@ -21,7 +21,7 @@ def test_a_notebook_is_committed_without_outputs(path):
     assert content.cells[0].cell_type == "markdown"
 
 
-@pytest.mark.slow(kind="notebooks")
+@pytest.mark.slow(kind="pages and notebooks")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_runs(path, tmp_path, monkeypatch):

@@ -23,6 +23,8 @@ import bdflow
 ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; b.build_sdist(out); b.build_wheel(out)"
 PYTHONS = ("3.11", "3.12", "3.13")
+NEWER_PYTHONS = {"3.12": "0.27.7", "3.13": "0.29.0"}
+"""The version of pyodide that carries each."""
 TOPS = ("bdflow", "stores", "cluster", "benchmarks")
 
 
@@ -135,7 +137,7 @@ GONE = (
 
 
 def test_no_module_is_used_that_newer_pythons_lack():
-    """No newer Python is on the machines that test."""
+    """Below two newer Pythons run what needs no compiled library; this asks all of it."""
     gone = re.compile(rf"^\s*(?:import|from) (?:{GONE})\b", re.MULTILINE)
     assert gone.search("    from imp import load_module")
     assert not gone.search("import importlib")
@@ -185,3 +187,48 @@ def test_an_installed_wheel_works_without_the_repository(wheel, tmp_path):
     assert where.startswith(str(site))
     assert problems == []
     assert set(found) == set(bdflow.__all__)
+
+
+NODE = Path(__file__).with_name("support") / "newer_python.mjs"
+
+
+@pytest.mark.slow(kind="packaging")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("python", NEWER_PYTHONS)
+def test_the_wheel_is_installed_and_runs_on_newer_pythons(wheel, python, tmp_path):
+    """CPython 3.12 and 3.13 as WebAssembly, which npm's package pyodide carries: every module is compiled, with
+    warnings as errors, those that need no compiled library are imported, and the command answers.
+    """
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm and node, which bring the newer Pythons")
+    package = f"pyodide@{NEWER_PYTHONS[python]}"
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(tmp_path)]
+    subprocess.run([*install, package], check=True, timeout=300)
+    shutil.copy(NODE, tmp_path / NODE.name)
+    command = ["node", NODE.name, str(wheel), sysconfig.get_path("purelib")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["python"] == [int(part) for part in python.split(".")]
+    assert found["version"] == found["installed"] == bdflow.__version__
+    assert found["said"] == f"bdflow {bdflow.__version__}"
+    assert found["compiled"] > 300
+    assert found["imported"] > 40
+    assert {name for name in found["lacking"].values() if name.split(".")[0] in ("bdflow", *GONE.split("|"))} == set()
+    assert found["failed"] == {}
+
+
+@pytest.mark.slow(kind="packaging")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("python", PYTHONS[1:])
+def test_every_dependency_has_a_wheel_for_newer_pythons(wheel, python, tmp_path):
+    """As pip resolves them, pinned. Nothing is installed."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", "--report", "-"]
+    command += ["--python-version", python, "--only-binary=:all:", "--target", str(tmp_path), str(wheel)]
+    command += ["-c", str(ROOT / "constraints.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    chosen = json.loads(done.stdout)["install"]
+    names = {one["metadata"]["name"].lower() for one in chosen}
+    assert {"torch", "ray", "dask", "zarr", "xarray", "pydantic", "bdflow"} <= names
+    assert len(names) > 60

@@ -110,3 +110,16 @@ def test_what_is_added_to_one_kind_changes_no_other():
     before = rotation.draw("seed", pairs)
     after = rotation.draw("seed", [*pairs, ("kind0", "test4")])
     assert {k: v for k, v in after.items() if k != "kind0"} == {k: v for k, v in before.items() if k != "kind0"}
+
+
+def test_the_dearest_files_come_first():
+    root = Path(__file__).parents[1]
+    assert [name for name in rotation.DEAR if not (root / name).exists()] == []
+    names = [
+        "tests/cli/test_cli.py::a",
+        "tests/cluster/test_run.py::a",
+        f"{rotation.DEAR[1]}::b",
+        f"{rotation.DEAR[0]}::a",
+    ]
+    assert sorted(names, key=rotation.rank) == [names[3], names[2], names[1], names[0]]
+    assert [rotation.rank(name) for name in names] == [len(rotation.DEAR), rotation.DEAR.index("tests/cluster"), 1, 0]

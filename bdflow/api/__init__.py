@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from bdflow.api.benchmarks import BENCHMARKS, benchmark
+from bdflow.api.benchmarks import BENCHMARKS, benchmark, benchmark_options
 from bdflow.api.data import check_dataset, fetch_nsd, simulate, write_split
 from bdflow.api.deployment import deploy
 from bdflow.api.scores import score
@@ -43,6 +43,7 @@ __all__ = [
     "Row",
     "Timing",
     "benchmark",
+    "benchmark_options",
     "check_bundle",
     "check_dataset",
     "decode",

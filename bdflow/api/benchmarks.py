@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
 
 from bdflow.errors import InputError, os_errors_named
 
-__all__ = ["BENCHMARKS", "benchmark"]
+__all__ = ["BENCHMARKS", "benchmark", "benchmark_options"]
 
 BENCHMARKS = {
     "ridge": "Ridge through the real stage and stores, against matrix products and plain reading.",
@@ -40,3 +43,17 @@ def benchmark(name: str, options: Sequence[str] = ()) -> dict[str, Any]:
         )
     found: dict[str, Any] = import_module(f"bdflow.benchmarks.{name}").main(list(options))
     return found
+
+
+def benchmark_options(name: str) -> tuple[str, ...]:
+    """The options of a benchmark, such as `--json`. They are read from its source: nothing heavy is imported."""
+    spec = importlib.util.find_spec(f"bdflow.benchmarks.{name}")
+    assert spec is not None
+    assert spec.origin is not None
+    calls = (node for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) if _adds(node))
+    words = (word.value for call in calls for word in call.args if isinstance(word, ast.Constant))
+    return tuple(word for word in words if isinstance(word, str) and word.startswith("--"))
+
+
+def _adds(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument"

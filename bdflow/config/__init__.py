@@ -1,7 +1,7 @@
 """The configuration of a study: strict YAML, every setting of the paper, any overridable on the command line."""
 
 from bdflow.config.base import Section, content
-from bdflow.config.dataset import DatasetSettings
+from bdflow.config.dataset import OF_SOME_KINDS, DatasetSettings
 from bdflow.config.execution import ClusterSettings, StageExecution
 from bdflow.config.loading import load, parse, recipes
 from bdflow.config.painting import ROLES, PainterSettings, PaintOptions
@@ -19,6 +19,7 @@ from bdflow.config.values import ARRAY, OF_DATASET
 __all__ = [
     "ARRAY",
     "OF_DATASET",
+    "OF_SOME_KINDS",
     "PUBLISHED_METRICS",
     "ROLES",
     "TAKAGI_METRICS",

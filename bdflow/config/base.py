@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,11 @@ def where(holds: Callable[[Any], bool]) -> Where:
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def given(self, names: Collection[str]) -> tuple[str, ...]:
+        """Those of these settings that the configuration gives; null, and an empty list or mapping, give nothing."""
+        values = ((name, getattr(self, name)) for name in type(self).model_fields if name in self.model_fields_set)
+        return tuple(name for name, value in values if name in names and value not in (None, (), {}))
 
 
 def content(section: Section, kind: str | None = None) -> dict[str, object]:

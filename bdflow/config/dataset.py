@@ -15,6 +15,10 @@ RegionName = Annotated[str, Field(pattern=r"^\w[^/\\\s]*(/\w[^/\\]*)?$")]
 Pixels = Annotated[Whole, Field(ge=1, le=4096)]
 
 
+OF_SOME_KINDS = ("captions", "preparation", "space", "betas_format", "outliers", "not_a_number")
+"""Settings that some kinds of datasets alone look at; given to another kind they are refused."""
+
+
 def _looks_at_values(of: DatasetSettings) -> bool:
     """Whether a kind of dataset asks what to do with outliers and NaN: NSD's, and perhaps a class of one's own."""
     return of.kind not in ("laion_fmri", "glmsingle", "arrays")
@@ -26,8 +30,10 @@ class DatasetSettings(Section):
 
     kind : the name, or the class.
     root : the folder of the dataset's files, or the URL of an object store.
-    captions : of NSD, NSD-Imagery and `glmsingle`: where they are, if not at their usual place.
-    preparation, space, betas_format, outliers, not_a_number : of NSD, NSD-Imagery and NSD-synthetic (docs/nsd.md).
+    captions : of the kinds `nsd`, `nsd_imagery` and `glmsingle` alone: where they are, if not at their usual place.
+    preparation : of the NSD kinds alone: which of NSD's preparations of betas, the name of their folder (docs/nsd.md).
+    space : of the NSD kinds alone: the space of NSD's volumes, the name of their folder.
+    betas_format : of the NSD kinds alone: `nii.gz`, `hdf5`, or `auto`: whichever is there.
     sessions : how many, from the first; a list of their names, or of NSD's numbers, `[1, 3]`; either by subject,
         `{subj01: 3, subj04: [1, 3]}`; null: all there are.
     mask : the mask or region whose voxels are used; null: what the dataset suggests, of NSD `nsdgeneral`.
@@ -39,9 +45,9 @@ class DatasetSettings(Section):
         every space, so that all have the same rows.
     bad_voxels : of voxels that cannot be decoded from, constant ones and those without a valid beta for some
         stimulus.
-    outliers : of betas beyond what int16 of 1/300 percent holds, as floating-point files may have: `refuse`; `clip`, as
-        NSD did; `invalid`, to leave them out of means.
-    not_a_number : of betas that are NaN: `refuse`, or `invalid`.
+    outliers : of the NSD kinds alone, of betas beyond what int16 of 1/300 percent holds, as floating-point files may
+        have: `refuse`; `clip`, as NSD did; `invalid`, to leave them out of means.
+    not_a_number : of the NSD kinds alone, of betas that are NaN: `refuse`, or `invalid`.
     options : further settings of this kind of dataset.
     """
 

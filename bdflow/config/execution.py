@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bdflow.cluster.types import SlurmSettings
 from bdflow.config.base import Section
@@ -15,7 +15,7 @@ class StageExecution(Section):
     """Where one stage runs: which executor, how many workers, threads, GPUs and memory ("4 GiB") each.
 
     executor : `serial` (in this process), `dask`, or `ray`.
-    workers : processes.
+    workers : processes, of `dask` and `ray`; of `reconstruct` also the painters of `bdflow serve`.
     threads : of each worker.
     gpus : of each worker; with Ray a fraction shares a GPU.
     memory : of each worker; null: no limit, on SLURM the site's default.
@@ -42,6 +42,16 @@ class ExecutionSettings(Section):
     roi: StageExecution = StageExecution()
     encoding_features: StageExecution = StageExecution()
     encode: StageExecution = StageExecution()
+
+    @model_validator(mode="after")
+    def _one_process(self) -> Self:
+        for name, stage in self:
+            if name != "reconstruct" and stage.executor == "serial" and stage.workers > 1:
+                raise ValueError(
+                    f"{name}.workers: found {stage.workers}, and executor: serial, which works in this process alone; "
+                    "expected dask or ray, or no `workers`"
+                )
+        return self
 
 
 class AddressSettings(Section):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -70,7 +71,8 @@ class PainterSettings(PaintOptions):
     painted: `full`, or ablations.
 
     kind : the name, or the class.
-    guess : the space that pictures start from; null: none.
+    guess : the space that pictures start from; null: none. The default of it, `vision` and `text` is that of
+        `versatile_diffusion`; of other kinds it is null.
     vision : the space of the first condition, of Brain-Diffuser CLIP's image tokens; null: none.
     text : the space of the second condition, of Brain-Diffuser CLIP's text tokens; null: none.
     variants : what is painted: `full`, or parts of the method left out (docs/evaluation.md).
@@ -106,6 +108,13 @@ class PainterSettings(PaintOptions):
     encode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
     decode_batch_size: Annotated[Count | None, NOT_CONTENT] = None
     options: Options = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _roles_of_other_kinds(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("kind", "versatile_diffusion") != "versatile_diffusion":
+            return {**dict.fromkeys(ROLES), **data}
+        return data
 
     @model_validator(mode="after")
     def _best_by_a_space(self) -> Self:

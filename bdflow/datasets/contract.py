@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -110,6 +110,9 @@ class Dataset(Protocol):
 
     default_mask: str | None
     """Name of the mask that is used where the configuration names none; None: a mask without a name."""
+
+    looks_at: ClassVar[tuple[str, ...]] = ()
+    """Which settings of `bdflow.config.dataset.OF_SOME_KINDS` it reads. Others are refused when they are given."""
 
     def __init__(self, settings: DatasetSettings) -> None: ...
 

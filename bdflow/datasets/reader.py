@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bdflow.config import OF_DATASET, Config
+from bdflow.config import OF_DATASET, OF_SOME_KINDS, Config
 from bdflow.datasets.ceilings import ncsnr_of
 from bdflow.datasets.contract import Dataset, Encoding, Numbered, SessionBetas, Split, Trials
 from bdflow.datasets.formats.grids import check_same_grid, stated
@@ -21,7 +21,7 @@ from bdflow.datasets.formats.identity import identity
 from bdflow.datasets.formats.pictures import fitted
 from bdflow.datasets.splits import SHARED, digest_of, read_split
 from bdflow.errors import InputError, counted, listed
-from bdflow.registry import resolve
+from bdflow.registry import refuse_without_effect, resolve
 
 DATASETS = {
     "nsd": "bdflow.datasets.nsd:NSDDataset",
@@ -47,7 +47,10 @@ class Reader:
 
     def __init__(self, config: Config, *, tests_alone: bool = False) -> None:
         self.config, self.settings, self.tests_alone = config, config.dataset, tests_alone
-        self.dataset: Dataset = resolve(self.settings.kind, DATASETS, "dataset.kind")(self.settings)
+        made = resolve(self.settings.kind, DATASETS, "dataset.kind")
+        given = self.settings.given(OF_SOME_KINDS)
+        refuse_without_effect(given, made, "dataset", self.settings.kind, DATASETS)
+        self.dataset: Dataset = made(self.settings)
         self._trials: dict[str, Trials] = {}
         self._masks: dict[str, np.ndarray] = {}
         self._regions: dict[str, tuple[list[str], np.ndarray]] = {}

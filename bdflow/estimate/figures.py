@@ -48,7 +48,7 @@ def figures(
     name = known(found.gpu) or USUAL
     if known(found.gpu) is None:
         found = replace(found, notes=(f"of a {found.gpu} nothing is known: planned as an {GPUS[USUAL].name}",))
-    found = replace(found, rates={**found.rates, **of_gpu(name, config.networks.dtype)})
+    found = replace(found, rates={**found.rates, **of_gpu(name, config.networks.dtype, config.networks.vdvae_dtype)})
     for file in files:
         found = _Reader(file, config, networks, asked).taken(found)
     return found
@@ -259,6 +259,9 @@ class _Reader:
         if on_gpu:
             rate = float(content["matrix_flops"][row["dtype"]])
             rates["gpu"] = Rate(rate, "FLOP/s a GPU", source, True, MEASURED)
+            own = content["matrix_flops"].get(config.networks.vdvae_dtype)
+            if own is not None:
+                rates["gpu vdvae"] = Rate(float(own), "FLOP/s a GPU", f"{source}, for the VDVAE", True, MEASURED)
         return replace(
             self.with_gpu(found, content, name),
             rates=rates,

@@ -31,7 +31,8 @@ from bdflow.study.system import folds
 GIB = 2**30
 TORCH = 1.0 * GIB  # a worker with torch and its networks' code, beside their weights
 JUDGING = 3.3 * GIB + 0.75 * GIB  # docs/benchmarks.md: all five networks, and what they saw in 982 photos
-GPU_ITEM = 1.0 * GIB  # GPU memory of one picture in a batch, both halves of guidance, a guess
+GPU_ITEM = 1.0 * GIB  # a guess: GPU memory of one picture in a batch of the UNet, both halves of guidance
+WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes
 PIXELS = 512 * 512
 JUDGES = ("AlexNet(2)", "AlexNet(5)", "Inception", "CLIP", "EffNet-B", "SwAV")
 
@@ -264,17 +265,14 @@ class _Reckoning:
         networks = self.families(self.networks.encoder(of.encoder) for of in self.config.decoded_spaces.values())
         denoised = self.denoised()
         flop = self.sizes.stimuli * (sum(of.features for of in networks) + sum(denoised.values()))
-        speed, text = self.speed(
-            "features",
-            lambda: self.rate("gpu") * self.rate("features on gpu"),
-            lambda: self.rate("core") * self.rate("networks on cpu"),
-        )
-        seconds = max(flop / speed, self.disk["features"] / self.rate("write"))
+        own = self.sizes.stimuli * sum(of.vdvae.encoding for of in networks if of.vdvae)
+        seconds, text = self.computed("features", "features on gpu", flop, own)
+        seconds = max(seconds, self.disk["features"] / self.rate("write"))
         gpu = self.config.execution.features.gpus
-        weights = self.weight_bytes(sum(of.extracting_parameters for of in networks))
+        weights = sum(self.weight_bytes(of.extracting_parameters, of) for of in networks)
         if denoised and self.networks.stable is not None:
             weights += self.weight_bytes(len(denoised) * self.networks.stable.painting_parameters)
-        batch = self.config.features.batch_size * 12 * PIXELS
+        batch = self.config.features.batch_size * (12 * PIXELS + max(map(self.vdvae_item, networks)))
         held = 3 * self.config.chunks.stimuli * self.sizes.pixels
         memory = TORCH + weights + held + self.config.chunks.stimuli * 4 * self.latents
         work = f"{self.sizes.stimuli:,} photos, {flop / 1e12:,.1f} TFLOP"
@@ -337,8 +335,24 @@ class _Reckoning:
         """Each once: the networks of one system are loaded, and run over a photo, for all spaces or painters of it."""
         return list({id(of): of for of in networks}.values())
 
-    def weight_bytes(self, parameters: float) -> float:
-        return parameters * (4 if self.config.networks.dtype == "float32" else 2)
+    def weight_bytes(self, parameters: float, networks: Networks | None = None) -> float:
+        """Bytes of parameters; the VDVAE's, if `networks` have one, in a precision of its own."""
+        own = networks.vdvae.parameters if networks and networks.vdvae else 0.0
+        of = self.config.networks
+        return (parameters - own) * WIDTH[of.dtype] + own * WIDTH[of.vdvae_dtype]
+
+    def vdvae_item(self, networks: Networks) -> float:
+        """Bytes of one picture in a batch of the VDVAE."""
+        return networks.vdvae.values * WIDTH[self.config.networks.vdvae_dtype] if networks.vdvae else 0.0
+
+    def computed(self, stage: str, share: str, flop: float, own: float) -> tuple[float, str]:
+        """Seconds of a stage's networks at a share of the GPU's rate, and the rate of all but the VDVAE, whose `own`
+        FLOP of these are at the rate of its own precision.
+        """
+        cpu = self.rate("core") * self.rate("networks on cpu")
+        speed, text = self.speed(stage, lambda: self.rate("gpu") * self.rate(share), lambda: cpu)
+        vdvae, _ = self.speed(stage, lambda: self.rate("gpu vdvae") * self.rate(share), lambda: cpu)
+        return (flop - own) / speed + own / vdvae, text
 
     def reconstruct(self) -> StagePlan:
         painters = self.config.painters
@@ -346,31 +360,27 @@ class _Reckoning:
         tests = sum(pictures(self.config, self.sizes).values())
         if not painters:
             return self.row("reconstruct", "no painter", "", 0.0, BASE)
-        painted, flop, measured = 0, 0.0, 0.0
+        painted, flop, measured, guessed = 0, 0.0, 0.0, 0.0
         for settings in painters.values():
             painted += settings.pictures * len([variant for variant in settings.variants if variant != "only_vdvae"])
             of = self.networks.painter(settings.kind)
             an_image = sum(of.painting(v, settings.steps, settings.strength) for v in settings.variants)
-            own = tests * (of.guessing + settings.pictures * an_image)
-            flop += own
-            measured += own if settings.kind != "stable_diffusion" else 0.0
-        speed, text = self.speed(
-            "reconstruct",
-            lambda: self.rate("gpu") * self.rate("painting on gpu"),
-            lambda: self.rate("core") * self.rate("networks on cpu"),
-        )
-        seconds = flop / speed
+            flop += tests * (of.guessing + settings.pictures * an_image)
+            guessed += tests * of.guessing if of.vdvae else 0.0
+            measured += tests * settings.pictures * an_image if settings.kind != "stable_diffusion" else 0.0
+        seconds, text = self.computed("reconstruct", "painting on gpu", flop, guessed)
         if self.figures.image is not None:  # of Brain-Diffuser's networks; others are reckoned by their FLOP
             devices = self.parallel("reconstruct") * (self.config.execution.reconstruct.gpus or 1)
-            seconds = measured * self.figures.image.value / self.figures.flop / devices + (flop - measured) / speed
+            seconds, _ = self.computed("reconstruct", "painting on gpu", flop - measured, guessed)
+            seconds += measured * self.figures.image.value / self.figures.flop / devices
             text = f"{self.figures.image.value:.3g} s an image a device"
         gpu = self.config.execution.reconstruct.gpus
-        weights = self.weight_bytes(sum(of.painting_parameters for of in networks))
+        weights = sum(self.weight_bytes(of.painting_parameters, of) for of in networks)
         largest, image = max(p.batch_size for p in painters.values()), max(of.image for of in networks)
-        share = image**2 / PIXELS
-        on_gpu = self.figures.peak_bytes or weights + largest * GPU_ITEM * share
+        item = max(GPU_ITEM * image**2 / PIXELS, *map(self.vdvae_item, networks))
+        on_gpu = self.figures.peak_bytes or weights + largest * item
         batch = self.config.chunks.images * (3 * image**2 + 4 * self.latents)
-        memory = TORCH + weights + 4 * batch + (0 if gpu else largest * GPU_ITEM * share)
+        memory = TORCH + weights + 4 * batch + (0 if gpu else largest * item)
         work = f"{tests * painted:,} images, {flop / 1e12:,.1f} TFLOP"
         return self.row("reconstruct", work, text, seconds, memory, on_gpu if gpu else 0)
 

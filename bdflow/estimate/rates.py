@@ -48,12 +48,15 @@ DEFAULTS: Mapping[str, Rate] = {
 }
 
 
-def of_gpu(name: str, dtype: str) -> dict[str, Rate]:
-    """Rates of a GPU of `GPUS`, with networks of a precision."""
+def of_gpu(name: str, dtype: str, vdvae_dtype: str) -> dict[str, Rate]:
+    """Rates of a GPU of `GPUS`, with networks of a precision, and the VDVAE of its own."""
     gpu = GPUS[name]
     sheet = f"{REACHED:.0%} of the data sheet of an {gpu.name}"
     return {
         "gpu": Rate(gpu.products(dtype), "FLOP/s a GPU", f"{dtype} products, {sheet}", within=1.25),
+        "gpu vdvae": Rate(
+            gpu.products(vdvae_dtype), "FLOP/s a GPU", f"{vdvae_dtype} products, for the VDVAE, {sheet}", within=1.25
+        ),
         "gpu ridge": Rate(
             0.75 * gpu.products("float32"), "FLOP/s a GPU", f"three quarters of float32 products, {sheet}", within=1.8
         ),

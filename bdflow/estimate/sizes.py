@@ -14,6 +14,7 @@ import numpy as np
 from bdflow.config import Config
 from bdflow.datasets.reader import open_dataset
 from bdflow.errors import InputError, NotAtHand
+from bdflow.estimate.outlines import PUBLISHED_VDVAE, Vdvae, counted_vdvae
 from bdflow.models.config import VDVAEConfig
 from bdflow.stores.paths import place
 from bdflow.study.keys import SHARED
@@ -78,6 +79,7 @@ class Networks:
     encoding, decoding, step : of the autoencoder, and of one evaluation of the UNet with one half of guidance.
     parameters : of all that paints, and of all that extracts.
     source : where this is from.
+    vdvae : the VDVAE among them, which makes guesses; None where there is none.
     stable : the same of Stable Diffusion: its guess is the picture of z.
     unet : configuration of Stable Diffusion's UNet, for the shapes of its layers.
     """
@@ -93,6 +95,7 @@ class Networks:
     painting_parameters: float
     extracting_parameters: float
     source: str
+    vdvae: Vdvae | None = None
     stable: Networks | None = None
     unet: Mapping[str, Any] = field(default_factory=dict)
 
@@ -148,14 +151,15 @@ PUBLISHED = Networks(
     spaces={"vdvae": (VDVAEConfig().n_latents,), "clip_vision": (257, 768), "clip_text": (77, 768)},
     guess=64,
     image=512,
-    features=0.078e12 + 0.162e12 + 5 * 0.0133e12,  # VDVAE, ViT-L/14, five captions; counted on these architectures
-    guessing=0.157e12,
+    features=PUBLISHED_VDVAE.encoding + 0.162e12 + 5 * 0.0133e12,  # and ViT-L/14, five captions; counted
+    guessing=PUBLISHED_VDVAE.decoding,
     encoding=1.12e12,
     decoding=2.51e12,
     step=1.203e12,
-    painting_parameters=1126.8e6 + 84e6 + 125e6,
-    extracting_parameters=125e6 + 304e6 + 124e6,
+    painting_parameters=1126.8e6 + 84e6 + PUBLISHED_VDVAE.parameters,
+    extracting_parameters=PUBLISHED_VDVAE.parameters + 304e6 + 124e6,
     source="the published networks",
+    vdvae=PUBLISHED_VDVAE,
     stable=PUBLISHED_STABLE,
 )
 
@@ -279,7 +283,7 @@ def _counted(config: Config) -> Networks:
     from bdflow.config import PaintOptions
     from bdflow.models.latents import FeatureExtractor
     from bdflow.models.versatile.painter import Painter
-    from bdflow.models.weights.bundle import describe_bundle
+    from bdflow.models.weights.bundle import describe_bundle, open_bundle
     from bdflow.models.weights.manifest import FAMILIES, VERSATILE
 
     extractor = FeatureExtractor(config.networks.bundle)
@@ -307,6 +311,7 @@ def _counted(config: Config) -> Networks:
         sum(known.values()) - clip,
         clip + known.get("vdvae", 0),
         f"bundle {config.networks.bundle}, counted",
+        counted_vdvae(open_bundle(config.networks.bundle).vdvae_config),
     )
 
 

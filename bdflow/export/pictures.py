@@ -15,6 +15,7 @@ from PIL import Image
 from bdflow.scoring.exported import COLUMNS, MANIFEST, PHOTO, TABLE, file_name
 from bdflow.stores import Store
 from bdflow.study import keys, parts
+from bdflow.study.in_effect import settings_in_effect
 from bdflow.study.painting import shown_of, spaces_of
 from bdflow.study.stage import Context
 from bdflow.user_paths import check_new, new_folder
@@ -45,7 +46,7 @@ def write(context: Context, folder: Path, tables: Mapping[str, str], *, photos: 
             _save(partial, f"tables/{name}", text.encode(), digests)
         manifest = {
             "made_by": f"bdflow {__version__}",
-            "configuration": config.model_dump(mode="json"),
+            "configuration": settings_in_effect(config),
             "stores": {key: context.expected[key].fingerprint for key in sorted([*stores, *metrics])},
             "sha256": dict(sorted(digests.items())),
         }

@@ -14,7 +14,7 @@ import numpy as np
 from bdflow.config import ROLES, Config, NetworkSettings, PainterSettings, PaintOptions, content
 from bdflow.errors import InputError
 from bdflow.models.weights.bundle import open_bundle
-from bdflow.registry import resolve
+from bdflow.registry import refuse_without_effect, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,9 @@ PAINTERS = {
     "versatile_diffusion": "bdflow.models.painters:VersatileDiffusionKind",
     "stable_diffusion": "bdflow.models.painters:StableDiffusionKind",
 }
+
+PAINTER_SETTINGS = (*PaintOptions.model_fields, "options")
+"""Settings of a painter that some kinds alone look at."""
 
 
 class Painting(Protocol):
@@ -64,6 +67,8 @@ class PainterKind(ABC):
     variants : what may be painted: by name, the roles (`guess`, `vision`, `text`) that are used.
     enlarges : those of them that are the guess at the size of reconstructions, and no more.
     version : raise it when the class paints something else, so that old pictures are stale.
+    looks_at : which of the settings in PAINTER_SETTINGS it reads; others are refused when they are given, as is a space
+        for a role that none of the variants uses.
     attends : whether it computes attention as `networks.speed.attention` says; then what it loads has
         `measure_attention`.
     kernels : of attention, by part, where they were measured before (`bdflow.models.diffusion.kernels`); None: what is
@@ -73,6 +78,7 @@ class PainterKind(ABC):
     variants: ClassVar[Mapping[str, tuple[str, ...]]]
     enlarges: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
+    looks_at: ClassVar[tuple[str, ...]] = ("options",)
     attends: ClassVar[bool] = False
 
     def __init__(self, settings: PainterSettings, networks: NetworkSettings, seed: int) -> None:
@@ -154,6 +160,7 @@ class VersatileDiffusionKind(PainterKind):
     """Brain-Diffuser's: a guess by the VDVAE, and from it a picture by Versatile Diffusion under both conditions."""
 
     attends = True
+    looks_at = tuple(PaintOptions.model_fields)
     variants: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "full": ("guess", "vision", "text"),
         "only_vdvae": ("guess",),
@@ -204,6 +211,7 @@ class StableDiffusionKind(PainterKind):
     """
 
     attends = True
+    looks_at = tuple(name for name in PaintOptions.model_fields if name != "mixing")
     variants: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "full": ("guess", "text"),
         "only_z": ("guess",),
@@ -260,15 +268,25 @@ def _given(kind: PainterKind, batched: bool) -> dict[str, Any]:
     }
 
 
+def of_this_kind(kind: type[PainterKind]) -> tuple[str, ...]:
+    """What a kind of painter looks at of the settings that some kinds alone do, and of the roles."""
+    used = {role for roles in kind.variants.values() for role in roles}
+    return (*kind.looks_at, *(role for role in ROLES if role in used))
+
+
 def painter_kind(config: Config, name: str) -> PainterKind:
     """A painter of the configuration, not loaded yet.
 
     Raises
     ------
-    InputError : an unknown kind or variant; a variant that uses a role for which no space is named.
+    InputError : an unknown kind or variant; a variant that uses a role for which no space is named; a setting, or a
+        space for a role, that the kind does not look at.
     """
     settings, key = config.painters[name], f"painters.{name}"
-    made: PainterKind = resolve(settings.kind, PAINTERS, f"{key}.kind")(settings, config.networks, config.seed)
+    kind = resolve(settings.kind, PAINTERS, f"{key}.kind")
+    given = settings.given((*PAINTER_SETTINGS, *ROLES))
+    refuse_without_effect(given, kind, key, settings.kind, PAINTERS, of_this_kind)
+    made: PainterKind = kind(settings, config.networks, config.seed)
     for variant in settings.variants:
         if variant not in made.variants:
             raise InputError(

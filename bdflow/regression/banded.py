@@ -84,6 +84,7 @@ def candidates(
             system = ridge.Dual(kernel, keep=True)  # one factor for both, and no longer
             left_out += cross_validation.leave_one_out(system, rows, [alpha])
             hats += system.hat_matrices(cross, [alpha])
+            del system
         yield Candidate(number, own, left_out, hats)
 
 

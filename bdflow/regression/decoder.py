@@ -334,7 +334,13 @@ class RidgeDecoder(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ig
         Parameters
         ----------
         X : shape (m, p). y : shape (m,) or (m, t), of any kind that `fit` takes.
+
+        Raises
+        ------
+        InputError : DataArrays whose rows, voxels or targets are labelled otherwise than each other's or in training.
         """
+        check_is_fitted(self)
+        self._fitted_labels.check_truth(X, y)
         predicted, true = flat(self.predict(X)), flat(y)
         if true.ndim == 1:
             return float(r2_score(to_numpy(computed(true)), to_numpy(computed(predicted)), sample_weight=sample_weight))

@@ -32,24 +32,7 @@ class Labels:
         if x_labels is not None and x_labels.ndim != 2:
             raise wrong_array("X", x_labels, "(stimulus, voxel)")
         if x_labels is not None and y_labels is not None:
-            if x_labels.dims[0] != y_labels.dims[0]:
-                raise InputError(
-                    "Y",
-                    found=f"dimensions {y_labels.dims}",
-                    expected=f"rows along `{x_labels.dims[0]}`, the first dimension of X",
-                    action="transpose or rename one of them",
-                )
-            rows = x_labels.dims[0]
-            for name in set(x_labels.coords) & set(y_labels.coords):
-                a, b = x_labels.coords[name], y_labels.coords[name]
-                if a.dims == b.dims == (rows,) and not np.array_equal(a.values, b.values):
-                    raise InputError(
-                        "Y",
-                        found=f"other `{name}` along `{rows}` than in X",
-                        expected="the same, in the same order",
-                        meaning="Rows of X and Y would be of different stimuli.",
-                        action=f"select both by `{name}`, such as Y.sel({name}=X.{name})",
-                    )
+            _check_rows(x_labels, y_labels)
         voxel = voxel_labels = None
         if x_labels is not None:
             voxel = x_labels.dims[1]
@@ -76,6 +59,33 @@ class Labels:
                 action=f"select them, such as X.sel({self.voxel}=...)",
             )
 
+    def check_truth(self, x: Array, y: Array) -> None:
+        """Raises InputError for true targets `y` of other rows than `x`, or of other targets than in training."""
+        rows, true = as_data_array(x), as_data_array(y)
+        if true is None:
+            return
+        if rows is not None:
+            _check_rows(rows, true)
+        if self.targets is None:
+            return
+        if true.dims[1:] != self.targets.dims[1:]:
+            raise InputError(
+                "y",
+                found=f"dimensions {true.dims}",
+                expected=f"rows, then {self.targets.dims[1:]} as in training",
+                action="transpose or rename it",
+            )
+        for name in true.dims[1:]:
+            both = name in true.indexes and name in self.targets.indexes
+            if both and not np.array_equal(true.indexes[name], self.targets.indexes[name]):
+                raise InputError(
+                    "y",
+                    found=f"other labels along `{name}` than in training",
+                    expected="the targets of the training set, in the same order",
+                    meaning="Predictions would be compared with other targets.",
+                    action=f"select them, such as y.sel({name}=...)",
+                )
+
     def labelled(self, found: Array, x: Array) -> Array:
         """Predictions (m,) or (m, t) with the labels of their rows from `x` and of their columns from the targets."""
         rows = as_data_array(x)
@@ -98,6 +108,28 @@ class Labels:
         return xarray.DataArray(
             shaped, {**own, **coords}, (row_dim, *targets.dims[1:]), name=targets.name, attrs=targets.attrs
         )
+
+
+def _check_rows(x: xarray.DataArray, y: xarray.DataArray) -> None:
+    """Raises InputError unless the labels of the rows of both are the same, in the same order."""
+    rows = x.dims[0]
+    if rows != y.dims[0]:
+        raise InputError(
+            "Y",
+            found=f"dimensions {y.dims}",
+            expected=f"rows along `{rows}`, the first dimension of X",
+            action="transpose or rename one of them",
+        )
+    for name in set(x.coords) & set(y.coords):
+        a, b = x.coords[name], y.coords[name]
+        if a.dims == b.dims == (rows,) and not np.array_equal(a.values, b.values):
+            raise InputError(
+                "Y",
+                found=f"other `{name}` along `{rows}` than in X",
+                expected="the same, in the same order",
+                meaning="Rows of X and Y would be of different stimuli.",
+                action=f"select both by `{name}`, such as Y.sel({name}=X.{name})",
+            )
 
 
 def as_data_array(values: Array) -> xarray.DataArray | None:

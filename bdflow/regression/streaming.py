@@ -358,12 +358,12 @@ def validate_block(
     return xp.stack([xp.astype(scores, xp.float32) for scores in column_r2(y, predictions())])
 
 
-def error_block(matrices: Sequence[Array], pieces: Iterable[Array]) -> Array:
+def error_block(matrices: Iterable[Array], pieces: Iterable[Array]) -> Array:
     """Mean squared errors of cross-validation of a block of columns for several alphas.
 
     Parameters
     ----------
-    matrices : (r, n) float32, one for each alpha, from `k_fold_errors`.
+    matrices : (r, n) float32, one for each alpha, from `k_fold_errors`; one after the other is asked for.
     pieces : the block's n training targets in pieces, (k, t) each.
 
     Returns
@@ -376,22 +376,27 @@ def error_block(matrices: Sequence[Array], pieces: Iterable[Array]) -> Array:
     """
     y: Array = None
     at = 0
+    left = iter(matrices)
+    matrix = next(left)
+    n = matrix.shape[1]
     for piece in pieces:
-        xp = array_namespace(matrices[0], piece)
+        xp = array_namespace(matrix, piece)
         if y is None:
-            y = xp.empty((matrices[0].shape[1], piece.shape[1]), dtype=xp.float32)
+            y = xp.empty((n, piece.shape[1]), dtype=xp.float32)
         y[at : at + piece.shape[0], :] = as_float32(piece)
         at += piece.shape[0]
-    if at != matrices[0].shape[1]:
-        raise ValueError(f"found {at} training targets, expected {matrices[0].shape[1]}")
+    if at != n:
+        raise ValueError(f"found {at} training targets, expected {n}")
     mean = xp.astype(xp.mean(y, axis=0, dtype=xp.float64), xp.float32)
     y -= mean  # a product with the mean itself is exact: errors are small differences of large values
     found = []
-    for matrix in matrices:
+    while matrix is not None:
         sums = xp.sum(matrix, axis=1, dtype=xp.float64)
         errors = matrix @ y
         errors += xp.astype(sums, xp.float32)[:, None] * mean
         found.append(xp.sum(errors * errors, axis=0, dtype=xp.float64))
+        del errors, matrix
+        matrix = next(left, None)
     return xp.astype(xp.stack(found), xp.float32)
 
 

@@ -27,6 +27,7 @@ from bdflow.stores import Store
 from bdflow.stores.errors import disk_full_as_error
 from bdflow.stores.journal import entries
 from bdflow.study import keys, parts
+from bdflow.study.in_effect import settings_in_effect
 from bdflow.study.painting import picture_label, shown_of, spaces_of
 from bdflow.study.parts import Joined
 from bdflow.study.selection import Selected, selected, stores_of_pictures
@@ -108,7 +109,7 @@ def photos(context: Context, stores: Mapping[str, Store]) -> Joined:
 
 
 def _configuration(context: Context) -> str:
-    return yaml_text.write(context.config.model_dump(mode="json"))
+    return yaml_text.write(settings_in_effect(context.config))
 
 
 def _examples(context: Context, scores: Scores, gallery: Mapping[str, Any]) -> list[page.Example]:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bdflow import npy
-from bdflow.errors import InputError, listed
+from bdflow.errors import InputError, counted, listed
 from bdflow.scoring.pixels import ArrayLike, Scale
 from bdflow.scoring.sources import ArrayImages
-from bdflow.stores import Store
+from bdflow.stores import Store, StoreError
+from bdflow.stores.every_chunk import EveryChunk, NotStored
 from bdflow.stores.metadata import RECORD
+from bdflow.stores.paths import AnyPath, zarr_store
 
 if TYPE_CHECKING:
     from bdflow.models.weights.checkpoint import Checkpoint
@@ -28,7 +30,7 @@ LONE = "tensor"
 ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 
 
-def is_zarr(path: Path) -> bool:
+def is_zarr(path: AnyPath) -> bool:
     """Whether a Zarr array or group lies at a path."""
     return any((path / mark).is_file() for mark in ZARR_MARKS)
 
@@ -159,31 +161,32 @@ def _values(opened: Checkpoint, name: str) -> np.ndarray:
 # --- Zarr -----------------------------------------------------------------------------------------------------
 
 
-def open_zarr(path: Path, scale: Scale | None, option: str, *, shown: bool) -> ArrayImages:
+def open_zarr(path: AnyPath, scale: Scale | None, option: str, *, shown: bool) -> ArrayImages:
     """The pictures in a Zarr array, or in the array `image` (or the only one with pictures' dimensions) of a group.
 
     Beside the array, `stimulus_id` gives the ids. With `shown`, of a store with `split` the test stimuli are taken.
 
     Raises
     ------
-    InputError : no such array; a store of a study that is not sealed; an array that cannot be read.
-    StoreError : chunks of a study's store that are lost or damaged.
+    InputError : no such array; a store of a study that is not sealed; an array that cannot be read or lacks chunks; ids
+        that are not one for each row. StoreError : chunks of a study's store that are lost or damaged; an object store
+        that does not answer.
     """
     import zarr
 
     try:
-        opened: Any = zarr.open(str(path), mode="r")
+        opened: Any = zarr.open(EveryChunk(zarr_store(path)), mode="r")
         if isinstance(opened, zarr.Array):
             folder, name = path.parent, path.name
-            group: Any = zarr.open(str(folder), mode="r") if is_zarr(folder) else {}
+            group: Any = zarr.open(EveryChunk(zarr_store(folder)), mode="r") if is_zarr(folder) else {}
         else:
             folder, group = path, opened
             found = {name: item for name, item in opened.arrays() if item.ndim in (4, 5)}
             name = "image" if "image" in found else _only(path, sorted(found))
         attributes: Mapping[str, Any] = getattr(group, "attrs", {})
-        beside = {key: np.asarray(group[key][...]) for key in (*ZARR_IDS, "split") if key in group}
+        there = [key for key in (*ZARR_IDS, "split") if key in group]
         values: Any = _Whole(opened if isinstance(opened, zarr.Array) else group[name], path)
-    except InputError:
+    except (InputError, StoreError):
         raise
     except Exception as error:  # zarr raises whatever its codecs do
         raise _damaged(path, error) from error
@@ -200,8 +203,20 @@ def open_zarr(path: Path, scale: Scale | None, option: str, *, shown: bool) -> A
         for lost in store.missing_chunks():
             raise lost
         values = _Stored(store, name)
+        beside = {key: store.read(key) for key in there}
+    else:
+        beside = {key: _Whole(group[key], folder / key)[:] for key in there if group[key].ndim}
     n = values.shape[0]
-    ids = next((_texts(str(path), beside[key]) for key in ZARR_IDS if beside.get(key, _NONE).shape == (n,)), None)
+    named = [key for key in ZARR_IDS if key in beside]
+    ids = next((_texts(str(path), beside[key]) for key in named if beside[key].shape == (n,)), None)
+    if named and ids is None:
+        raise InputError(
+            folder / named[0],
+            found=f"ids of shape {beside[named[0]].shape}",
+            expected=f"one for each of the {counted(n, 'row')} of {name}",
+            meaning="Without them, pictures and photos would be matched by their order.",
+            action="write the ids of these rows beside them",
+        )
     split = beside.get("split", _NONE)
     if shown and ids is not None and split.shape == (n,) and "test" in split.tolist():
         tested = np.flatnonzero(split == "test")
@@ -209,7 +224,7 @@ def open_zarr(path: Path, scale: Scale | None, option: str, *, shown: bool) -> A
     return ArrayImages(str(path), values, scale, option, ids)
 
 
-def _only(path: Path, arrays: list[str]) -> str:
+def _only(path: AnyPath, arrays: list[str]) -> str:
     if len(arrays) == 1:
         return arrays[0]
     raise InputError(
@@ -220,7 +235,17 @@ def _only(path: Path, arrays: list[str]) -> str:
     )
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
+def _damaged(path: AnyPath, error: Exception) -> InputError:
+    if isinstance(error, NotStored):
+        return InputError(
+            path,
+            found=f"no file of the chunk {error.key}",
+            expected="every chunk",
+            meaning="Zarr takes one value, such as 0, for all of it: a lost file cannot be told from a chunk of zeros "
+            "that was left out when it was written.",
+            action="copy it again; or, if nothing was lost, write it again so that such chunks are written too "
+            "(`write_empty_chunks=True`)",
+        )
     return InputError(
         path,
         found=f"Zarr that cannot be read ({type(error).__name__}: {str(error)[:300]})",
@@ -232,13 +257,15 @@ def _damaged(path: Path, error: Exception) -> InputError:
 class _Whole:
     """An array whose damaged chunks are named."""
 
-    def __init__(self, array: Any, path: Path) -> None:
+    def __init__(self, array: Any, path: AnyPath) -> None:
         self.array, self.path = array, path
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         try:
             return np.asarray(self.array[rows])
+        except StoreError:
+            raise
         except Exception as error:  # zarr raises whatever its codecs do
             raise _damaged(self.path, error) from error
 

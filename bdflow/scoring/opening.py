@@ -15,7 +15,8 @@ from bdflow.scoring.files import ARRAYS, TENSORS, divided, is_zarr, open_file, o
 from bdflow.scoring.folders import FileImages, by_stimulus, folder_sets
 from bdflow.scoring.pixels import SCALES, Scale
 from bdflow.scoring.sources import ArrayImages, Images
-from bdflow.user_paths import local_path
+from bdflow.stores.paths import AnyPath, RemotePath, place
+from bdflow.user_paths import any_place, local_path
 
 Given = Any
 """A path, or an array: of numpy, torch or xarray."""
@@ -76,14 +77,14 @@ def open_all(
             raise InputError(option, found=repr(scale), expected=", ".join(SCALES), action="choose among these")
     if pictures is None:
         pictures = photos
-        if not (isinstance(photos, str | Path) and is_export(local_path("PHOTOS", photos))):
+        if not _is_export("PHOTOS", photos):
             raise InputError(
                 "PICTURES",
                 found="nothing",
                 expected="pictures to be scored, unless PHOTOS is a folder of `bdflow export`",
                 action="name both: bdflow score PHOTOS PICTURES",
             )
-    if isinstance(pictures, str | Path) and is_export(local_path("PICTURES", pictures)):
+    if _is_export("PICTURES", pictures):
         exported = open_export(local_path("PICTURES", pictures))
     shown = _photos(photos, exported, photos_range)
     sets = _sets(pictures, exported, shown, pictures_range)
@@ -98,8 +99,10 @@ def _photos(given: Given, exported: Export | None, scale: Scale | None) -> Image
     if not isinstance(given, str | Path):
         found: Images = _memory("photos", given, scale, "--photos-range")
     else:
-        path = local_path("PHOTOS", given)
-        if is_export(path):
+        path = _place("PHOTOS", given)
+        if isinstance(path, RemotePath):
+            found = _remote(path, scale, "--photos-range", shown=True)
+        elif is_export(path):
             same = exported is not None and exported.folder.resolve() == path.resolve()
             photos = exported.photos if exported is not None and same else open_export(path).photos
             if photos is None:
@@ -137,13 +140,36 @@ def _sets(given: Given, exported: Export | None, photos: Images, scale: Scale | 
         return dict(exported.sets)
     if not isinstance(given, str | Path):
         return {"": _memory("pictures", given, scale, "--pictures-range")}
-    path = local_path("PICTURES", given)
+    path = _place("PICTURES", given)
+    if isinstance(path, RemotePath):
+        return {"": _remote(path, scale, "--pictures-range", shown=False)}
     if path.is_dir() and not is_zarr(path):
         return {
             name: FileImages(str(path / name), by_stimulus(str(path / name), files, photos.ids or ()))
             for name, files in folder_sets(path).items()
         }
     return {"": _file(path, scale, "--pictures-range", shown=False)}
+
+
+def _place(where: str, given: str | Path) -> AnyPath:
+    """A path, or the URL of an object store, in which Zarr may lie."""
+    return place(any_place(where, given))
+
+
+def _is_export(where: str, given: Given) -> bool:
+    path = _place(where, given) if isinstance(given, str | Path) else None
+    return isinstance(path, Path) and is_export(path)
+
+
+def _remote(path: RemotePath, scale: Scale | None, option: str, *, shown: bool) -> ArrayImages:
+    if is_zarr(path):
+        return open_zarr(path, scale, option, shown=shown)
+    raise InputError(
+        path,
+        found="no Zarr array or group there",
+        expected="Zarr; folders of pictures and other files are read from a disk alone",
+        action="correct the URL, or copy the files to this machine and name their path",
+    )
 
 
 def _file(path: Path, scale: Scale | None, option: str, *, shown: bool) -> ArrayImages:
@@ -162,6 +188,15 @@ def _memory(where: str, given: Given, scale: Scale | None, option: str) -> Array
     values, ids = given, None
     coordinates = getattr(given, "coords", None)
     if isinstance(coordinates, Mapping) and "stimulus_id" in coordinates:
+        along = coordinates["stimulus_id"].dims
+        if along != given.dims[:1]:
+            raise InputError(
+                where,
+                found=f"dimensions {listed(given.dims)}, and stimulus_id along {listed(along) or 'none of them'}",
+                expected="stimulus_id along the first dimension",
+                meaning="Rows would be given the ids of something else.",
+                action=f"transpose the array: .transpose({', '.join(map(repr, along))}{', ' if along else ''}...)",
+            )
         ids = [str(item) for item in np.asarray(coordinates["stimulus_id"]).tolist()]
     if hasattr(values, "detach"):
         values = values.detach().cpu()

@@ -16,7 +16,7 @@ from bdflow.models.painters import painter_kind
 from bdflow.regression import ridge
 from bdflow.study import decoder, keys
 from bdflow.study.designs import design_of
-from bdflow.study.painting import painting, roles_of
+from bdflow.study.painting import Kernels, painting, roles_of
 from bdflow.study.stage import Context
 
 PATTERNS_A_WALK = 256
@@ -139,10 +139,13 @@ class PatternDecoder:
 
 
 class PicturePainter:
-    """Holds the networks of one painter. Items of one variant and one kind of noise are painted together."""
+    """Holds the networks of one painter. Items of one variant and one kind of noise are painted together.
 
-    def __init__(self, config: Config, painter: str) -> None:
-        self.painting = painting(config, painter)
+    `kernels` : of attention, by part, as for all replicas; see `bdflow.study.painting.recorded_kernels`.
+    """
+
+    def __init__(self, config: Config, painter: str, kernels: Kernels) -> None:
+        self.painting = painting(config, painter, kernels)
         kind = painter_kind(config, painter)
         self.roles = {variant: roles_of(config, painter, variant) for variant in served(config, painter)}
         self.enlarges = kind.enlarges

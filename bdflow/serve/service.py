@@ -28,7 +28,7 @@ from bdflow.regression import ridge
 from bdflow.study import keys
 from bdflow.study.designs import designs, response_kinds
 from bdflow.study.keys import SHARED
-from bdflow.study.painting import roles_of, spaces_of
+from bdflow.study.painting import recorded_kernels, roles_of, spaces_of
 from bdflow.study.stage import Context
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def run(context: Context, options: ServeOptions, place: Place) -> None:
 
         try:
             decoder = serve.run(_decoder(context, options, place), name=names[0], route_prefix=None)
-            pictures = serve.run(_pictures(context.config, options, place), name=names[1], route_prefix=None)
+            pictures = serve.run(_pictures(context, options, place), name=names[1], route_prefix=None)
         except RuntimeError as error:
             raise InputError(
                 "serve",
@@ -308,21 +308,22 @@ def _decoder(context: Context, options: ServeOptions, place: Place) -> Applicati
     return deployment.bind(context, kept)
 
 
-def _pictures(config: Config, options: ServeOptions, place: Place) -> Application:
+def _pictures(context: Context, options: ServeOptions, place: Place) -> Application:
     from ray import serve
 
     from bdflow.serve.replicas import PicturePainter
 
+    config, painter = context.config, painter_of(context.config)
     settings = config.execution.reconstruct
     deployment: Any = serve.deployment(
         PicturePainter,
         num_replicas=settings.workers,
-        max_ongoing_requests=2 * config.painters[painter_of(config)].batch_size,
+        max_ongoing_requests=2 * config.painters[painter].batch_size,
         max_queued_requests=max(options.waiting, 1),
         ray_actor_options=_actor(place, settings.threads, settings.gpus, settings.memory),
         health_check_period_s=2,
     )
-    return deployment.bind(config, painter_of(config))
+    return deployment.bind(config, painter, recorded_kernels(context, painter))
 
 
 async def _listen(

@@ -85,6 +85,7 @@ class Evaluate(Stage):
     """Judged photos, similarities, metrics."""
 
     name = "evaluate"
+    method = 2
     uses_torch = True
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:

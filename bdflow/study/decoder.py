@@ -38,6 +38,8 @@ log = getLogger(__name__)
 
 FAR = 20.0
 """SDs from the training mean: patterns of which half the values lie further away are most likely in another unit."""
+NEAR = 0.03
+"""SDs over several patterns: below that, half of the voxels hardly change, as betas that were divided by 100 or 300."""
 
 
 def read_array(path: Path, expected: str) -> np.ndarray:
@@ -122,6 +124,15 @@ def warn_of_units(subject: str, z_scored: np.ndarray, units: str) -> None:
             "where about 1 is usual. Are they in the unit of the rows (%s)?",
             subject,
             middle,
+            units,
+        )
+    varied = z_scored[:, (z_scored != 0).any(axis=0)]
+    if len(varied) > 1 and varied.size and float(np.median(varied.std(axis=0))) < NEAR:
+        log.warning(
+            "%s: over the patterns, half of the voxels change by less than %.2f of the SD of the training responses, "
+            "where about 1 is usual: all are decoded as nearly the same. Are they in the unit of the rows (%s)?",
+            subject,
+            NEAR,
             units,
         )
 

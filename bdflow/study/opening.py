@@ -11,6 +11,7 @@ import xarray
 
 from bdflow.errors import os_errors_named
 from bdflow.stores import Study
+from bdflow.stores.every_chunk import EveryChunkOfStudy
 from bdflow.stores.metadata import COPY
 from bdflow.stores.paths import zarr_store
 from bdflow.stores.store import PROGRESS
@@ -18,6 +19,7 @@ from bdflow.user_paths import any_place
 
 IDS = "stimulus_id"
 SCORES = "scores"
+PACKED = ("scale_factor", "dtype", "fill_value")
 
 
 @os_errors_named()
@@ -39,11 +41,12 @@ def open_study(path: str | Path) -> xarray.DataTree:
 
     Raises
     ------
-    NotReady : no study there. InputError, StoreError : a place that cannot be read.
+    NotReady : no study there. InputError, StoreError : a place that cannot be read. When values are computed:
+    CorruptChunk for a chunk that was lost (Zarr would take zeros for it), NotReady for one of an unfinished store.
     """
     study = Study(any_place("path", path))
     study.root()
-    backend = cast(Any, zarr_store(study.path))  # xarray takes Zarr's stores, its annotations do not
+    backend = cast(Any, EveryChunkOfStudy(zarr_store(study.path)))  # xarray takes Zarr's stores, its annotations do not
     # not open_groups: its Dask arrays of one name in several groups are taken for one another (xarray 2026.9)
     groups = xarray.open_datatree(backend, engine="zarr", chunks={}, zarr_format=3)
     kept = {
@@ -82,6 +85,9 @@ def all_scores(metrics: Mapping[str, xarray.Dataset]) -> xarray.Dataset:
 def _presented(store: xarray.Dataset) -> xarray.Dataset:
     store = store.drop_vars([PROGRESS, COPY], errors="ignore")
     ids = [str(name) for name, of in store.variables.items() if str(name).endswith(IDS) and of.ndim == 1]
+    for of in store.variables.values():
+        if "scale_factor" in of.encoding:  # saved as read: packed again, xarray warns that NaN would have no number
+            of.encoding = {what: how for what, how in of.encoding.items() if what not in PACKED}
     for name in (name for name in ids if name not in store.dims):
         store = store.set_coords(name).set_xindex(name)
     return store

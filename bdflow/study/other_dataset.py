@@ -20,6 +20,7 @@ from bdflow.datasets.reader import Reader
 from bdflow.errors import InputError, counted, listed, without_secrets
 from bdflow.stores import Provenance, Store
 from bdflow.stores.metadata import folded
+from bdflow.stores.spec import EVERY_CHUNK
 from bdflow.study import catalog, keys, trials
 from bdflow.study.coordinates import of_store
 from bdflow.study.decoder import (
@@ -235,6 +236,7 @@ def _array(
         shape=shape,
         dtype="float32",
         chunks=(min(ROWS_A_CHUNK, len(coords["repeats"][1])), *block[1:]),
+        config=EVERY_CHUNK,
         dimension_names=("stimulus", *catalog.space_dims(shape[1:])),
         attributes={
             "long_name": "decoded latent",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
 from bdflow.config import ROLES, Config
-from bdflow.models.diffusion.kernels import chosen
+from bdflow.models.diffusion.kernels import PARTS, TORCH, chosen
 from bdflow.models.painters import Painting, painter_kind
 from bdflow.study import keys
 from bdflow.study.stage import TRUE, Context
 
+log = logging.getLogger(__name__)
 LONGEST = 4  # batches a task, at most, where blocks do not fill batches evenly
 
 Kernels = Mapping[str, str] | None
@@ -51,9 +53,11 @@ def picture_label(config: Config, painter: str, variant: str) -> str:
     return variant if len(config.painters) == 1 else f"{painter}/{variant}"
 
 
-def painting(config: Config, painter: str) -> Painting:
-    """A painter; what is handed in goes through its networks at once."""
-    return painter_kind(config, painter).load(batched=False)
+def painting(config: Config, painter: str, kernels: Kernels = None) -> Painting:
+    """A painter; what is handed in goes through its networks at once. `kernels` : see `recorded_kernels`."""
+    kind = painter_kind(config, painter)
+    kind.kernels = kernels
+    return kind.load(batched=False)
 
 
 def batch_painting(config: Config, painter: str, kernels: Kernels = None) -> Painting:
@@ -80,6 +84,20 @@ def kernels_of(context: Context, painter: str) -> Kernels:
             {str(part): dict(zip(map(str, names), row, strict=True)) for part, row in zip(parts, times, strict=True)}
         )
     return None
+
+
+def recorded_kernels(context: Context, painter: str) -> Kernels:
+    """As `kernels_of` for pictures outside the study, such as those of a service. Where the study has not measured yet,
+    torch chooses, which is said: kernels that each process measured for itself might differ.
+    """
+    if all(context.is_sealed(key) for key in attention_keys(context.config, painter)):
+        return kernels_of(context, painter)
+    log.warning(
+        "%s: `networks.speed.attention` is `measured`, and this study has not measured it for these settings; torch "
+        "chooses the kernels. A run of `reconstruct` measures.",
+        painter,
+    )
+    return dict.fromkeys(PARTS, TORCH)
 
 
 def guess_settings(config: Config, painter: str) -> dict[str, object]:

@@ -63,15 +63,16 @@ class Solver:
         """Which training rows are of which stimulus."""
         return Grouping(self.responses.read("stimulus_id")[self.train])
 
-    def fitted(self, rows: int, *, folds: bool = False, kept: int = 0) -> Solver:
+    def fitted(self, rows: int, *, folds: bool = False, kept: int = 0, beside: int = 0) -> Solver:
         """The same as it fits into the memory of its GPU, if it has one, with so many patterns at once: in parts, if
-        the system does not fit whole. Raises InputError if it cannot.
+        the system does not fit whole. `beside`: bytes of results that are held meanwhile. Raises InputError if it
+        cannot.
         """
         if self.device == "cpu":
             return self
         block = self.responses.spec.partition["voxel"]
         of = Solving(self.n, int(self.used.sum()), block, rows, self.dual, folds, kept)
-        return replace(self, plan=on_device(self.plan, of, device_budget(self.share)))
+        return replace(self, plan=on_device(self.plan, of, device_budget(self.share) - beside))
 
     def ridge_system(self, keep: bool = False, *, intercept: bool = True) -> ridge.System | Panels | Streamed:
         """The system of the training rows; with `keep` it holds its factors, unless it is solved in parts. Without

@@ -90,6 +90,10 @@ def test_recipes_files_and_subjects_are_completed(tmp_path, monkeypatch):
         ("bdflow run demo --subjects subj02,subj01,", ["subj02,subj01,subj05", "subj02,subj01,subj07"]),
         ("bdflow status nowhere --subjects s", []),
         ("bdflow depl", ["deploy"]),
+        ("bdflow bench ri", ["ridge"]),
+        ("bdflow bench ridge --wor", ["--workers"]),
+        ("bdflow bench diffusion --json f.json --no", ["--no-switches", "--no-sweep"]),
+        ("bdflow bench gpu --", ["--only", "--list", "--dry", "--minutes", "--dir", "--json", "--help"]),
     ],
 )
 def test_a_shell_is_answered(words, expected, tmp_path):

@@ -51,7 +51,7 @@ def during(
     return without, with_secrets
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="another user at the ports of workers")
 def test_another_user_gets_nothing_from_dask_while_a_run_goes_on(tmp_path, monkeypatch):
     without, with_secrets = during("dask", tmp_path, monkeypatch, Scratch.of(str(tmp_path), tmp_path))
     assert len(without.pop("asked")) >= 6, "of the scheduler, two nannies and two workers, and for HTTP"
@@ -60,7 +60,7 @@ def test_another_user_gets_nothing_from_dask_while_a_run_goes_on(tmp_path, monke
     assert sorted(set(answers)) == ["dask tls: Nanny", "dask tls: Scheduler", "dask tls: Worker"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="another user at the ports of workers")
 @pytest.mark.usefixtures("no_ray")
 def test_another_user_gets_nothing_from_ray_while_a_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")

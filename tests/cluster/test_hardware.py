@@ -89,7 +89,7 @@ def test_every_task_says_what_its_process_computed_with(monkeypatch, worker) -> 
     assert (answer.result, answer.error, answer.made_on) == (3, None, MadeOn("A", "9.2.0"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="executors")
 @pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize("kind", ["dask", "ray"])
 def test_what_workers_say_arrives(kind) -> None:

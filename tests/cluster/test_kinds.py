@@ -62,7 +62,7 @@ def dask_cuda(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     return asked
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="devices of workers")
 def test_dask_cuda_gets_one_worker_a_device(dask_cuda: list[dict]) -> None:
     done: list[Completed] = []
     with open_executor("dask", cuda=True) as executor:
@@ -87,7 +87,7 @@ class Environment:
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="executors")
 def test_its_workers_overlap_phases_in_the_environment_of_own_clusters(
     dask_cuda: list[dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,7 +178,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="Ray node lost (raylet and actor)")
 def test_a_ray_address_loses_a_node(tmp_path: Path) -> None:
     script = tmp_path / "nodes.py"
     script.write_text(NODES)

@@ -95,7 +95,7 @@ def test_the_three_phases_run_at_once_each_in_its_thread(executor: Executor) -> 
         assert len({row[phase][2] for row in rows}) == 1, f"{phase}: in one thread"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="executors")
 def test_threads_are_limited_in_every_phase(executor: Executor) -> None:
     for rows in windows(executor, Sleepy, 6, Resources(workers=2, threads=2)).values():
         assert {row[phase][3] for row in rows for phase in ("prepare", "work", "finish")} == {"2"}
@@ -310,7 +310,7 @@ class Together(Sleepy):
         return super().work(inputs)
 
 
-@pytest.mark.integration(kind="large clusters")
+@pytest.mark.integration(kind="devices of workers")
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("no_ray")
 def test_64_actors_on_logical_gpus_share_the_tasks(tmp_path: Path) -> None:

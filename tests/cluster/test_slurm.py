@@ -19,6 +19,7 @@ from tests.support import slurm
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 WHOLE = pytest.mark.integration(kind="SLURM: a whole run")
 LOST = pytest.mark.integration(kind="SLURM: jobs that end")
+REFUSED = pytest.mark.integration(kind="SLURM: what cannot be had")
 BDFLOW = Path(sys.executable).with_name("bdflow")
 SCRIPTS = Path(__file__).parents[2] / "cluster" / "slurm"
 UNTIL = ("--until", "evaluate")
@@ -130,18 +131,18 @@ def test_inside_an_allocation_of_two_nodes_with_gpus(settings, reference, tmp_pa
     assert snapshot(tmp_path / "study.zarr") == reference
 
 
-@pytest.mark.integration(kind="large clusters")
+@WHOLE
 @pytest.mark.timeout(2000)
 def test_the_demo_by_jobs_and_in_an_allocation(tmp_path):
-    """The shipped demo, two of its subjects, both systems and executors, with fewer stimuli, fewer steps and smaller
-    chunks: by one command that asks for jobs of both, and as one job of two nodes; the same bytes."""
+    """The shipped demo, two of its subjects, both systems and executors, with fewer stimuli, variants and steps and
+    smaller chunks: by one command that asks for jobs of both, and as one job of two nodes; the same bytes."""
     content = yaml.safe_load(recipes()["demo"].read_text())
     content["subjects"] = content["subjects"][::2]
     few = SimulateOptions(subjects=tuple(content["subjects"]), n_shared=6, n_own=24, volume_shape=(12, 14, 11))
     simulate(tmp_path / "nsd", few)
     content["chunks"] |= {"stimuli": 16, "images": 4}
     for painted in content["painters"].values():
-        painted["steps"] = 4
+        painted |= {"steps": 4, "variants": painted["variants"][:1], "controls": painted["controls"][-1:]}
     content["dataset"]["root"], content["report"]["path"] = str(tmp_path / "nsd"), str(tmp_path / "report")
     for stage in content["execution"].values():
         stage |= {"memory": "1500 MiB", "threads": 1}
@@ -245,6 +246,7 @@ def test_jobs_that_cannot_work_are_not_asked_for_for_ever(settings, tmp_path):
     assert "no such module" in out
 
 
+@REFUSED
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
@@ -262,6 +264,7 @@ def test_more_than_there_is_is_refused_before_anything_starts(settings, tmp_path
     assert not (tmp_path / "study.zarr" / "betas").exists(), "the first stage has not begun"
 
 
+@REFUSED
 def test_what_slurm_itself_refuses_is_said_at_once(settings, tmp_path):
     config = configuration(settings, tmp_path, SIZED, slurm={"options": ["--constraint=quantum"], "partition": "all"})
     for options, words in (((), "feature"), (("--set", "cluster.slurm.partition=none"), "no node of partition none")):

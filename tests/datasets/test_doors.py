@@ -75,7 +75,7 @@ def with_features(sample: str, root: Path, **sections: Any) -> Config:
     return configuration(sample, root, **{**sections, "spaces": spaces | sections.get("spaces", {})})
 
 
-@pytest.mark.slow(kind="datasets decoded")
+@pytest.mark.slow(kind="science")
 @pytest.mark.parametrize("sample", DATASETS)
 def test_features_of_pictures_are_decoded_as_well_as_they_should_be(sample: str, tmp_path: Path) -> None:
     """Ridge on single trials that are z-scored within sessions, by the whole engine; the figure is of other code."""

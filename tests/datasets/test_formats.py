@@ -50,6 +50,20 @@ def test_every_mode_becomes_rgb(mode):
         assert np.abs(found.astype(int) - grey[..., None]).max() <= 2
 
 
+@pytest.mark.parametrize(
+    ("values", "form", "words"),
+    [
+        (np.full((3, 4), 200, np.uint16), "PNG", "16 bits a channel, and no value above 200"),
+        (np.full((3, 4), 200, np.int32), "TIFF", "whole numbers of 32 bits"),
+        (np.full((3, 4), 0.5, np.float32), "TIFF", "floating-point values of 32 bits"),
+    ],
+)
+def test_values_on_an_unknown_scale_are_no_black_picture(values, form, words):
+    with pytest.raises(InputError, match=rf"that one: found a picture with {words}; expected 8 bits a channel"):
+        decode(saved(Image.fromarray(values), form), "that one")
+    assert not decode(saved(Image.fromarray(np.zeros((3, 4), np.uint16))), "black").any()
+
+
 def test_a_palette_with_a_transparent_colour():
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 255, 0])

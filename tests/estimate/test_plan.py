@@ -62,8 +62,9 @@ def test_the_paper_in_numbers():
 def test_hours_follow_from_work_and_rate():
     found = planned()
     painting = stage(found, "reconstruct")
-    flop = 3928 * (PUBLISHED.painting("full", 50, 0.75) + PUBLISHED.guessing)
-    seconds = flop / (2 * 0.45 * 0.8 * 312e12) + DEFAULTS["start"].value
+    guessed = 3928 * PUBLISHED.guessing / (2 * 0.45 * 0.8 * 19.5e12)  # in float32
+    seconds = 3928 * PUBLISHED.painting("full", 50, 0.75) / (2 * 0.45 * 0.8 * 312e12) + guessed
+    seconds += DEFAULTS["start"].value
     assert painting.hours == pytest.approx(seconds / 3600)
     assert painting.gpu_hours == pytest.approx(2 * seconds / 3600)
     assert "3,928 images" in painting.work
@@ -140,7 +141,8 @@ def test_a_range_from_best_to_worst():
 
 
 def test_gpus_by_name():
-    hours = {name: stage(planned(gpu=name), "reconstruct").hours - 6 / 3600 for name in GPUS}
+    half = "networks.vdvae_dtype=float16"
+    hours = {name: stage(planned(half, gpu=name), "reconstruct").hours - 6 / 3600 for name in GPUS}
     assert hours["3090"] / hours["a100"] == pytest.approx(312 / 71)
     assert hours["a100"] / hours["h100"] == pytest.approx(989 / 312)
     assert planned().figures.gpu == "A100"
@@ -150,6 +152,23 @@ def test_gpus_by_name():
     assert any("of its GPU" in warning and "RTX 3090 has 24.0 GiB" in warning for warning in large)
     with pytest.raises(InputError, match="a100, 3090"):
         planned(gpu="abacus")
+
+
+def test_the_vdvae_is_weighed_in_its_own_precision():
+    """By hand: 125 million parameters of 4 instead of 2 bytes; its FLOP at the rate of float32."""
+    assert load("brain_diffuser").networks.vdvae_dtype == "float32"
+    single, half = planned(gpu="h100"), planned("networks.vdvae_dtype=float16", gpu="h100")
+    vdvae = PUBLISHED.vdvae
+    assert vdvae.parameters == 125_005_860
+    for name, batch in (("reconstruct", 0), ("features", load("brain_diffuser").features.batch_size)):
+        more = 2 * (vdvae.parameters + batch * vdvae.values)
+        assert stage(single, name).gpu_memory - stage(half, name).gpu_memory == pytest.approx(more, abs=2)
+    flop = 3928 * vdvae.decoding
+    more = flop / (2 * 0.45 * 0.8) * (1 / 67e12 - 1 / 989e12) / 3600
+    assert stage(single, "reconstruct").hours - stage(half, "reconstruct").hours == pytest.approx(more)
+    large = "painters.brain_diffuser.batch_size=64"
+    item = (stage(planned(large), "reconstruct").gpu_memory - stage(planned(), "reconstruct").gpu_memory) / 48
+    assert item == GIB > 4 * vdvae.values, "the UNet's share of a batch is larger than the VDVAE's"
 
 
 def test_the_command(tmp_path):
@@ -173,7 +192,7 @@ def test_sizes_come_from_the_files_where_they_are(settings, tmp_path):
     assert "files below" in found.source
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="whole studies from outside")
 def test_small_networks_are_counted(settings, tmp_path):
     found = networks_of(parse(settings(tmp_path)))
     assert "counted" in found.source
@@ -184,7 +203,7 @@ def test_small_networks_are_counted(settings, tmp_path):
     assert set(found.spaces) == set(sizes.PUBLISHED.spaces)
 
 
-@pytest.mark.slow(kind="sizes of stores")
+@pytest.mark.slow(kind="whole studies from outside")
 @pytest.mark.parametrize("choose", ["fixed", "per_target"])
 def test_stores_are_as_large_as_was_told(settings, tmp_path, choose):
     config = parse(
@@ -241,7 +260,7 @@ def test_a_bundle_without_the_networks_that_are_used_is_refused():
         plan(graph_of(config), sizes_of(config), alone, figures((), config, alone), MACHINE, ())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="whole studies from outside")
 def test_small_networks_of_stable_diffusion_are_counted(settings, tmp_path):
     from torch.utils.flop_counter import FlopCounterMode
 

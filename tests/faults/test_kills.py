@@ -63,16 +63,16 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-@pytest.mark.slow(kind="everything is killed again and again")
+@pytest.mark.slow(kind="driver killed (kill -9, with its workers)")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("where", [MIXED, execution("serial")], ids=["dask and ray", "serial"])
 def test_kills_of_the_whole_tree_end_in_the_same_bytes(settings, undisturbed, tmp_path, where, seed):
-    """Three kills, each a random moment after a random number of stores is begun: they fall into the writing."""
+    """Two kills, each a random moment after a random number of stores is begun: they fall into the writing."""
     chance = random.Random(seed)
     config = configuration(settings, tmp_path, where)
     study, kills, progress = Study(tmp_path / "study.zarr"), 0, [0]
-    for begun in sorted(chance.sample(range(len(Study(undisturbed).paths())), 3)):
+    for begun in sorted(chance.sample(range(len(Study(undisturbed).paths()) * 3 // 4), 2)):  # evaluation is left
         process = start(config)
         while process.poll() is None and (len(study.paths()) if study.exists else 0) < begun:
             time.sleep(0.002)
@@ -84,12 +84,12 @@ def test_kills_of_the_whole_tree_end_in_the_same_bytes(settings, undisturbed, tm
         for store in stores:
             assert list(store.damage()) == [], store.path
     finish(config)
-    assert kills >= 2
+    assert kills == 2
     assert snapshot(study.path) == snapshot(undisturbed)
     assert progress == sorted(progress), "nothing that was marked is lost"
 
 
-@pytest.mark.slow(kind="a worker is killed")
+@pytest.mark.slow(kind="worker killed")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("kind", "filled"),

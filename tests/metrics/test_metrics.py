@@ -65,6 +65,20 @@ def test_identical_images_score_one_and_both_metrics_are_symmetric(seed):
         assert -1 <= score(a, b) < 1
 
 
+@pytest.mark.parametrize("rows", [1, 7, 32])
+@pytest.mark.parametrize(
+    "score",
+    [image_metrics.pixcorr, image_metrics.ssim, lambda a, b: image_metrics.ssim(a, b, "2d")],
+    ids=["pixcorr", "ssim", "ssim 2d"],
+)
+def test_no_bit_depends_on_the_rows_that_are_worked_on_at_once(monkeypatch, rows, score):
+    a, b = images()
+    monkeypatch.setattr(image_metrics, "BLOCK_ROWS", len(a))
+    whole = score(a, b)
+    monkeypatch.setattr(image_metrics, "BLOCK_ROWS", rows)
+    assert score(a, b) == whole
+
+
 def test_pixcorr_is_the_correlation_of_all_values():
     a, b = images()
     assert image_metrics.pixcorr(a, b) == pytest.approx(np.corrcoef(a.ravel() / 255, b.ravel() / 255)[0, 1], abs=1e-12)
@@ -113,9 +127,34 @@ def test_unit_features_are_the_same_in_numpy_and_torch():
     np.testing.assert_allclose(here @ here.T, np.corrcoef(a.reshape(5, -1)), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("to", [np.asarray, torch.from_numpy])
+def test_constant_features_have_no_correlation_whatever_rounding_leaves(dtype, to):
+    """The mean of 1000 times 0.1 is not 0.1: what is left would have length 1, and correlate."""
+    values = np.concatenate([np.full((1, 1000), c) for c in (0, 0.1, 1 / 3, 2.7, 123.456)]).astype(dtype)
+    varied = np.random.default_rng(0).normal(size=(1, 1000)).astype(dtype)
+    found = np.asarray(image_metrics.unit(to(np.concatenate([values, varied]))))
+    assert np.isnan(found[:-1]).all()
+    assert np.square(found[-1]).sum() == pytest.approx(1, abs=1e-5)
+    each = np.concatenate([values[:2], varied])
+    assert np.isnan(image_metrics.correlation_distance(each, each)).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("distractors", ["photos", "reconstructions"])
+def test_a_distractor_without_a_correlation_is_neither_beaten_nor_lost_to(distractors):
+    photos = np.random.default_rng(0).normal(size=(4, 30))
+    pictures = photos + np.random.default_rng(1).normal(scale=0.1, size=(4, 30))
+    flat = pictures if distractors == "reconstructions" else photos
+    flat[2] = 0.1
+    np.testing.assert_array_equal(image_metrics.two_way(photos, pictures, distractors), [1, 1, np.nan, 1])
+    flat[1] = flat[3] = 0.1
+    assert np.isnan(image_metrics.two_way(photos, pictures, distractors)).all(), "no distractor is left"
+
+
 def test_a_picture_that_no_network_tells_from_a_flat_one_has_no_identification():
     correlation = np.array([[0.5, 0.1], [np.nan, np.nan]])
     np.testing.assert_array_equal(image_metrics.identification(correlation), [1, np.nan])
+    np.testing.assert_array_equal(image_metrics.identification(correlation, "reconstructions"), [np.nan, np.nan])
 
 
 def test_a_flat_picture_has_no_pixcorr():

@@ -3,8 +3,11 @@
 import contextlib
 import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -147,6 +150,39 @@ def test_a_named_kernel_computes_the_same_and_is_the_one_that_runs(monkeypatch: 
         assert moved.max() <= 1
         assert (moved > 0).float().mean() < 1e-2
         assert Counter(asked) == {name: 3, "fused": 2}, "each step; the autoencoder as torch chooses"
+
+
+def test_painters_in_one_process_never_change_each_others_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = [SpeedSettings(attention=name) for name in ("math", "fused", "flash")]  # type: ignore[arg-type]
+    networks = [open_bundle("tiny").versatile(speed=speed) for speed in speeds]
+    inputs, together = item_inputs(1, networks[0]), Barrier(len(networks))
+    widest = networks[0].vae.config.block_out_channels[-1]  # type: ignore[attr-defined]
+    allowed: dict[str, set[tuple[bool, ...]]] = defaultdict(set)
+    painter: ContextVar[str] = ContextVar("painter")
+    real, cuda = F.scaled_dot_product_attention, torch.backends.cuda
+
+    def allowed_now() -> tuple[bool, ...]:
+        return cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled()
+
+    def watched(query: Any, *args: Any, **kwargs: Any) -> Any:
+        if query.shape[-1] < widest:  # of the UNet, not of the autoencoder
+            allowed[painter.get()].add(allowed_now())
+        return real(query, *args, **kwargs)
+
+    def painted(network: Any) -> Any:
+        painter.set(network.speed.attention)
+        together.wait()
+        return [network.paint(**inputs, options=OPTIONS) for _ in range(2)]
+
+    alone = [network.paint(**inputs, options=OPTIONS) for network in networks]
+    before = allowed_now()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    with ThreadPoolExecutor(len(networks)) as pool:
+        for expected, found in zip(alone, pool.map(painted, networks), strict=True):
+            assert all(torch.equal(expected, one) for one in found)
+    every = (True, True, True)
+    assert dict(allowed) == {"math": {(False, True, False)}, "fused": {every}, "flash": {(True, False, False)}}
+    assert allowed_now() == before == every
 
 
 def test_the_kernels_agree_and_only_the_named_one_is_there() -> None:

@@ -58,8 +58,11 @@ ALONE = {
 }
 
 
+ONE_SWITCH = pytest.mark.slow(kind="one switch of speed")
+
+
 @pytest.mark.parametrize(
-    "name", [n if n in ("cached_conditions", "all") else pytest.param(n, marks=pytest.mark.slow) for n in ALONE]
+    "name", [n if n in ("cached_conditions", "all") else pytest.param(n, marks=ONE_SWITCH) for n in ALONE]
 )
 def test_a_switch_moves_latents_by_rounding_and_pixels_by_a_level(plain: VersatileDiffusion, name: str) -> None:
     switches = {"joint_guidance": False, "cached_conditions": False, "attention": "plain", **ALONE[name]}

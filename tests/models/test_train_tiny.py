@@ -29,7 +29,7 @@ SCORE_TOLERANCE = 0.03
 PSNR_TOLERANCE = 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="science")
 def test_the_short_mode_learns_and_writes_a_bundle_that_paints(tmp_path: Path) -> None:
     out, work = tmp_path / "bundle", tmp_path / "work"
     found = train.train(out, work, short=True)
@@ -260,7 +260,7 @@ def test_two_way_counts_the_others() -> None:
     assert two_way(features, -features) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="science")
 def test_the_shipped_bundle_has_the_scores_it_is_said_to_have() -> None:
     said = json.loads((TINY / SCORES).read_text())
     numbers = [FIRST_ID["held_out"] + index for index in range(N_HELD_OUT)]

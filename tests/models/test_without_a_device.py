@@ -68,7 +68,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     torch._dynamo.reset()
 
 
-@pytest.mark.slow(kind="compiled")
+@pytest.mark.slow(kind="compiled and recorded")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", ["default", "reduce_overhead"])
 @pytest.mark.parametrize("name", ["versatile", "stable", "versatile in 8 bits"])
@@ -122,7 +122,9 @@ def full_size(name: str, dtype: torch.dtype) -> Img2Img:
     return StableDiffusion(unet, vae, table, {"text": nothing[1]})
 
 
-@pytest.mark.parametrize("name", [pytest.param("versatile", marks=pytest.mark.slow(kind="full size")), "stable"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("versatile", marks=pytest.mark.slow(kind="compiled and recorded")), "stable"]
+)
 def test_no_step_at_full_size_touches_the_cpu_or_waits_for_a_value(name: str) -> None:
     of = full_size(name, torch.float16)
     conditions = {side: torch.zeros(2, *one.shape[1:]) for side, one in of.nothing.items()}
@@ -201,7 +203,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Img2Img]:
     [
         ("versatile", True, True),
         *(
-            pytest.param(*each, marks=pytest.mark.slow(kind="recorded"))
+            pytest.param(*each, marks=pytest.mark.slow(kind="compiled and recorded"))
             for each in [
                 ("versatile in 8 bits", True, True),
                 ("stable", True, True),

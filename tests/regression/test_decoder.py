@@ -308,3 +308,22 @@ def test_penalties_and_predictions_are_those_of_himalayas_ridge_cv(grid):
         train, of["Y_train"].astype(float)
     )
     assert np.abs(fitted.predict(test) - of["predictions"]).max() > 0.1 * largest, "an intercept is another model"
+
+
+def test_true_targets_are_compared_by_label():
+    """In another order they gave a score like any other."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 8))
+    rows = {"stimulus_id": [f"s{row}" for row in range(20)]}
+    shown = xr.DataArray(x, rows, ("stimulus_id", "voxel"))
+    true = xr.DataArray(x @ rng.normal(size=(8, 3)), {**rows, "feature": [3, 5, 7]}, ("stimulus_id", "feature"))
+    found = RidgeDecoder(1e-3).fit(shown, true)
+    assert found.score(shown, true) > 0.999
+    for wrong, words in (
+        (true[::-1], "other `stimulus_id` along `stimulus_id` than in X"),
+        (true[:, ::-1], "other labels along `feature` than in training"),
+        (true.T, "rows along `stimulus_id`"),
+        (true.rename(feature="token"), "as in training"),
+    ):
+        with pytest.raises(InputError, match=words):
+            found.score(shown, wrong)

@@ -24,7 +24,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     return build(tmp_path_factory.mktemp("study"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="long checks")
 def test_every_figure_is_drawn_twice_the_same(context: Context, tmp_path: Path) -> None:
     files = figures.write(context, tmp_path / "a")
     assert {file.name for file in files} == {f"{name}.{suffix}" for name in NAMES for suffix in ("png", "svg")}

@@ -30,6 +30,7 @@ from tests.conftest import SPACES, painter
 from tests.support.other_user import intrude, ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+PICTURES = pytest.mark.slow(kind="pictures that are served")
 TOKEN = "the token that the service made and showed"
 CLIENTS = 64
 WORDS = ("count", "sum")
@@ -120,6 +121,7 @@ def assert_same(found, expected):
     assert difference.mean() < 0.02
 
 
+@PICTURES
 @pytest.mark.parametrize("subject", ["subj01", "subj02"])
 def test_pictures_of_test_stimuli_are_those_of_the_study(service, subject):
     store = Store(service.config.study, f"reconstructions/brain_diffuser/{subject}/full")
@@ -135,6 +137,7 @@ def test_pictures_of_test_stimuli_are_those_of_the_study(service, subject):
     assert_same(pictures(service.post(path, out.getvalue(), NPZ)[2]), store.read("image")[:, 0])
 
 
+@PICTURES
 @pytest.mark.parametrize("variant", ["full", "only_vdvae", "no_vdvae", "no_clip_text", "no_clip_vision"])
 def test_pictures_of_latents_are_the_painters(service, variant):
     latents = {s: service.context.ready(f"predictions/subj01/{s}").read("latent")[:2] for s in SPACES}
@@ -227,6 +230,7 @@ def _npy(values):
     return out.getvalue()
 
 
+@pytest.mark.slow(kind="a replica is killed")
 @pytest.mark.parametrize("kind", ["paint", "decode"])
 def test_a_killed_replica_costs_nobody_an_answer(service, kind):
     before = {p.pid for p in service.replicas(kind)}

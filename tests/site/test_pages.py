@@ -107,7 +107,7 @@ def test_the_painter_of_the_page_keeps_the_contract(painting):
     assert np.array_equal(painter.enlarged(guesses, 3).numpy(), painted)
 
 
-@pytest.mark.slow(kind="pages")
+@pytest.mark.slow(kind="pages and notebooks")
 def test_the_painter_of_the_page_paints_a_study(painting, settings):
     config = parse(settings(painting, **yaml.safe_load(Path("painter.yaml").read_text())))
     Pipeline(config).run()
@@ -120,7 +120,7 @@ def test_the_painter_of_the_page_paints_a_study(painting, settings):
     assert "mosaic" in (painting / "report/index.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow(kind="pages")
+@pytest.mark.slow(kind="pages and notebooks")
 @pytest.mark.timeout(900)
 def test_subjects_sessions_tables_and_maps_by_the_pages(tmp_path, settings, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -44,7 +44,7 @@ def test_a_row_says_type_default_meaning_and_what_becomes_stale(reference):
     assert (
         "| `painters.NAME.strength` | number above 0 to 1 | `0.75` | how far the guess is noised, in (0, 1]. | " in page
     )
-    assert "| `execution.STAGE.workers` | whole number from 1 | `1` | processes. | nothing |" in page
+    assert "| `execution.STAGE.workers` | whole number from 1 | `1` | processes, of `dask`" in page
     assert "| `dataset.root` | path or text | required | " in page
 
 

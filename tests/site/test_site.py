@@ -14,7 +14,7 @@ import bdflow
 from tests.support.browser import PATIENCE, opened
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow(kind="pages"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(kind="pages and notebooks"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

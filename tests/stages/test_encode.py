@@ -85,7 +85,7 @@ def test_scores_are_those_of_scikit_learns_ridge(made, space):
         assert correlation[voxel] == pytest.approx(np.corrcoef(truth[:, voxel], predicted)[0, 1], abs=2e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="long checks")
 def test_the_penalty_is_the_best_of_the_grid_when_stimuli_are_left_out_one_by_one(made):
     """Solved anew for each of the 40 stimuli and each penalty; the stimuli are those the stage draws."""
     train, _, response, _ = z_scored(made, "clip_text")

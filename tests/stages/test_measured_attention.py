@@ -10,10 +10,13 @@ import pytest
 from bdflow.cluster.progress import Progress
 from bdflow.config import parse
 from bdflow.models.diffusion.img2img import Img2Img
-from bdflow.models.diffusion.kernels import BACKENDS, PARTS, chosen
+from bdflow.models.diffusion.kernels import BACKENDS, PARTS, TORCH, chosen
 from bdflow.pipeline import Pipeline
+from bdflow.serve.replicas import PicturePainter
 from bdflow.stores import Study
-from tests.conftest import SUBJECTS
+from bdflow.study.painting import recorded_kernels
+from tests.conftest import SUBJECTS, painter
+from tests.support import logs
 
 KEY = "attention/brain_diffuser"
 REFUSED = float("nan")
@@ -31,7 +34,7 @@ def played(times):
 
 @pytest.mark.slow(kind="made on another machine")
 def test_what_was_measured_is_recorded_and_a_half_painted_study_goes_on_with_it(
-    undisturbed: Path, settings, tmp_path, monkeypatch
+    undisturbed: Path, settings, tmp_path, monkeypatch, caplog
 ):
     study = tmp_path / "study.zarr"
     shutil.copytree(undisturbed, study)
@@ -69,3 +72,14 @@ def test_what_was_measured_is_recorded_and_a_half_painted_study_goes_on_with_it(
     assert used[-1] == chosen(found), "what was measured first, not what would be measured now"
     assert Study(study).store(pictures.path).missing() == []
     assert Pipeline(config).verify() == []
+    # what is served is painted as the study was, by every replica
+    served = recorded_kernels(Pipeline(config).context(), "brain_diffuser")
+    assert served == chosen(found)
+    with monkeypatch.context() as patch:
+        patch.setattr("bdflow.models.diffusion.inputs.measured", lambda *_: pytest.fail("measured again"))
+        used.clear()
+        PicturePainter(config, "brain_diffuser", served)
+    assert used == [chosen(found)]
+    other = parse(config.model_dump() | {"painters": painter(batch_size=3)})
+    assert recorded_kernels(Pipeline(other).context(), "brain_diffuser") == dict.fromkeys(PARTS, TORCH)
+    assert "this study has not measured it for these settings; torch chooses the kernels" in logs.text(caplog)

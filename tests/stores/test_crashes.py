@@ -396,8 +396,9 @@ ON_DISK = {
     write_in_place: "seal targets/repaired",
 }
 """The safeguards of both kinds of places, and those of a directory alone; and in which phase a crash needs them."""
+TAKEN_OUT = pytest.mark.slow(kind="a safeguard is taken out")
 WITHOUT = [
-    pytest.param(directory, one, phase, id=f"directory-{one.__name__}", marks=pytest.mark.slow)
+    pytest.param(directory, one, phase, id=f"directory-{one.__name__}", marks=TAKEN_OUT)
     for one, phase in (EVERYWHERE | ON_DISK).items()
 ]
 WITHOUT += [pytest.param(bucket, one, phase, id=f"bucket-{one.__name__}") for one, phase in EVERYWHERE.items()]

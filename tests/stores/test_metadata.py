@@ -110,7 +110,7 @@ def names_of(found: list[CorruptMetadata]) -> set[str]:
     return {f"{damage.store}/{damage.file}".lstrip("/") for damage in found}
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow(kind="bytes of metadata"))])
 def test_every_changed_byte_of_metadata_is_named(study, every):
     """Every position of every file (quicker: every seventh). The byte that is put there takes turns, so that each file
     meets each byte. What is asked is what `verify` asks of that file, and of every 100th change all that it asks.

@@ -90,3 +90,19 @@ def test_what_was_read_is_not_kept_where_the_store_goes_to_another_process(study
     assert found.sealed
     np.testing.assert_array_equal(found.read("array03"), np.ones(3))
     assert asked["read", f"array03/{FILE}"] == 1
+
+
+def test_a_chunk_is_read_by_one_request_and_verified_by_two(study, asked):
+    """Once by itself, and once with its partition: that it is there is seen from the answer."""
+    store = declare(study)
+    store.write(0, {name: np.ones(3, "f4") for name in NAMES})
+    store.seal()
+    store = study.sealed(PATH, MADE)
+    asked.clear()
+    store.read("array03")
+    store.read_into(np.empty(3, "f4"), "array04")
+    assert asked == {("read", "array03/c/0"): 1, ("read", "array04/c/0"): 1}
+    asked.clear()
+    assert list(store.damage()) == []
+    chunks = {what: times for what, times in asked.items() if what[1].startswith("array") and "/c/" in what[1]}
+    assert chunks == {("read", f"{name}/c/0"): 2 for name in NAMES}

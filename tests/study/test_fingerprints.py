@@ -37,6 +37,9 @@ def everything(nsd: Path, root: Path) -> dict[str, Any]:
         spaces=spaces(vdvae={"choose": "fixed"}, clip_text={"choose": "fixed", "alpha": None}),
         painters=painter(
             variants=["full", "only_vdvae", "no_clip_vision"],
+            guess="vdvae",
+            vision="clip_vision",
+            text="clip_text",
             pictures=2,
             select="best",
             select_by="clip_vision",
@@ -89,7 +92,6 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
         "painters.brain_diffuser.text": "clip_vision",
         "painters.brain_diffuser.variants": ["full"],
         "painters.brain_diffuser.guidance_interval": [0.1, 0.9],
-        "painters.brain_diffuser.options": {"any": 1},
         "evaluate.metrics": ["PixCorr", "CLIP (bundle)"],
         "evaluate.weights": str(root),
         "roi.sets": {"areas": ["V2", "mine"]},
@@ -109,6 +111,7 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
 
 WITHOUT = {"spaces.vdvae.decode": "painters"}
 """Fields that are changed without a section that needs them as they are."""
+REFUSED = {"painters.brain_diffuser.options": "of a painter of one's own: others refuse it"}
 NOT_PLAIN = {
     "networks.bundle",
     *(f"painters.brain_diffuser.{name}" for name in ("kind", "guess", "vision", "text", "variants", "options")),
@@ -181,8 +184,8 @@ def stale(nsd: Path, root: Path) -> dict[str, list[str]]:
     before = {key: made.fingerprint for key, made in Graph(base, STAGES.values()).provenances().items()}
     found = {}
     for key, annotation in fields(Config, content):
-        if key in special and special[key] is None:
-            found[key] = ["another folder of files: their content counts"]
+        if key in REFUSED or (key in special and special[key] is None):
+            found[key] = [REFUSED.get(key, "another folder of files: their content counts")]
             continue
         value = special[key] if key in special else another(annotation, value_at(base, key))
         config = parse(changed({name: of for name, of in content.items() if name != WITHOUT.get(key)}, key, value))
@@ -387,7 +390,9 @@ def test_what_decides_how_values_round_is_recorded(full, dtype):
         if key in NOT_PLAIN:
             continue
         value = special[key] if key in special else another(annotation, value_at(base, key))
-        after = arithmetic(changed(content, key, value))
+        stage, _, name = key.rpartition(".")
+        beside = changed(content, f"{stage}.executor", "dask") if name == "workers" else content
+        after = arithmetic(changed(beside, key, value))
         kinds = {kind(name) for name in before if name in after and before[name] != after[name]}
         if kinds:
             found[key] = kinds

@@ -93,7 +93,7 @@ def test_stages_on_demand_are_left_out_of_a_run():
     assert ON_DEMAND == ("roi", "encoding_features", "encode")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(kind="recipes")
 def test_two_painters_share_a_study_and_stand_side_by_side(pipeline, tmp_path):
     pipeline.run()
     states = {row.path: row.state.kind for row in pipeline.status()}

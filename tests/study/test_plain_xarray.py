@@ -113,13 +113,13 @@ def test_latents_say_which_layer_or_token_they_are_of(made):
     assert layers_of(study.store("targets/z/shared")) == [open_bundle("tiny").z_shape]
 
 
-@pytest.mark.slow(kind="stores as netCDF")
+@pytest.mark.slow(kind="whole studies from outside")
 def test_every_store_is_written_as_netcdf_and_as_zarr(made, tmp_path):
     study, filled = made
     written_again(study.path, _one_of_each(filled), tmp_path)
 
 
-@pytest.mark.slow(kind="stores as netCDF")
+@pytest.mark.slow(kind="whole studies from outside")
 def test_a_whole_study_is_written_as_netcdf(made, tmp_path):
     """All stores, one by one and as a tree."""
     study, filled = made

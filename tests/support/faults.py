@@ -1,4 +1,4 @@
-"""Faults, really made: `tests/faults/test_faults.py` tries each once, `benchmarks/faults.py` counts them for the docs.
+"""Faults, really made: `tests/faults` tries each once, `benchmarks/faults.py` counts them for the docs.
 
 Each takes a `Ground` (a folder, settings, the undisturbed result) and does its harm. It returns nothing if the run ends
 as it should; an AssertionError says what did not hold.
@@ -339,15 +339,21 @@ def two_at_once(ground: Ground, stage: str) -> None:
     ground.same()
 
 
-FAULTS: dict[str, tuple[Callable[[Ground, str], None], tuple[str, ...]]] = {
+Faults = dict[str, tuple[Callable[[Ground, str], None], tuple[str, ...]]]
+PROCESSES: Faults = {
     "driver killed (kill -9, with its workers)": (killed_driver, STAGES),
     "worker killed": (killed_worker, STAGES),
+    "scheduler killed": (lost_scheduler, ("ingest", "features", "reconstruct")),
+}
+NODES: Faults = {
     "Dask node lost (nanny and worker)": (lost_dask_node, STAGES),
     "Ray node lost (raylet and actor)": (lost_ray_node, STAGES),
-    "scheduler killed": (lost_scheduler, ("ingest", "features", "reconstruct")),
+}
+PLACES: Faults = {
     "disk full": (full_disk, ("ingest", "features", "regress", "reconstruct")),
     "corrupted chunk": (corrupted_chunk, STAGES),
     "truncated chunk": (truncated_chunk, STAGES),
     "clock jumps": (clock_jump, ("ingest", "features", "reconstruct")),
     "two runs on one study": (two_at_once, ("ingest", "features", "reconstruct")),
 }
+FAULTS = PROCESSES | NODES | PLACES

@@ -3,7 +3,8 @@
 A kind is said by the mark: `@pytest.mark.slow(kind="kill while it writes")`, likewise `integration`. Tests without a
 kind always run. Tests of a kind that share something dear say the same `case` and run together or not at all. What is
 drawn depends on the seed (of CI: the commit) and on the names of the tests of this kind alone, so that another seed
-draws another one, and a test that is added or renamed changes nothing of other kinds.
+draws another one, and a test that is added or renamed changes nothing of other kinds. What is drawn runs in the order
+of `DEAR`, so that no process of pytest still has a long file to do when the others are through.
 """
 
 from __future__ import annotations
@@ -15,6 +16,22 @@ from typing import Any
 import pytest
 
 MARKS = ("slow", "integration")
+DEAR = (
+    "tests/cluster/test_slurm.py",
+    "tests/stores/test_studies_in_object_stores.py",
+    "tests/science",
+    "tests/faults/test_lost_processes.py",
+    "tests/faults/test_lost_nodes.py",
+    "tests/models/test_train_tiny.py",
+    "tests/faults/test_kills.py",
+    "tests/faults/test_places.py",
+    "tests/serve",
+    "tests/cluster/test_phases.py",
+    "tests/cluster",
+    "tests/stores",
+    "tests/test_lowest.py",
+)
+"""Files and folders whose tests begin first, the dearest before the others."""
 CHOSEN = pytest.StashKey[list[str]]()
 
 
@@ -29,6 +46,12 @@ def draw(seed: str, cases: Iterable[tuple[str, str]]) -> dict[str, str]:
         if kind not in chosen or order(kind, case) < order(kind, chosen[kind]):
             chosen[kind] = case
     return chosen
+
+
+def rank(nodeid: str) -> int:
+    """The place in `DEAR` of what names a test's file, or its folder; behind all of them, if nothing does."""
+    file = nodeid.partition("::")[0]
+    return next((at for at, name in enumerate(DEAR) if file == name or file.startswith(name + "/")), len(DEAR))
 
 
 def kind_of(item: pytest.Item) -> tuple[str, str] | None:
@@ -46,7 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep one of each kind; last, so that it is one of those that `-m` and `-k` leave."""
+    """Keep one of each kind, the dearest first; last, so that it is one of those that `-m` and `-k` leave."""
     seed = config.getoption("--rotate")
     if not seed:
         return
@@ -56,6 +79,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if out:
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in out])
         items[:] = [item for item in items if item.nodeid not in out]
+    items.sort(key=lambda item: rank(item.nodeid))
     sizes = {kind: len({case for of, case in kinds.values() if of == kind}) for kind in chosen}
     config.stash[CHOSEN] = [
         f"rotated by {seed[:12]}: {len(kinds) - len(out)} of {len(kinds)} tests of a kind, one case of each:",

@@ -9,46 +9,15 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import WrapperStore
 
 from bdflow.errors import InputError
 from bdflow.stores.errors import StoreError
+from bdflow.stores.every_chunk import EveryChunk, NotStored
 from bdflow.stores.paths import AnyPath, sizes_below, zarr_store
 
 METADATA = "zarr.json"
 Index = slice | np.ndarray
-
-
-class NotStored(Exception):
-    """A chunk that a Zarr store does not have."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"{key} is not stored")
-        self.key = key
-
-
-class EveryChunk(WrapperStore[ZarrStore]):
-    """A store that raises NotStored where Zarr would take an array's fill value for a chunk that is not there."""
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        found = await super().get(key, prototype, byte_range)
-        return _there(found, key)
-
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        asked = list(key_ranges)
-        found = await super().get_partial_values(prototype, asked)
-        return [_there(buffer, key) for buffer, (key, _) in zip(found, asked, strict=True)]
-
-
-def _there(found: Buffer | None, key: str) -> Buffer | None:
-    if found is None and key.rpartition("/")[2] != METADATA:
-        raise NotStored(key)
-    return found
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,22 @@ def decode(content: bytes, where: object, background: int = BACKGROUND) -> np.nd
 
     Raises
     ------
-    InputError : no picture that can be read.
+    InputError : no picture that can be read, or one whose values are on a scale that it does not say.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
+            if why := _unknown_scale(image):
+                raise InputError(
+                    where,
+                    found=f"a picture with {why}",
+                    expected="8 bits a channel, or 16 with values up to 65535",
+                    meaning="Which value is white is not known; read as usual, it could be black all over.",
+                    action="save it as a PNG or JPEG of 8 bits",
+                )
             return as_rgb(image, background)
+    except InputError:
+        raise
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         # the text of UnidentifiedImageError is the address of an object
         said = "no known format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
@@ -42,13 +52,24 @@ def decode(content: bytes, where: object, background: int = BACKGROUND) -> np.nd
 
 def as_rgb(image: Image.Image, background: int = BACKGROUND) -> np.ndarray:
     """(y, x, 3) uint8 of an image of any mode, alpha composited over a grey `background`."""
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8), "L")
     if image.has_transparency_data:
         front = image.convert("RGBA")
         behind = Image.new("RGBA", front.size, (background,) * 3 + (255,))
         image = Image.alpha_composite(behind, front)
     return np.array(image.convert("RGB"))
+
+
+def _unknown_scale(image: Image.Image) -> str:
+    """What is wrong with the values of a picture, where they say nothing of what is white."""
+    if image.mode in ("I", "F"):
+        return f"{'whole numbers' if image.mode == 'I' else 'floating-point values'} of 32 bits"
+    if image.mode.startswith("I;16"):
+        highest = int(np.asarray(image).max())
+        if 0 < highest < 256:
+            return f"16 bits a channel, and no value above {highest}"
+    return ""
 
 
 def fitted(picture: np.ndarray, height: int, width: int, fit: Fit) -> np.ndarray:

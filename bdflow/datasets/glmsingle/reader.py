@@ -47,11 +47,11 @@ class GLMsingle:
 
     Parameters
     ----------
-    settings : `root`; `captions`, a table at another place than `options.captions`; `options`:
-        `bdflow.datasets.glmsingle.options.GLMsingleSettings`.
+    settings : `root`; `captions`, a table elsewhere than `options.captions`; `options`, of `GLMsingleSettings`.
     """
 
     default_mask: str | None = None
+    looks_at = ("captions",)
 
     def __init__(self, settings: DatasetSettings) -> None:
         self.root = place(settings.root)

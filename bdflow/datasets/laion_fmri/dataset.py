@@ -70,6 +70,7 @@ class LaionFMRI:
     """
 
     default_mask: str | None = RSQUARE
+    looks_at = ()
 
     def __init__(self, settings: DatasetSettings) -> None:
         self.settings = settings

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from bdflow.config import DatasetSettings, Section
+from bdflow.config import OF_SOME_KINDS, DatasetSettings, Section
 from bdflow.datasets.contract import Encoding, NoiseCeiling, SessionBetas, Split, Trials
 from bdflow.datasets.formats.grids import Grid
 from bdflow.datasets.formats.options import options
@@ -79,6 +79,7 @@ class NSDDataset:
     """The Natural Scenes Dataset (Allen et al. 2022), or any dataset in the same files and folders."""
 
     default_mask: str | None = MASK
+    looks_at: ClassVar[tuple[str, ...]] = OF_SOME_KINDS
 
     def __init__(self, settings: DatasetSettings) -> None:
         self.settings = settings

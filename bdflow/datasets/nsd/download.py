@@ -18,6 +18,7 @@ from bdflow.config import Config
 from bdflow.datasets.formats.options import options
 from bdflow.datasets.nsd import CAPTIONS, DESIGN, ROI_FILES, STIM_INFO, STIMULI, subject_index
 from bdflow.datasets.nsd.dataset import MASK, NSDOptions, session_number
+from bdflow.datasets.nsd.files import ENDINGS
 from bdflow.errors import InputError, counted
 from bdflow.stores.paths import RemotePath, place
 
@@ -118,7 +119,7 @@ def listing(config: Config, source: RemotePath) -> list[Item]:
     found += [top[CAPTIONS]] if CAPTIONS in top else []
     table = _folder(source, STIM_INFO.rpartition("/")[0]).get(STIM_INFO)
     found += [table] if table and CAPTIONS not in top else []
-    endings = {"auto": (".nii.gz", ".hdf5"), "nii.gz": (".nii.gz",), "hdf5": (".hdf5",)}[nsd.betas_format]
+    endings = ENDINGS[nsd.betas_format]
     for subject in config.subjects:
         subject_index(subject)
         rois = _folder(source, f"nsddata/ppdata/{subject}/{nsd.space}/roi")

@@ -24,6 +24,8 @@ DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
 STIM_INFO = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
 STIMULI = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
 CAPTIONS = "COCO_73k_annots_curated.npy"
+ENDINGS = {"auto": (".nii.gz", ".hdf5"), "nii.gz": (".nii.gz",), "hdf5": (".hdf5",)}
+"""By `betas_format`, how files of betas end, in the order in which they are taken."""
 
 ROI_LABELS: dict[str, tuple[str, ...]] = {
     "nsdgeneral": ("nsdgeneral",),
@@ -74,16 +76,15 @@ class NSD:
         self.root = place(root)
         if not self.root.is_dir():
             raise missing(self.root, "the folder that holds nsddata, nsddata_betas and nsddata_stimuli")
-        formats = {"auto": (".nii.gz", ".hdf5"), "nii.gz": (".nii.gz",), "hdf5": (".hdf5",)}
-        if betas_format not in formats:
+        if betas_format not in ENDINGS:
             raise InputError(
                 "betas_format",
                 found=repr(betas_format),
-                expected=", ".join(formats),
+                expected=", ".join(ENDINGS),
                 action="use one of these.",
             )
         self.preparation, self.space = preparation, space
-        self._endings = formats[betas_format]
+        self._endings = ENDINGS[betas_format]
         self.design_path = self.root / DESIGN
         self.stimuli_path = self.root / STIMULI
         self.captions_path = place(captions) if captions is not None else self.root / CAPTIONS

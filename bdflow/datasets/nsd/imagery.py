@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import model_validator
 
-from bdflow.config import DatasetSettings
+from bdflow.config import OF_SOME_KINDS, DatasetSettings
 from bdflow.config.base import Section
 from bdflow.datasets.contract import Split, Trials
 from bdflow.datasets.formats.identity import missing
@@ -64,6 +64,7 @@ class NSDImagery(SingleSession):
     """
 
     KIND: ClassVar[str] = "nsd_imagery"
+    looks_at: ClassVar[tuple[str, ...]] = OF_SOME_KINDS
     SESSION: ClassVar[str] = "nsdimagery"
 
     def __init__(self, settings: DatasetSettings) -> None:

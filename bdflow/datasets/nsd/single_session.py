@@ -21,13 +21,12 @@ from bdflow.datasets.formats.identity import missing
 from bdflow.datasets.formats.volumes import Volume, read_validity, voxel_mask
 from bdflow.datasets.nsd import color_tables
 from bdflow.datasets.nsd.design import subject_index
-from bdflow.datasets.nsd.files import NSD
+from bdflow.datasets.nsd.files import ENDINGS, NSD
 from bdflow.datasets.nsd.values import BETA_SCALE, as_stored
 from bdflow.errors import InputError, listed
 from bdflow.stores.paths import AnyPath
 
 _MASK = "nsdgeneral"
-_ENDINGS = {"auto": (".nii.gz", ".hdf5"), "nii.gz": (".nii.gz",), "hdf5": (".hdf5",)}
 
 
 class SingleSession(ABC):
@@ -39,6 +38,7 @@ class SingleSession(ABC):
     KIND: ClassVar[str]
     SESSION: ClassVar[str]
     default_mask: str | None = _MASK
+    looks_at: ClassVar[tuple[str, ...]] = ("preparation", "space", "betas_format", "outliers", "not_a_number")
 
     def __init__(self, settings: DatasetSettings) -> None:
         self.settings = settings
@@ -225,7 +225,7 @@ class SingleSession(ABC):
         """Where the betas may be, in the order in which they are taken."""
         subject_index(subject)
         folder = self.nsd.root / "nsddata_betas/ppdata" / subject / self._folder
-        return [folder / f"betas_{self.SESSION}{ending}" for ending in _ENDINGS[self.settings.betas_format]]
+        return [folder / f"betas_{self.SESSION}{ending}" for ending in ENDINGS[self.settings.betas_format]]
 
     def _beta_path(self, subject: str) -> AnyPath:
         paths = self._beta_paths(subject)

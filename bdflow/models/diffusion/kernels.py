@@ -4,6 +4,7 @@ import.
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator, Mapping
 
 BACKENDS = ("flash", "cudnn", "efficient", "math")
@@ -12,6 +13,7 @@ TORCH = "fused"
 """Torch chooses a kernel for each call."""
 PARTS = ("unet", "autoencoder")
 """Parts of a painter that have a kernel of their own."""
+_turn = threading.RLock()
 Milliseconds = Mapping[str, Mapping[str, float]]
 """By part and kernel: what all calls of a part take together; not a number where the kernel refuses one."""
 
@@ -43,19 +45,22 @@ def said(times: Milliseconds) -> str:
 
 @contextlib.contextmanager
 def attending(name: str) -> Iterator[None]:
-    """Inside, torch's attention is computed by the kernel of that name alone; by any for another name. It holds for the
-    whole process.
-    """
-    if name not in BACKENDS:
-        yield
-        return
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    """Inside, torch's attention is computed by the kernel of that name alone; by any for another name.
 
-    of = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "math": SDPBackend.MATH,
-    }
-    with sdpa_kernel(of[name]):
-        yield
+    Torch keeps the choice for the whole process. So threads take turns: what is inside in one thread waits until it has
+    ended in another, whichever kernels these two ask for. On a GPU only the launching of kernels waits.
+    """
+    with _turn:
+        if name not in BACKENDS:
+            yield
+            return
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        of = {
+            "flash": SDPBackend.FLASH_ATTENTION,
+            "cudnn": SDPBackend.CUDNN_ATTENTION,
+            "efficient": SDPBackend.EFFICIENT_ATTENTION,
+            "math": SDPBackend.MATH,
+        }
+        with sdpa_kernel(of[name]):
+            yield

@@ -12,7 +12,8 @@ from bdflow.config import Config
 from bdflow.errors import InputError, counted
 from bdflow.metrics.statistics import correlation_p
 from bdflow.regression import banded, principal, ridge, streaming
-from bdflow.regression.device import to_device
+from bdflow.regression.device import device_budget, to_device
+from bdflow.regression.device_walks import Encoding, piece_rows_on_device
 from bdflow.stores import Store, StoreError
 from bdflow.study import catalog
 from bdflow.study.encoding_models import models
@@ -52,13 +53,16 @@ class Encoder:
         subject, model = key
         responses, store, bands = self.responses[subject], self.stores[key], models(self.config)[model]
         train, ids = responses.read("split") != "test", responses.read("stimulus_id")
-        kernels, crosses = zip(*(self._kernel((subject, space), ids, train) for space in bands), strict=True)
         n, grid = int(train.sum()), np.array(sorted(self.config.encode.grid))
         draw = random.generator(self.config.seed, "encoding held out", subject)
         rows = np.sort(draw.choice(n, min(self.config.encode.stimuli, n), replace=False))
+        width = min(self.config.chunks.voxels, store.sizes["voxel"])
+        reduced = any(space in self.config.encode.components for space in bands)
         shares = banded.simplex(len(bands), self.config.encode.share_steps)
         if len(bands) == 1:
             shares = np.ones((1, 1))
+        most = self._latents(Encoding(n, int((~train).sum()), len(bands), len(rows), len(grid), width, reduced))
+        kernels, crosses = zip(*(self._kernel((subject, space), ids, train, most) for space in bands), strict=True)
         valid, partitions = responses.read("valid") == 1, store.missing()
         found: dict[int, banded.Banded] = {}
         for candidate in banded.candidates(kernels, crosses, shares, grid.tolist(), rows):
@@ -71,9 +75,21 @@ class Encoder:
                 if candidate.number == len(shares) - 1:
                     store.write(partition, _values(found.pop(partition), int((~train).sum()), grid, shares))
 
-    def _kernel(self, key: Key, ids: np.ndarray, train: np.ndarray) -> tuple[ridge.Array, ridge.Array]:
+    def _latents(self, of: Encoding) -> int | None:
+        """How many latents are multiplied at a time, on a GPU as many as fit; None: all that are read. Raises
+        InputError where the models do not fit into its memory.
+        """
+        if self.device == "cpu":
+            return None
+        share = min(1.0, self.config.execution.encode.gpus)
+        what = "the kernels, hat matrices and a block of voxels of an encoding model"
+        return piece_rows_on_device(of.nbytes, self.config.chunks.columns, device_budget(share), what, "encode")
+
+    def _kernel(
+        self, key: Key, ids: np.ndarray, train: np.ndarray, most: int | None
+    ) -> tuple[ridge.Array, ridge.Array]:
         """Mean products of z-scored latents, or of their principal components: of training stimuli (n, n), of test with
-        training stimuli (m, n).
+        training stimuli (m, n). `most` : latents multiplied at a time.
         """
         targets, columns = self.targets[key], self.config.chunks.columns
         dims = targets.first.dims("latent")[1:]
@@ -85,10 +101,13 @@ class Encoder:
             nonlocal latents
             for start in range(0, targets.sizes[dim], step):
                 region = {dim: slice(start, min(start + step, targets.sizes[dim]))}
-                shown, tested = (self._read(reader, region) for reader in readers)
-                shown, tested, _, scale = ridge.z_score(shown.astype(np.float64), tested.astype(np.float64))
-                latents += int((scale > 0).sum())
-                yield shown.astype(np.float32), tested.astype(np.float32)
+                read = [self._read(reader, region) for reader in readers]
+                length = most or read[0].shape[1]
+                for at in range(0, read[0].shape[1], length):
+                    shown, tested = (to_device(values[:, at : at + length], self.device) for values in read)
+                    shown, tested, _, scale = ridge.z_score(shown.astype(np.float64), tested.astype(np.float64))
+                    latents += int((scale > 0).sum())
+                    yield shown.astype(np.float32), tested.astype(np.float32)
 
         kernel, cross = ridge.kernel_matrix(blocks(), int(train.sum()), int((~train).sum()))
         if not latents:
@@ -116,10 +135,11 @@ class Encoder:
         )
         return reduced.kernel, reduced.cross
 
-    def _read(self, columns: Columns, region: dict[str, slice]) -> ridge.Array:
+    def _read(self, columns: Columns, region: dict[str, slice]) -> np.ndarray:
         scratch = streaming.Scratch()
         pieces = [read(f"piece {number}") for number, read in enumerate(columns.requests(region, scratch))]
-        return to_device(streaming.as_float32(np.concatenate(pieces)), self.device)
+        found: np.ndarray = streaming.as_float32(np.concatenate(pieces))
+        return found
 
 
 def _values(block: banded.Banded, test: int, grid: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
+from bdflow.errors import InputError
 from bdflow.regression import streaming
 from bdflow.regression.copies import copies_of
-from bdflow.regression.device import to_device
+from bdflow.regression.device import device_budget, to_device
+from bdflow.regression.device_walks import WAITING, Walk, piece_rows_on_device
 from bdflow.stages.regress.workers import Pair, Reading
 from bdflow.stores import Store
 from bdflow.study.target_reader import Columns, SharedBlocks, ahead
@@ -60,6 +63,18 @@ class Decoders:
                     j = int(np.searchsorted(validation.read("alpha"), alpha))
                     parts.append(validation.read("matrix", {"alpha": slice(j, j + 1)})[0])
                 self.hats[subject].append(to_device(np.concatenate(parts) if parts[1:] else parts[0], self.device))
+
+    def rows(self, subject: str, space: str) -> tuple[int, int]:
+        """Rows of a hat matrix, and those of cross-validation below it."""
+        validation = self.validation.get((subject, space))
+        held_out = 0 if validation is None else validation.sizes["held_out_stimulus_id"]
+        return self.stores[subject, space].sizes["stimulus_id"], held_out
+
+    def nbytes(self, subject: str, space: str) -> int:
+        """Bytes of the matrices of a space, when it is loaded."""
+        several = (subject, space) in self.selection
+        count = self.selection[subject, space].sizes["alpha"] if several else 1
+        return 4 * count * sum(self.rows(subject, space)) * self.stores[subject, space].sizes["train_stimulus_id"]
 
     def held_out(self, subject: str) -> int:
         """Rows of cross-validation below the hat matrix."""
@@ -123,7 +138,8 @@ class Predictor:
     """Predicts one block of latents for every subject a task.
 
     The latents of all subjects are read once, while the block before is worked on, or, where memory does not allow
-    that, in pieces for one subject after the other.
+    that, in pieces for one subject after the other. On a GPU pieces are as long as fit into the `share` of its memory
+    that is this worker's. Raises InputError where none fits.
     """
 
     def __init__(
@@ -133,8 +149,10 @@ class Predictor:
         stores: dict[str, dict[str, Store]],
         weights: dict[Pair, np.ndarray | None],
         intercepts: dict[str, bool],
+        share: float = 1.0,
     ) -> None:
-        self.decoders, self.reading, self.stores = decoders, reading, stores
+        self.decoders, self.stores = decoders, stores
+        self.reading = reading if decoders.device == "cpu" else self._fitted(reading, device_budget(share))
         self.weights, self.intercepts = weights, intercepts
         self.scratch, self.copies = streaming.Scratch(), copies_of(decoders.device)
         self.read_into = self.copies.scratch()
@@ -142,6 +160,45 @@ class Predictor:
         for number in range(BLOCKS):
             self._free.put((f"block {number}", _nothing))
         self._targets: dict[str, Targets] = {}
+
+    def _fitted(self, reading: Reading, free: int) -> Reading:
+        """As it fits into so many bytes of a GPU: shorter pieces, then one subject's results at a time."""
+        held: dict[str, int] = {}
+        for space, stores in self.stores.items():
+            for subject in stores:
+                held[subject] = max(held.get(subject, 0), self.decoders.nbytes(subject, space))
+        for whole in (True, False) if reading.whole_blocks else (False,):
+            walks = [self._walk(space, sum(held.values()), whole, reading) for space in self.stores]
+            try:
+                rows = piece_rows_on_device(
+                    lambda k, walks=walks: max(walk.nbytes(k) for walk in walks),  # type: ignore[misc]
+                    reading.piece_rows,
+                    free,
+                    "the hat matrices of all subjects and a block of predictions",
+                )
+            except InputError:
+                if whole:
+                    continue
+                raise
+            return replace(reading, piece_rows=rows, whole_blocks=whole)
+        raise AssertionError
+
+    def _walk(self, space: str, matrices: int, whole: bool, reading: Reading) -> Walk:
+        sizes = [self.decoders.rows(subject, space) for subject in self.stores[space]]
+        tests, held_out = [test for test, _ in sizes], max(held for _, held in sizes)
+        first = next(iter(self.stores[space].values()))
+        region = first.spec.region(first.sizes, 0)
+        block = (region[d].stop - region[d].start if d in region else first.sizes[d] for d in first.dims("alpha"))
+        return Walk(
+            matrices,
+            max(tests) + held_out,
+            prod(block),
+            reading.targets[space].first.arrays["latent"].dtype.itemsize,
+            held_out,
+            WAITING * sum(tests) if whole else 2 * max(tests),
+            sum(tests) if whole else max(tests),
+            any((subject, space) in self.decoders.selection for subject in self.stores[space]),
+        )
 
     # --- read ---------------------------------------------------------------------------------------------------------
 

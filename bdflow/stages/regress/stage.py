@@ -211,6 +211,11 @@ def _device(config: Config) -> str:
     return "cuda" if config.execution.regress.gpus else "cpu"
 
 
+def _share(config: Config) -> float:
+    """The share of a GPU's memory that is a worker's."""
+    return min(1.0, config.execution.regress.gpus or 1.0)
+
+
 def _arithmetic(config: Config) -> dict[str, str]:
     return {"device": _device(config)}
 
@@ -225,7 +230,7 @@ def _solvers(context: Context, plan: Plan) -> dict[Pair, Solver]:
             plan,
             scratch,
             device,
-            min(1.0, config.execution.regress.gpus or 1.0),
+            _share(config),
         )
         for subject in context.subjects
         for design in designs(config)
@@ -298,7 +303,7 @@ def _start_selection(context: Context, chosen: list[str]) -> Work:
             given = {"alpha": np.array(candidates(config, (space,)))}
             stores[subject, space] = context.declare(keys.selection(subject, space), given)
     drawn = {space: _drawn(config, space, reading.targets[space]) for space in chosen}
-    worker = partial(Selector, validation, stores, reading, drawn, intercepts, _device(config))
+    worker = partial(Selector, validation, stores, reading, drawn, intercepts, _device(config), _share(config))
     return Work(pairs(stores), worker)
 
 
@@ -358,10 +363,8 @@ def _start_predictions(context: Context) -> Work:
     }
     intercepts = {space: design_of(config, space).intercept for space in config.decoded_spaces}
     tasks = [(space, p) for space, by_subject in stores.items() for p in missing_in_any(by_subject.values())]
-    worker = partial(
-        Predictor, Decoders(decoders, validation, selection, _device(config)), reading, stores, weights, intercepts
-    )
-    return Work(tasks, worker)
+    held = Decoders(decoders, validation, selection, _device(config))
+    return Work(tasks, partial(Predictor, held, reading, stores, weights, intercepts, _share(config)))
 
 
 def _start_weights(context: Context, kept: list[str]) -> Work:

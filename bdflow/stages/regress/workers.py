@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +12,11 @@ from array_api_compat import array_namespace
 
 from bdflow import random
 from bdflow.config import Config
+from bdflow.errors import InputError
 from bdflow.regression import cross_validation, ridge, streaming
 from bdflow.regression.copies import copies_of
-from bdflow.regression.device import to_device, to_host
+from bdflow.regression.device import device_budget, to_device, to_host
+from bdflow.regression.device_walks import Choice, Walk, piece_rows_on_device
 from bdflow.stores import Store
 from bdflow.study.designs import Design
 from bdflow.study.parts import Joined
@@ -189,7 +191,10 @@ class Reading:
 
 
 class Selector:
-    """Scores every penalty on one block of latents of one subject a task."""
+    """Scores every penalty on one block of latents of one subject a task: all in one walk through the targets, or, on a
+    GPU where its `share` of the memory does not hold them, as many at a time as fit. Raises InputError if not even one
+    does.
+    """
 
     def __init__(
         self,
@@ -199,7 +204,9 @@ class Selector:
         drawn: dict[str, np.ndarray | None],
         intercepts: dict[str, bool],
         device: str,
+        share: float = 1.0,
     ) -> None:
+        self.share = share
         self.validation, self.stores, self.reading, self.drawn = validation, stores, reading, drawn
         self.intercepts, self.device, self.scratch = intercepts, device, streaming.Scratch()
         self.copies = copies_of(device)
@@ -215,7 +222,36 @@ class Selector:
         self.train, self.alphas, self.by_rows = store.read("train_stimulus_id"), wanted, "error" in store.arrays
         self.rows = np.zeros(0, int) if self.by_rows else held_out_rows(store)
         at, name = np.searchsorted(store.read("alpha"), wanted), "error" if self.by_rows else "matrix"
-        self.matrices = [to_device(store.read(name, {"alpha": slice(i, i + 1)})[0], self.device) for i in at]
+        self.matrices: list[Any] = []
+        self.matrices = [store.read(name, {"alpha": slice(i, i + 1)})[0] for i in at]
+        self.at_once, self.walked = self._fitted(pair)
+        if self.at_once == len(wanted):
+            self.matrices = [to_device(matrix, self.device) for matrix in self.matrices]
+
+    def _fitted(self, pair: Pair) -> tuple[int, Reading]:
+        """How many penalties are compared at a time, and how long pieces are."""
+        count, reading = len(self.alphas), self.reading
+        if self.device == "cpu":
+            return count, reading
+        store, rows = self.stores[pair], len(self.matrices[0])
+        region = store.spec.region(store.sizes, 0)
+        first, last = flat_range(store, region)
+        itemsize = reading.targets[pair[1]].first.arrays["latent"].dtype.itemsize
+        of, free = Choice(rows, len(self.train), last - first, itemsize, self.by_rows), device_budget(self.share)
+        for at_once in (count, *(n for n in range(count - 1, 0, -1) if not self.by_rows)):
+            try:
+                piece_rows = piece_rows_on_device(
+                    lambda k, n=at_once: of.nbytes(k, n),  # type: ignore[misc]
+                    reading.piece_rows,
+                    free,
+                    "one penalty's matrix and a block of latents",
+                )
+            except InputError:
+                if at_once == 1 or self.by_rows:
+                    raise
+                continue
+            return (1 if self.by_rows else at_once), replace(reading, piece_rows=piece_rows)
+        raise AssertionError
 
     def __call__(self, task: tuple[str, str, int]) -> None:
         subject, space, partition = task
@@ -228,18 +264,28 @@ class Selector:
         columns = self._columns(store, region, space)
         scores = np.full((len(self.alphas), int(np.prod(shape))), np.nan, dtype=np.float32)
         if columns.size:
-            pieces = ahead(self.reading.columns(space, self.train).requests(region, self.read_into), self.copies)
-            whole = columns.size == scores.shape[1]
-            drawn = pieces if whole else (ridge.take(piece, columns, 1) for piece in pieces)
+            of, whole = self.walked.columns(space, self.train), columns.size == scores.shape[1]
+
+            def drawn() -> Iterator[Any]:
+                pieces = ahead(of.requests(region, self.read_into), self.copies)
+                return pieces if whole else (ridge.take(piece, columns, 1) for piece in pieces)
+
             if self.by_rows:
-                scores[:, columns] = -to_host(streaming.error_block(self.matrices, drawn))
+                scores[:, columns] = -to_host(streaming.error_block(self._on_device(self.matrices), drawn()))
             else:
-                found = streaming.validate_block(self.matrices, self.rows, drawn, self.scratch, self.intercepts[space])
-                scores[:, columns] = to_host(found)
+                for at in range(0, len(self.matrices), self.at_once):
+                    some = list(self._on_device(self.matrices[at : at + self.at_once]))
+                    found = streaming.validate_block(some, self.rows, drawn(), self.scratch, self.intercepts[space])
+                    del some
+                    scores[at : at + self.at_once, columns] = to_host(found)
         best = np.full(scores.shape[1], np.nan, dtype=np.float32)
         known = np.isfinite(scores).all(axis=0)
         best[known] = self.alphas[len(scores) - 1 - scores[::-1, known].argmax(axis=0)]  # of equals the largest
         store.write(partition, {"score": scores.reshape(-1, *shape), "best_alpha": best.reshape(shape)})
+
+    def _on_device(self, matrices: Sequence[Any]) -> Iterator[Any]:
+        """Each where arithmetic runs, made as it is asked for."""
+        return (to_device(m, self.device) if isinstance(m, np.ndarray) else m for m in matrices)
 
     def _columns(self, store: Store, region: dict[str, slice], space: str) -> np.ndarray:
         """Which columns of the block are scored."""
@@ -282,16 +328,26 @@ class Weigher:
         alphas, own = decoder.read("alpha"), decoder.read("space_alpha")
         own = own[decoder.read("space").tolist().index(space)]
         used: Sequence[float] = alphas.tolist() if np.isnan(own) else [float(own)]
-        solver = solver.fitted(voxels.stop - voxels.start)
+        reading, rows = self.reading, voxels.stop - voxels.start
+        if solver.device != "cpu":
+            kept, region = 4 * len(used) * rows * len(grouping.counts), store.spec.region(store.sizes, missing[0])
+            columns = int(np.prod([part.stop - part.start for dim, part in region.items() if dim != "voxel"]))
+            columns *= int(np.prod([store.sizes[dim] for dim in store.dims("weight") if dim not in region]))
+            itemsize = reading.targets[space].first.arrays["latent"].dtype.itemsize
+            walk = Walk(kept, rows, columns, itemsize, several=len(used) > 1)
+            free = device_budget(solver.share)
+            what = "the weights of a block of voxels"
+            reading = replace(reading, piece_rows=piece_rows_on_device(walk.nbytes, reading.piece_rows, free, what))
+            solver = solver.fitted(rows, beside=kept)
         hats = solver.ridge_system().hat_matrices(solver.of_voxels(voxels), used)
         matrices = [grouping.sum_columns(hat) for hat in hats]
-        columns = self.reading.columns(space, decoder.read("train_stimulus_id"))
+        targets = reading.columns(space, decoder.read("train_stimulus_id"))
         for partition in missing:
             region = store.spec.region(store.sizes, partition)
             block = {dim: part for dim, part in region.items() if dim != "voxel"}
             alpha = self.predictions[subject, space].read("alpha", block)
             which = np.abs(np.asarray(used)[None] - alpha.reshape(-1, 1)).argmin(axis=1) if len(used) > 1 else None
-            pieces = ahead(columns.requests(block, self.read_into), self.copies)
+            pieces = ahead(targets.requests(block, self.read_into), self.copies)
             product = to_host(streaming.walk(matrices, pieces, which, self.scratch).product)
             store.write(partition, {"weight": product.reshape(len(product), *alpha.shape)})
 

@@ -1,4 +1,4 @@
-"""Every fault in every stage, once: the run ends, and its bytes are those of an undisturbed one."""
+"""Faults of disks, files and clocks, and two runs at once, in every stage: the run ends in the undisturbed bytes."""
 
 import os
 import random
@@ -6,11 +6,11 @@ import random
 import pytest
 
 from tests.conftest import snapshot
-from tests.support.faults import FAULTS, Ground, full_disk
+from tests.support.faults import PLACES, Ground, full_disk
 
 CASES = [
     pytest.param(fault, stage, id=f"{fault.__name__}-{stage}", marks=pytest.mark.integration(kind=name))
-    for name, (fault, stages) in FAULTS.items()
+    for name, (fault, stages) in PLACES.items()
     for stage in stages
 ]
 
