@@ -286,10 +286,11 @@ mixed as the other's; half of them are drawn towards their mean too, to as littl
 ridge draws what is not re-standardised.
 
 All are those of the script, from scratch. {joined:.0%} of the VDVAE's pictures show two scenes, a disc of one in the
-other, and the KL of its layers of {coarse} counts {factors} times: so layout lies in layers
-whose values have a place, and guesses from a few voxels alone change where these see. In the other regressed layers up
-to {free_nats} nats a value, averaged over a channel, cost nothing: otherwise one channel of four is used, and no decoder
-can predict the others.
+other, and the KL of its layers of {coarse} counts {factors} times: so layout lies in layers whose values
+have a place. In the other regressed layers up to {free_nats} nats a value, averaged over a channel, cost nothing:
+otherwise one channel of four is used, and no decoder can predict the others. It is trained for a short time: with 7,500
+steps it had 3.1 bits and better guesses from true latents (PixCorr 0.954), but guesses from a few voxels alone changed
+everywhere. It was chosen among nine, of 1,500 to 7,500 steps and KL weights of 0.2 to 1, by where such guesses change.
 
 ## Held-out scores
 
