@@ -41,9 +41,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     def given(self, names: Collection[str]) -> tuple[str, ...]:
-        """Those of these settings that the configuration gives; null, and an empty list or mapping, give nothing."""
-        values = ((name, getattr(self, name)) for name in type(self).model_fields if name in self.model_fields_set)
-        return tuple(name for name, value in values if name in names and value not in (None, (), {}))
+        """Those of these settings that the configuration gives; null, an empty list or mapping, and what a setting is
+        without being given, give nothing: a configuration that was written out with all its defaults can be read."""
+        fields = {name: field for name, field in type(self).model_fields.items() if name in self.model_fields_set}
+        nothing = {name: (None, (), {}, field.get_default(call_default_factory=True)) for name, field in fields.items()}
+        return tuple(name for name in fields if name in names and getattr(self, name) not in nothing[name])
 
 
 def content(section: Section, kind: str | None = None) -> dict[str, object]:

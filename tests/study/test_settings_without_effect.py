@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bdflow.config import OF_SOME_KINDS, parse
+from bdflow.config import OF_SOME_KINDS, load, parse
 from bdflow.config import content as settings_content
 from bdflow.datasets.reader import DATASETS as KINDS
 from bdflow.datasets.reader import Reader
@@ -62,7 +62,7 @@ def test_it_counts_only_beside_settings_that_give_it_an_effect(full: dict[str, A
 
 GIVEN = {
     "captions": "captions.npy",
-    "preparation": "betas_fithrf_GLMdenoise_RR",  # also where it is what it would be without being given
+    "preparation": "betas_assumehrf",
     "space": "func1mm",
     "betas_format": "hdf5",
     "outliers": "clip",
@@ -135,7 +135,7 @@ PAINTERS_WITHOUT = [
         "mixing",
         "versatile_diffusion",
     ),
-    ({"kind": "stable_diffusion", "guess": "vdvae", "text": "clip_text", "vision": "clip_vision"}, "vision", ""),
+    ({"kind": "stable_diffusion", "guess": "vdvae", "text": "clip_text", "vision": "vdvae"}, "vision", ""),
     ({"options": {"any": 1}}, "options", "a class of your own"),
     ({"kind": "stable_diffusion", "guess": "vdvae", "text": "clip_text", "options": {"any": 1}}, "options", ""),
 ]
@@ -150,6 +150,15 @@ def test_a_setting_that_a_kind_of_painter_does_not_read_is_refused(section, idle
     kept = {name: value for name, value in section.items() if name != idle}
     config = parse({**content, "painters": {"one": kept}})
     assert painter_kind(config, "one").settings.vision == (None if "kind" in section else "clip_vision")
+
+
+@pytest.mark.parametrize("recipe", ["demo", "brain_diffuser", "takagi_nishimoto"])
+def test_a_configuration_written_out_with_all_its_defaults_can_be_read(recipe: str) -> None:
+    config = load(recipe)
+    again = parse(config.model_dump(mode="json"))
+    assert again == config
+    for name in again.painters:
+        painter_kind(again, name)
 
 
 def test_what_the_report_and_exports_record_can_be_run_again(nsd, tmp_path) -> None:
