@@ -130,7 +130,8 @@ def test_every_path_among_the_arguments(arguments, home):
         assert not list(home.iterdir())
 
 
-def test_arguments_are_expanded(home):
+def test_arguments_are_expanded(home, monkeypatch):
+    monkeypatch.setenv("USER", "me")
     (home / "home").mkdir()
     done = CliRunner().invoke(app, ["bundle", "info", "~/none"])
     assert str(home / "home/none") in str(done.exception)
@@ -139,7 +140,9 @@ def test_arguments_are_expanded(home):
     with pytest.raises(bdflow.NotReady, match=str(home / "home/s.zarr")):
         bdflow.open_study("~/s.zarr")
     with pytest.raises(InputError, match="URL"):
-        bdflow.score("s3://b/photos", os.fspath(home))
+        bdflow.score("s3:/b/photos", os.fspath(home))
+    with pytest.raises(InputError, match="lab/me/photos"):
+        bdflow.score("memory://lab/$USER/photos", os.fspath(home))
 
 
 def test_a_new_folder_appears_when_it_is_whole(tmp_path):

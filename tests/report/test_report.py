@@ -27,6 +27,7 @@ from bdflow.stores import ArraySpec, NotReady, Provenance, StoreSpec, Study, tex
 from bdflow.stores.journal import Journal
 from bdflow.study import catalog, picture_catalog, score_catalog
 from bdflow.study.coordinates import of_latents
+from bdflow.study.in_effect import settings_in_effect
 from bdflow.study.stage import Context
 from tests.conftest import SPACES, painter, spaces
 
@@ -445,7 +446,7 @@ def test_how_it_was_made(context: Context, page: Path) -> None:
     for path, provenance in context.expected.items():
         assert [path, "stage", provenance.fingerprint] in read.rows
     assert "Time, over 2 runs" in read.text
-    configuration = yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False)
+    configuration = yaml.safe_dump(settings_in_effect(context.config), sort_keys=False)
     assert configuration in read.text
     files = list(page.parent.rglob("*.webp"))
     assert f"{len(files):,} pictures, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB" in read.text
