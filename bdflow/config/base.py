@@ -43,9 +43,14 @@ class Section(BaseModel):
     def given(self, names: Collection[str]) -> tuple[str, ...]:
         """Those of these settings that the configuration gives; null, an empty list or mapping, and what a setting is
         without being given, give nothing: a configuration that was written out with all its defaults can be read."""
-        fields = {name: field for name, field in type(self).model_fields.items() if name in self.model_fields_set}
-        nothing = {name: (None, (), {}, field.get_default(call_default_factory=True)) for name, field in fields.items()}
-        return tuple(name for name in fields if name in names and getattr(self, name) not in nothing[name])
+        fields = type(self).model_fields
+        return tuple(
+            name
+            for name in fields
+            if name in names
+            and name in self.model_fields_set
+            and getattr(self, name) not in (None, (), {}, fields[name].get_default(call_default_factory=True))
+        )
 
 
 def content(section: Section, kind: str | None = None) -> dict[str, object]:
