@@ -1,21 +1,22 @@
 """Small simulated datasets and configurations, made once a session."""
 
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
-import yaml
+import typer.main
+import typer.testing
 
+from bdflow.config import parse
+from bdflow.pipeline import Pipeline, stages_until
 from bdflow.simulation.dataset import SimulateOptions, simulate
 from bdflow.stores.remote import Bucket
 from tests.support.s3 import KEYS, Proxy, Server
@@ -31,21 +32,47 @@ SUBJECTS = ("subj01", "subj02")
 SMALL = SimulateOptions(
     subjects=SUBJECTS, n_shared=6, n_own=20, volume_shape=(14, 16, 12), stimulus_size=64, trials_per_session=26
 )
+OF_350 = SimulateOptions(subjects=SUBJECTS[:1], n_shared=50, n_own=300, stimulus_size=64, trials_per_session=350)
 
 
 @pytest.fixture(scope="session")
-def nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(name, make)`: a folder that `make` fills, once for all workers of pytest; nobody may change it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        root = base / f"{name}-once"
+        root.mkdir(exist_ok=True)
+        with (root / "lock").open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / "made").exists():
+                shutil.rmtree(root / "content", ignore_errors=True)
+                (root / "content").mkdir()
+                make(root / "content")
+                (root / "made").touch()
+        return root / "content"
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def nsd(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """Two subjects, 6 shared and 20 own stimuli, 3 repeats, small photos: for tests of plumbing."""
-    root = tmp_path_factory.mktemp("data") / "nsd"
-    simulate(root, SMALL)
-    return root
+    return once("small", lambda root: simulate(root / "nsd", SMALL)) / "nsd"
+
+
+@pytest.fixture(scope="session")
+def nsd_of_350(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """subj01, 50 shared and 300 own stimuli, 3 repeats, small photos: for tests of what can be learnt."""
+    return once("of-350", lambda root: simulate(root / "nsd", OF_350)) / "nsd"
 
 
 @pytest.fixture(scope="session")
 def settings(nsd: Path) -> Callable[..., dict[str, Any]]:
     """A configuration as a dictionary, small and quick; keyword arguments replace top-level sections."""
 
-    return partial(small_settings, nsd)
+    return functools.partial(small_settings, nsd)
 
 
 SPACES = ("vdvae", "clip_vision", "clip_text")
@@ -82,22 +109,37 @@ def execution(executor: str, workers: int = 1) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(
+    once: Callable[[str, Callable[[Path], object]], Path],
+    settings: Callable[..., dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The small study as one process computes it that nothing disturbs, up to `evaluate`; computed once for all workers
     of pytest, of which each has a copy."""
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed-once"
-    root.mkdir(exist_ok=True)
-    with (root / "lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (root / "made").exists():
-            content = settings(root, execution=execution("serial"))
-            (root / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-            command = [Path(sys.executable).with_name("bdflow"), "run", root / "config.yaml", "--until", "evaluate"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-            assert done.returncode == 0, done.stderr
-            (root / "made").touch()
-    return shutil.copytree(root / "study.zarr", tmp_path_factory.mktemp("undisturbed") / "study.zarr")
+
+    def make(root: Path) -> None:
+        config = parse(settings(root, execution=execution("serial")))
+        Pipeline(config).run(tuple(stages_until("evaluate")))
+
+    made = once("undisturbed", make)
+    return shutil.copytree(made / "study.zarr", tmp_path_factory.mktemp("undisturbed") / "study.zarr")
+
+
+@pytest.fixture(scope="session")
+def begun(undisturbed: Path) -> Callable[[Path], Path]:
+    """`begun(root)`: a copy of it as the study below `root`, which spares another configuration what does not differ:
+    run it with `remake=True`."""
+    return lambda root: shutil.copytree(undisturbed, root / "study.zarr")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_built_once() -> Iterator[None]:
+    """typer builds all commands anew for each call, which takes longer than most commands that end with a message."""
+    with pytest.MonkeyPatch.context() as patch:
+        built = functools.cache(typer.main.get_command)
+        patch.setattr(typer.main, "get_command", built)
+        patch.setattr(typer.testing, "_get_command", built)
+        yield
 
 
 def snapshot(study: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import bdflow.models as bdflow_models
-from bdflow.cli.main import app
+from bdflow.cli.main import app, main
 from bdflow.errors import BdflowError
 
 BDFLOW = Path(sys.executable).with_name("bdflow")
@@ -61,34 +62,59 @@ def test_looking_at_a_finished_study_loads_no_network(undisturbed, settings, tmp
     assert loaded == [["loaded", command] for command in ("status", "verify", "report", "run")]
 
 
-def test_run_status_and_a_second_run(config):
-    done = bdflow("run", config, "--until", "ingest")
-    assert done.returncode == 0, done.stderr
-    table = bdflow("status", config).stdout
+@pytest.fixture
+def called(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """`called(word, ...)`: the command in this process; its exit code, and what it wrote to stdout and stderr."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bdflow", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def test_run_status_and_a_second_run(config, called):
+    code, _, said = called("run", config, "--until", "ingest")
+    assert code == 0, said
+    _, table, _ = called("status", config)
     lines = {line.split()[0]: line for line in table.splitlines() if line.strip()}
     assert "sealed" in lines["betas/subj01"]
     assert "absent" in lines["metrics/brain_diffuser/subj02"]
     assert "78 trial" in lines["betas/subj01"]
     assert "a pixel by 1 level of 255 in all but 0.1% of values" in table
-    done = bdflow("status", config, "--set", "dataset.sessions=2")
-    assert "stale, settings.sessions: made with 3, now 2 (3 stores):" in done.stdout
-    refused = bdflow("run", config, "--until", "ingest", "--set", "dataset.sessions=2")
-    assert refused.returncode == 1
-    assert "sessions: made with 3, now 2" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    _, table, _ = called("status", config, "--set", "dataset.sessions=2")
+    assert "stale, settings.sessions: made with 3, now 2 (3 stores):" in table
+    code, _, said = called("run", config, "--until", "ingest", "--set", "dataset.sessions=2")
+    assert code == 1
+    assert "sessions: made with 3, now 2" in said
+    assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["run", "nowhere.yaml"], ["no such file", "brain_diffuser, demo, takagi_nishimoto"]),
-        (["run", "demo", "--only", "paint"], ["only: found 'paint'", "a stage: ingest"]),
-        (["run", "demo", "--only", "ingest", "--until", "ingest"], ["expected one of them"]),
-        (["run", "demo", "--subjects", "subj03"], ["subj03", "subj01, subj02"]),
-        (["run", "demo", "--set", "dataset.root=/nowhere"], ["/nowhere", "What to do"]),
-    ],
-)
-def test_errors_are_one_message_without_a_traceback(arguments, words, tmp_path):
+ERRORS = [
+    (["run", "nowhere.yaml"], ["no such file", "brain_diffuser, demo, takagi_nishimoto"]),
+    (["run", "demo", "--only", "paint"], ["only: found 'paint'", "a stage: ingest"]),
+    (["run", "demo", "--only", "ingest", "--until", "ingest"], ["expected one of them"]),
+    (["run", "demo", "--subjects", "subj03"], ["subj03", "subj01, subj02"]),
+    (["run", "demo", "--set", "dataset.root=/nowhere"], ["/nowhere", "What to do"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), ERRORS)
+def test_errors_are_one_message_without_a_traceback(arguments, words, called, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, said = called(*arguments)
+    assert code == 1
+    assert "Traceback" not in said
+    for word in words:
+        assert word in said, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_installed_command(tmp_path):
+    """As `ERRORS`, of a process: no traceback, nor anything else, on the way out."""
+    arguments, words = ERRORS[-1]
     done = bdflow(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -1,5 +1,6 @@
 """Does the science come out? Planted truth: what can be decoded is decoded, to its ceiling; what cannot, is not."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,14 @@ import pytest
 from bdflow.config import parse
 from bdflow.datasets.nsd import nsd_id_of
 from bdflow.pipeline import Pipeline, stages_until
-from bdflow.simulation.dataset import SimulateOptions, simulate
+from bdflow.simulation.dataset import simulate
 from bdflow.stores import Store
-from tests.conftest import SPACES, spaces
+from tests.conftest import OF_350, SPACES, spaces
 from tests.support.parts import whole
 from tests.support.planted import decoding_ceiling
 
 SUBJECT = "subj01"
-N_TEST = 50
+N_TEST = OF_350.n_shared
 
 
 def study_of(root: Path, name: str, settings) -> Path:
@@ -33,11 +34,10 @@ def study_of(root: Path, name: str, settings) -> Path:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory, nsd_of_350) -> Path:
     root = tmp_path_factory.mktemp("science")
-    common = {"subjects": (SUBJECT,), "n_shared": N_TEST, "n_own": 300, "stimulus_size": 64, "trials_per_session": 350}
-    simulate(root / "clear", SimulateOptions(**common))
-    simulate(root / "noisy", SimulateOptions(**common, noise_ceiling=2.0))
+    (root / "clear").symlink_to(nsd_of_350)
+    simulate(root / "noisy", dataclasses.replace(OF_350, noise_ceiling=2.0))
     return root
 
 

@@ -19,7 +19,6 @@ from bdflow.datasets.ceilings import noise_ceiling
 from bdflow.pipeline import STAGES, Pipeline, stages_until
 from bdflow.report import encoding
 from bdflow.report.regions import _maps
-from bdflow.simulation.dataset import SimulateOptions, simulate
 from bdflow.stores import Store
 from bdflow.study import encoding_models, region_patterns, voxel_maps
 from tests.conftest import SPACES, snapshot
@@ -32,13 +31,11 @@ SETS = {"early_and_higher": ["vdvae", "clip_text"]}
 
 
 @pytest.fixture(scope="module")
-def made(settings, tmp_path_factory) -> Config:
+def made(settings, tmp_path_factory, nsd_of_350) -> Config:
     """A study of 50 test and 300 training stimuli, and encoding models from every space and a set, by the command."""
     root = tmp_path_factory.mktemp("encode")
-    options = {"n_shared": 50, "n_own": 300, "stimulus_size": 64, "trials_per_session": 350}
-    simulate(root / "nsd", SimulateOptions(subjects=(SUBJECT,), **options))
     encode = {"stimuli": 40, "sets": SETS, "share_steps": 2}
-    sections = {"subjects": [SUBJECT], "dataset": {"root": str(root / "nsd"), "sessions": 3}, "encode": encode}
+    sections = {"subjects": [SUBJECT], "dataset": {"root": str(nsd_of_350), "sessions": 3}, "encode": encode}
     content = settings(root, **sections)
     (root / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     config = parse(content)
