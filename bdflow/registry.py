@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from bdflow.errors import InputError, listed
@@ -40,11 +41,27 @@ def resolve(name: str, shipped: Mapping[str, str], key: str) -> Any:
             key,
             found=f"{name!r}, which cannot be imported ({type(error).__name__}: {error})",
             expected="a class in a module that Python finds",
-            action="correct the name, or put the module's folder on PYTHONPATH (on every machine that works)",
+            action=_how_to_be_found(module, error),
         ) from error
     if not isinstance(found, type):
         raise InputError(key, found=f"{name!r}, which is not a class", expected="a class", action="correct the name")
     return found
+
+
+def _how_to_be_found(module: str, error: Exception) -> str:
+    """What to do about a module that could not be imported."""
+    top = module.partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError):
+        return "correct the module: the error above is raised when Python imports it"
+    if error.name != top and not module.startswith(f"{error.name}."):
+        return f"install `{error.name}`, which the module imports"
+    for name in (f"{top}.py", f"{top}/"):
+        if error.name == top and Path(name).exists():
+            return (
+                f"`{name}` lies in this folder, where the bdflow command does not look: run `export PYTHONPATH=$PWD`, "
+                "then the same command (where other machines work, on each of them)"
+            )
+    return "correct the name, or put the module's folder on PYTHONPATH (on every machine that works)"
 
 
 def looked_at(kind: type) -> tuple[str, ...]:

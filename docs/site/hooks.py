@@ -21,7 +21,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     docs = Path(config.docs_dir)
     notebooks = [f"notebooks/{file.name}" for file in sorted(docs.glob("notebooks/*.ipynb"))]
     records = [f"decisions/{file.name}" for file in sorted(docs.glob("decisions/[0-9]*.md"))]
-    found = {"Notebooks": notebooks, "Decisions": ["decisions/README.md", *records]}
+    found = {
+        "Notebooks": ["notebooks/README.md", *notebooks] if notebooks else [],
+        "Decisions": ["decisions/README.md", *records],
+    }
     filled = [{name: found.get(name, pages)} for section in config.nav or [] for name, pages in section.items()]
     config.nav = [section for section in filled if all(section.values())]
     return config

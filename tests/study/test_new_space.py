@@ -105,3 +105,18 @@ def _ingested(settings, root: Path) -> Path:
 def test_what_is_no_encoder_is_named(settings, tmp_path, space, words):
     with pytest.raises(InputError, match=words):
         Pipeline(parse(settings(tmp_path, spaces={"a": space}, painters={}))).context(looking=False)
+
+
+def test_a_module_that_python_does_not_find_is_told_how(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("lies_here.py").write_text("import not_installed_anywhere\n")
+    Path("wrong_inside.py").write_text("1 / 0\n")
+    config = parse(settings(tmp_path, spaces={"a": {"encoder": "lies_here:Class"}}, painters={}))
+    with pytest.raises(InputError, match=r"`lies_here\.py` lies in this folder.*export PYTHONPATH=\$PWD"):
+        Pipeline(config).context(looking=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match="install `not_installed_anywhere`"):
+        Pipeline(config).context(looking=False)
+    config = parse(settings(tmp_path, spaces={"a": {"encoder": "wrong_inside:Class"}}, painters={}))
+    with pytest.raises(InputError, match="correct the module"):
+        Pipeline(config).context(looking=False)
