@@ -114,7 +114,7 @@ def test_no_file_is_too_long_to_find_ones_way_in():
 TEXTS = ("*.md", "*.py", "*.sbatch", "*.yaml", "*.json", "*.toml", "Makefile", "*.j2")
 """What may name a module or a file of the project."""
 ELSEWHERE = (
-    "my_encoders.py", "my_painter.py",
+    "my_encoders.py", "my_painter.py", "write.py",
     "eval_extract_features.py", "img2feat_decoded.py", "make_subjmri.py", "make_subjstim.py",
 )  # fmt: skip
 """A user's file, and those of the papers' code."""
