@@ -138,10 +138,13 @@ class Pipeline:
         with ExitStack() as stack:
             stack.enter_context(self._alone(command))
             self._restore(checks.damage_before_run(self.study) if self.study.exists else [])
-            self._clear_stale(context, stages, remake)
-            self._begin()
+            stale = self._stale(context, stages, remake)
             runner = Runner(STAGES, context, Journal(self.study.path, command), stack)
             done = runner.check(stages)
+            for path, why in stale.items():
+                log.info("%s: removed, to be made again (%s)", path, why[0])
+                self.study.remove(path)
+            self._begin()
             page = None
             for number, name in enumerate(stages, start=1):
                 log.info("%s", _headline(name, number, len(stages), time.perf_counter() - start, done=name in done))
@@ -286,20 +289,16 @@ class Pipeline:
         place = service.Place(environment(settings.threads), len(devices_here()), memory_here(), address)
         service.run(self.context(), chosen, place)
 
-    def _clear_stale(self, context: Context, stages: Sequence[str], remake: bool) -> None:
+    def _stale(self, context: Context, stages: Sequence[str], remake: bool) -> dict[str, list[str]]:
+        """Stores of these stages that were made from something else, and why. Raises NotReady without `remake`."""
         stale = {}
         for path, provenance in context.expected.items():
             if provenance.stage in stages:
                 state = self.study.state(path, provenance)
                 if state.kind == "stale":
                     stale[path] = state.why
-        if not stale:
-            return
-        if remake:
-            for path in stale:
-                log.info("%s: removed, to be made again (%s)", path, stale[path][0])
-                self.study.remove(path)
-            return
+        if remake or not stale:
+            return stale
         stale_lines = [f"{why}: {listed(paths)}" for why, paths in grouped(stale).items()]
         raise NotReady(
             self.study.path,

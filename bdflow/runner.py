@@ -138,7 +138,7 @@ class Runner:
         asked: dict[str, Resources] = {}
         for name in stages:
             if name in self.stages and name not in done:
-                self.stages[name].check(self.context.config)
+                self.stages[name].check(self.context)
                 settings = getattr(self.context.config.execution, name)
                 resources = resources_of(settings, self.context.config.cluster)
                 if settings.executor != "serial" and resources.gpus:

@@ -125,13 +125,6 @@ def undisturbed(
     return shutil.copytree(made / "study.zarr", tmp_path_factory.mktemp("undisturbed") / "study.zarr")
 
 
-@pytest.fixture(scope="session")
-def begun(undisturbed: Path) -> Callable[[Path], Path]:
-    """`begun(root)`: a copy of it as the study below `root`, which spares another configuration what does not differ:
-    run it with `remake=True`."""
-    return lambda root: shutil.copytree(undisturbed, root / "study.zarr")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def commands_built_once() -> Iterator[None]:
     """typer builds all commands anew for each call, which takes longer than most commands that end with a message."""

@@ -47,6 +47,11 @@ class Roi(Stage):
     uses_torch = True
     on_demand = True
 
+    def check(self, context: Context) -> None:
+        for chosen, subject in region_patterns.keys_of(context):
+            if subject in context.subjects and region_patterns.can_be_told(context, subject):
+                region_patterns.made(context, subject, context.config.roi.sets[chosen])
+
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         for chosen, regions in config.roi.sets.items():
             subjects = region_patterns.subjects_of(config, regions)

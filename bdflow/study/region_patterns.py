@@ -189,6 +189,12 @@ def mask_inputs(config: Config, regions: Sequence[str], subject: str) -> dict[st
     return {f"mask {name}": identity(file) for name, file in masks_used(config, regions, subject).items()}
 
 
+def can_be_told(context: Context, subject: str, *responses: str) -> bool:
+    """Whether the study holds what says which voxels a subject's regions have, in the valid ones of these responses."""
+    needed = {*responses, averaged_design(context.config).responses}
+    return all(context.is_sealed(key) for key in (keys.betas(subject), *(keys.responses(subject, of) for of in needed)))
+
+
 def used_voxels(context: Context, subject: str, design: Design) -> np.ndarray:
     """(voxels,) bool: those that a design is fitted on, valid and in its regions.
 

@@ -145,8 +145,9 @@ class Stage(ABC):
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         """Every store of the configuration that this stage fills; those that others are made from come first."""
 
-    def check(self, config: Config) -> None:  # noqa: B027
-        """Refuse what is asked for and cannot be done here, before the first stage begins. Raises InputError."""
+    def check(self, context: Context) -> None:  # noqa: B027
+        """Refuse what is asked for and cannot be done here, before anything is removed and the first stage begins: as
+        far as that can be told from what the study already holds. Raises InputError."""
 
     @abstractmethod
     def steps(self, context: Context) -> Iterable[Step]:

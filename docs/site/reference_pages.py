@@ -72,7 +72,8 @@ def settings_page() -> str:
         lines += [f"## {key or 'Top level'}", "", *introduction(model), ""]
         lines += ["| key | type | default | meaning | stale |", "|---|---|---|---|---|"]
         for one in settings(key, model):
-            cells = (f"`{one.key}`", one.type, one.default, one.meaning, one.stale)
+            key_cell = f"<code>{one.key.replace('.', '.<wbr>')}</code>"  # a line breaks behind a dot alone
+            cells = (key_cell, one.type, one.default, one.meaning, one.stale)
             lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"]
         lines += [""]
     return "\n".join(lines)
@@ -102,7 +103,7 @@ def settings(key: str, model: type[BaseModel]) -> list[Setting]:
         inner, many = _section_of(field.annotation)
         full = f"{key}.{name}" if key else name
         if inner is None:
-            kind = _type(field.annotation) + _limits(field.metadata)
+            kind = _alternatives(field.annotation) + _limits(field.metadata)
             default, stale = f"`{_yaml(field.get_default(call_default_factory=True))}`", stale_of(full)
         else:
             kind, default, stale = "sections by name" if many else "section", "", ""
@@ -160,6 +161,15 @@ def _section_of(kind: Any) -> tuple[type[BaseModel] | None, bool]:
     return None, False
 
 
+def _alternatives(kind: Any) -> str:
+    """A type in plain words; of more than two alternatives each in a line of its own."""
+    if get_origin(kind) not in (Union, UnionType):
+        return _type(kind)
+    found = list(dict.fromkeys(_type(each) for each in get_args(kind) if each is not NoneType))
+    found += ["null"] if NoneType in get_args(kind) else []
+    return " or ".join(found) if len(found) < 3 else "one of<br>" + "<br>".join(f"• {each}" for each in found)
+
+
 def _type(kind: Any) -> str:
     """A type in plain words."""
     origin, args = get_origin(kind), get_args(kind)
@@ -172,10 +182,10 @@ def _type(kind: Any) -> str:
     if origin in (tuple, list):
         inner = [each for each in args if each is not Ellipsis]
         if Ellipsis in args or origin is list:
-            return f"list of {_type(inner[0])}"
+            return f"list of {_single(inner[0])}"
         return f"[{', '.join(_type(each) for each in inner)}]"
     if origin is dict:
-        return f"{_type(args[1])} by name"
+        return f"{_single(args[1])} by name"
     plain = {
         str: "text",
         int: "whole number",
@@ -186,6 +196,12 @@ def _type(kind: Any) -> str:
         NoneType: "null",
     }
     return plain.get(kind, "any value" if kind in (Any, object) else kind.__name__.lower())
+
+
+def _single(kind: Any) -> str:
+    """A type inside another: in brackets where it has alternatives."""
+    words = _type(kind)
+    return f"({words})" if " or " in words or ", " in words else words
 
 
 def _limits(metadata: Any) -> str:

@@ -174,13 +174,13 @@ def test_regions(region, ended, config, tmp_path, undisturbed):
     assert "egion" in ended(*command, "--set", f"ridge.regions={region}")
 
 
-def test_regions_that_cannot_be_read_remove_no_store(ended, settings, undisturbed, tmp_path):
+def test_regions_that_cannot_be_read_or_have_no_voxel_remove_no_store(ended, settings, undisturbed, tmp_path):
     study = tmp_path / "own.zarr"
     shutil.copytree(undisturbed, study)
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(settings(tmp_path, study=str(study))), encoding="utf-8")
     before = snapshot(study)
-    for region in ("V1 |", "(V1", "V1 V2", "nowhere"):
+    for region in ("V1 |", "(V1", "V1 V2", "nowhere", "V1 & (V1 - V2)", "V1 \\ V1", "random 1000000", "V1 - V2"):
         ended("run", file, "--only", "regress", "--remake", "--set", f"ridge.regions={region}")
     assert snapshot(study) == before
 

@@ -36,16 +36,23 @@ def test_every_setting_that_tests_know_stands_on_the_page(reference):
     page = reference.settings_page()
     for key in known:
         shown = key.replace("spaces.vdvae", "spaces.NAME").replace("painters.brain_diffuser", "painters.NAME")
-        assert f"| `{shown}` |" in page, key
+        assert f"| {cell(shown)} |" in page, key
+
+
+def cell(key: str) -> str:
+    """A key as the page shows it: a line breaks behind a dot alone."""
+    return f"<code>{key.replace('.', '.<wbr>')}</code>"
 
 
 def test_a_row_says_type_default_meaning_and_what_becomes_stale(reference):
     page = reference.settings_page()
-    assert (
-        "| `painters.NAME.strength` | number above 0 to 1 | `0.75` | how far the guess is noised, in (0, 1]. | " in page
-    )
-    assert "| `execution.STAGE.workers` | whole number from 1 | `1` | processes, of `dask`" in page
-    assert "| `dataset.root` | path or text | required | " in page
+    strength = "number above 0 to 1 | `0.75` | how far the guess is noised, in (0, 1]."
+    assert f"| {cell('painters.NAME.strength')} | {strength} | " in page
+    workers = "whole number from 1 | `1` | processes, of `dask`"
+    assert f"| {cell('execution.STAGE.workers')} | {workers}" in page
+    assert f"| {cell('dataset.root')} | path or text | required | " in page
+    sessions = "one of<br>• whole number<br>• list of (whole number or text)<br>• "
+    assert f"| {cell('dataset.sessions')} | {sessions}" in page
 
 
 def entries(text: str, section: str) -> list[str]:

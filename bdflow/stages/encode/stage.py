@@ -32,8 +32,8 @@ class Encode(Stage):
     method = 2
     on_demand = True
 
-    def check(self, config: Config) -> None:
-        if device_of(config) != "cpu":
+    def check(self, context: Context) -> None:
+        if device_of(context.config) != "cpu":
             refuse_without_cupy(self.name)
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:

@@ -58,9 +58,13 @@ class Regress(Stage):
     name = "regress"
     method = 2
 
-    def check(self, config: Config) -> None:
-        if _device(config) != "cpu":
+    def check(self, context: Context) -> None:
+        if _device(context.config) != "cpu":
             refuse_without_cupy(self.name)
+        for subject in context.subjects:
+            for design in designs(context.config):
+                if design.regions is not None and region_patterns.can_be_told(context, subject, design.responses):
+                    region_patterns.used_voxels(context, subject, design)
 
     def stores(self, config: Config) -> Iterator[StoreDecl]:
         for subject in config.subjects:
