@@ -17,6 +17,7 @@ import pytest
 
 MARKS = ("slow", "integration")
 DEAR = (
+    "tests/serve",
     "tests/cluster/test_slurm.py",
     "tests/stores/test_studies_in_object_stores.py",
     "tests/science",
@@ -25,13 +26,13 @@ DEAR = (
     "tests/models/test_train_tiny.py",
     "tests/faults/test_kills.py",
     "tests/faults/test_places.py",
-    "tests/serve",
     "tests/cluster/test_phases.py",
     "tests/cluster",
     "tests/stores",
     "tests/test_lowest.py",
 )
-"""Files and folders whose tests begin first, the dearest before the others."""
+"""Files and folders whose tests begin first, the dearest before the others; those that start Ray in 30 s, which is all
+the time that it gives itself, not beside the 64 actors of `test_phases`."""
 CHOSEN = pytest.StashKey[list[str]]()
 
 
