@@ -68,7 +68,7 @@ class RayExecutor(PoolExecutor):
         self._dashboard, self._scratch = dashboard, scratch or nobody()
         self._session: RaySession | None = None
         self._failed = False
-        self._token: dict[str, str] = {}
+        self._of_nodes: dict[str, str] = {}
         self._nodes: Steps | None = None
         self._started = False
         self._actors: _Actors | None = None
@@ -121,7 +121,7 @@ class RayExecutor(PoolExecutor):
         self._drop_nodes()
         with uninterrupted():
             address = ray.get_runtime_context().gcs_address
-            self._nodes = Steps(slurm, ray_node(address, resources), resources, self._token)
+            self._nodes = Steps(slurm, ray_node(address, resources), resources, self._of_nodes)
 
     def _drop_nodes(self) -> None:
         if self._nodes is not None:
@@ -208,7 +208,7 @@ class RayExecutor(PoolExecutor):
         main = threading.current_thread() is threading.main_thread()
         self._sigterm = signal.getsignal(signal.SIGTERM) if main else None
         try:
-            with uninterrupted(), environment_of_ray(own=self.address is None, more=metrics) as self._token:
+            with uninterrupted(), environment_of_ray(own=self.address is None, more=metrics) as self._of_nodes:
                 context = ray.init(**options)
         except Exception as error:  # a plain one where its node is not up after 30 s, whatever else the machine does
             where = f"at {self.address!r}" if self.address else "on this machine"

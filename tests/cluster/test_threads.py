@@ -11,6 +11,7 @@ import pytest
 import threadpoolctl
 
 from bdflow.cluster import Completed, Executor, Resources
+from bdflow.cluster.ray_session import NICENESS, environment_of_ray
 from bdflow.cluster.threads import VARIABLES, limited
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -37,6 +38,26 @@ def test_libraries_see_the_limit(executor: Executor) -> None:
         assert set(variables.values()) == {str(threads)}
         assert pools == {threads}
         assert torch_threads == threads
+
+
+def test_workers_are_as_important_as_their_driver(executor: Executor) -> None:
+    """Ray's own 15 would leave them 36 of 1,060 parts of a core that one other process of this user wants."""
+    done: list[Completed] = []
+    executor.run(lambda: lambda task: os.nice(0), range(2), on_done=done.append)
+    assert [c.result for c in done] == [os.nice(0)] * 2
+
+
+@pytest.mark.parametrize(("user", "of_nodes"), [(None, "0"), ("7", "7")])
+def test_what_the_user_says_of_priority_stays(monkeypatch, user: str | None, of_nodes: str) -> None:
+    monkeypatch.delenv(NICENESS, raising=False)
+    if user is not None:
+        monkeypatch.setenv(NICENESS, user)
+    with environment_of_ray(own=True) as nodes:
+        assert os.environ[NICENESS] == nodes[NICENESS] == of_nodes
+    assert os.environ.get(NICENESS) == user
+    with environment_of_ray(own=False) as nodes:
+        assert os.environ.get(NICENESS) == user, "a cluster of others has its own"
+        assert not nodes
 
 
 def test_the_driver_gets_its_threads_back(opened: dict[str, Executor]) -> None:
