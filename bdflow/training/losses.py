@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ def vdvae_loss(
     kl_weight: float = 1.0,
     from_prior: float = 0.0,
     free_nats: float = 0.0,
+    coarse: Mapping[int, float] = MappingProxyType({}),
 ) -> tuple[Tensor, Tensor]:
     """Mean of -log p(x | z) + kl_weight * KL, and mean KL, in bits a colour value, of (n, s, s, 3) images.
 
@@ -33,9 +35,12 @@ def vdvae_loss(
     too, in which the regressed layers must tell all they can, as they do when a guess is decoded. Child 2021,
     section 3.
 
-    A channel of a regressed layer whose KL is less than `free_nats` a value, averaged over batch and places, costs
-    as much as with `free_nats`. Without it, training ends with one channel of four in use, and the rest of what is
-    regressed is noise. Kingma et al. 2016, "Improved variational inference with inverse autoregressive flow",
+    The KL of layers of so many pixels as `coarse` names costs so many times more. What such a layer tells changes the
+    picture everywhere; with this, things and backgrounds are told by layers of which each value has a place.
+
+    A channel of another regressed layer whose KL is less than `free_nats` a value, averaged over batch and places,
+    costs as much as with `free_nats`. Without it, training ends with one channel of four in use, and the rest of what
+    is regressed is noise. Kingma et al. 2016, "Improved variational inference with inverse autoregressive flow",
     appendix C.8.
     """
     pixels = vdvae._pixels(images_u8)
@@ -55,13 +60,28 @@ def vdvae_loss(
         ratio = (2 * (log_std - prior_log)).exp() + ((mean - prior_mean) * (-prior_log).exp()) ** 2
         nats = prior_log - log_std + 0.5 * ratio - 0.5
         kl = kl + nats.flatten(1).sum(1)
-        least = free_nats if index < vdvae.config.n_latent_blocks else 0.0
-        cost = cost + nats.mean((0, 2, 3)).clamp(min=least).sum() * nats[0, 0].numel()
+        free = index < vdvae.config.n_latent_blocks and block.resolution not in coarse
+        layer_cost = nats.mean((0, 2, 3)).clamp(min=free_nats if free else 0.0).sum() * nats[0, 0].numel()
+        cost = cost + coarse.get(block.resolution, 1.0) * layer_cost
         states[block.resolution] = block.update(state + update, z)
     px_z = states[vdvae.config.image_size] * vdvae.decoder.gain + vdvae.decoder.bias
     nll = -mixture_log_likelihood(vdvae.decoder.out_net(px_z).float(), images_u8, vdvae.config.num_mixtures)
     bits = 1 / (math.log(2) * images_u8[0].numel())
     return (nll.mean() + kl_weight * cost) * bits, kl.mean().detach() * bits
+
+
+def joined(images: Tensor, others: Tensor, rng: np.random.Generator, share: float) -> Tensor:
+    """Images (n, s, s, 3); of a `share` of them a disc, anywhere and of 0.15 to 0.6 of the side as radius, in another.
+
+    What is seen in one place then tells little of other places, so that each must be told where it lies.
+    """
+    n, size = len(images), images.shape[1]
+    chosen = torch.from_numpy(rng.random(n) < share)
+    y, x = torch.from_numpy(rng.uniform(0, size, (2, n, 1, 1)).astype(np.float32))
+    radius = torch.from_numpy(rng.uniform(0.15, 0.6, (n, 1, 1)).astype(np.float32)) * size
+    at = torch.arange(size) + 0.5
+    outside = torch.hypot(at[:, None] - y, at - x) > radius
+    return torch.where((outside & chosen[:, None, None])[..., None], others, images)
 
 
 def mixture_log_likelihood(parameters: Tensor, images_u8: Tensor, num_mixtures: int) -> Tensor:

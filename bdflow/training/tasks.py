@@ -20,8 +20,10 @@ from bdflow.training.bundle import untrained
 from bdflow.training.scenes import Scenes
 from bdflow.training.settings import (
     BATCH,
+    COARSE,
     FREE_NATS,
     HORIZON,
+    JOINED,
     KL_WEIGHT,
     LEAST_LEFT,
     MOST_UNSETTLED,
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 DROPPED = 0.1
 MIXINGS, MIXING_SHARES = (0.0, 1.0, 0.4), (0.1, 0.1, 0.5)  # the rest of the steps: uniform
 STRENGTH, STABLE_STRENGTH = 0.75, 0.8  # of Brain-Diffuser, of Takagi & Nishimoto
+VDVAE_LOSS: dict[str, Any] = {"kl_weight": KL_WEIGHT, "from_prior": 0.5, "free_nats": FREE_NATS, "coarse": COARSE}
 LossOf = Callable[[int, float, np.random.Generator, torch.Generator], Tensor]
 
 
@@ -91,9 +94,10 @@ def vdvae_task(scenes: Scenes, short: bool) -> Task:
     module: Any = build("vdvae").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int, progress: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        rows = np.sort(rng.choice(len(scenes.ids), BATCH["vdvae"], replace=False))
-        images = torch.from_numpy(np.array(scenes.guess[rows]))
-        return losses.vdvae_loss(module, images, generator, kl_weight=KL_WEIGHT, from_prior=0.5, free_nats=FREE_NATS)[0]
+        rows, others = np.sort(rng.choice(len(scenes.ids), (2, BATCH["vdvae"]), replace=False))
+        images, filling = (torch.from_numpy(np.array(scenes.guess[of])) for of in (rows, others))
+        pictures = losses.joined(images, filling, rng, JOINED)
+        return losses.vdvae_loss(module, pictures, generator, **VDVAE_LOSS)[0]
 
     return Task(
         "vdvae",

@@ -1,7 +1,9 @@
 """The training of the tiny bundle in its short mode, its losses against references, and the shipped scores."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,21 +94,60 @@ def test_stable_diffusion_starts_as_the_dual_guided_unet_under_text_alone() -> N
     assert relative(moved, expected) > 1e-3
 
 
-def test_regressed_channels_cost_their_free_nats_at_least() -> None:
+@pytest.fixture(scope="module")
+def vdvae_loss() -> Callable[..., tuple[float, float]]:
+    """The VDVAE's loss and KL, of the same noise whatever is asked."""
     vdvae = open_bundle("tiny").load("vdvae").float()
     images = torch.randint(0, 256, (4, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
-    def loss(free_nats: float) -> tuple[float, float]:
+    def loss(**options: Any) -> tuple[float, float]:
         with torch.inference_mode():
             draw = torch.Generator().manual_seed(1)
-            found = losses.vdvae_loss(vdvae, images, draw, kl_weight=0.5, from_prior=0.5, free_nats=free_nats)
+            found = losses.vdvae_loss(vdvae, images, draw, kl_weight=0.5, from_prior=0.5, **options)
         return float(found[0]), float(found[1])
 
-    costs, kl = zip(*(loss(free) for free in (0.0, 0.1, 1e4, 3e4)), strict=True)
+    return loss
+
+
+BITS = 1 / (np.log(2) * 32 * 32 * 3)
+
+
+def test_regressed_channels_cost_their_free_nats_at_least(vdvae_loss) -> None:
+    costs, kl = zip(*(vdvae_loss(free_nats=free) for free in (0.0, 0.1, 1e4, 3e4)), strict=True)
     assert len(set(kl)) == 1
     assert costs[0] < costs[1] < costs[2]
-    bits = 1 / (np.log(2) * images[0].numel())
-    assert costs[3] - costs[2] == pytest.approx(0.5 * vdvae.config.n_latents * 2e4 * bits, rel=1e-5)
+    n_latents = open_bundle("tiny").vdvae_config.n_latents
+    assert costs[3] - costs[2] == pytest.approx(0.5 * n_latents * 2e4 * BITS, rel=1e-5)
+
+
+def test_coarse_layers_cost_more_and_have_nothing_free(vdvae_loss) -> None:
+    """Of each size the KL is linear in its factor; all sizes twice as dear is the whole KL twice."""
+    plain, kl = vdvae_loss()
+    more = {size: vdvae_loss(coarse={size: 3.0})[0] - plain for size in (1, 4, 8, 16, 32)}
+    assert min(more.values()) >= 0
+    assert sum(more.values()) / 2 == pytest.approx(0.5 * kl, rel=1e-4)
+    layers = open_bundle("tiny").layers
+    free = [vdvae_loss(free_nats=nats, coarse={1: 20.0, 4: 8.0})[0] for nats in (1e4, 3e4)]
+    fine = sum(c * h * w for c, h, w in layers if h >= 8)
+    assert free[1] - free[0] == pytest.approx(0.5 * fine * 2e4 * BITS, rel=1e-5)
+
+
+def test_joined_pictures_are_discs_of_one_scene_in_another() -> None:
+    images, others = torch.zeros(400, 32, 32, 3, dtype=torch.uint8), torch.full((400, 32, 32, 3), 9, dtype=torch.uint8)
+    found = losses.joined(images, others, np.random.default_rng(0), 0.5)[..., 0].numpy()
+    filled = (found == 9).mean((1, 2))
+    assert 0.4 < (filled > 0).mean() < 0.6
+    assert set(np.unique(found)) == {0, 9}
+    y, x = np.indices((32, 32)) + 0.5
+    for picture in found[(filled > 0) & (filled < 0.97)]:
+        inside = picture == 0
+        corners = [(cy, cx) for cy in (0, 31) for cx in (0, 31) if inside[cy, cx]]
+        if corners:  # cut by the edge: its centre is not that of what is seen
+            continue
+        far = np.hypot(y - y[inside].mean(), x - x[inside].mean())
+        if far[inside].max() < 12 and inside[1:-1, 1:-1].sum() == inside.sum():
+            assert far[inside].max() <= far[~inside].min() + 1
+    assert not losses.joined(images, others, np.random.default_rng(0), 0).any()
 
 
 def test_conditions_are_shrunk_towards_their_mean() -> None:
