@@ -201,7 +201,7 @@ class SpaceSettings(Section):
 
     encoder : what makes its latents of stimuli.
     options : further settings of this encoder.
-    ridge : where this space differs from `ridge`.
+    ridge : where this space differs from `ridge`; of a space that is not decoded nothing may be given.
     decode : whether ridge predicts it from voxels; without it the space is for encoding models alone.
     """
 
@@ -209,6 +209,17 @@ class SpaceSettings(Section):
     options: Options = Field(default_factory=dict)
     decode: Annotated[Switch, NOT_CONTENT] = True
     ridge: SpaceRidgeSettings = SpaceRidgeSettings()
+
+    @model_validator(mode="after")
+    def _ridge_where_it_decodes(self) -> Self:
+        idle = self.ridge.given(type(self.ridge).model_fields)
+        if idle and not self.decode:
+            raise ValueError(
+                f"ridge: found {', '.join(f'`ridge.{name}`' for name in idle)}, and decode: false, so that no ridge is "
+                "fitted; encoding models have penalties of their own (`encode`). Expected a space that is decoded, or "
+                "no settings of ridge: leave them out, or set each to null"
+            )
+        return self
 
 
 # --- pictures and their scores -----------------------------------------------------------------------------------
