@@ -81,7 +81,7 @@ class NetworkSettings(Section):
     """Which frozen networks, where they run and in which precision, and how they are called. The bundle's content
     counts, not where it lies.
 
-    bundle : a folder of published weights (docs/models.md), or `tiny`, the small networks that ship.
+    bundle : a folder of published weights (docs/weights.md), or `tiny`, the small networks that ship.
     device : as torch names it: `cpu`, `cuda`, `cuda:1`.
     dtype : of all networks but the VDVAE and the judges, which compute in float32.
     vdvae_dtype : of the VDVAE: it draws each pixel's value from a mixture, where a small difference may turn a choice.
