@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -46,12 +47,20 @@ SCALES = {
 }  # fmt: skip
 
 
+POOL = 2**24
+
+
+@cache
+def pool_of(dtype: np.dtype, size: int) -> np.ndarray:
+    """So many Gaussian numbers."""
+    return np.random.default_rng(0).standard_normal(size, dtype=np.float32).astype(dtype)
+
+
 class Writer:
     """Fills one partition of a synthetic store a task, from a pool of Gaussian numbers."""
 
     def __init__(self, stores: dict[str, Store]) -> None:
         self.stores = stores
-        self.pool = np.random.default_rng(0).standard_normal(2**24, dtype=np.float32)
 
     def __call__(self, task: tuple[str, int]) -> None:
         path, partition = task
@@ -67,7 +76,7 @@ class Writer:
             if spec.name in ("voxel_mean", "voxel_scale", "valid"):
                 data[spec.name] = np.full(shape, spec.name != "voxel_mean", dtype)
                 continue
-            pool = self.pool.astype(dtype)
+            pool = pool_of(dtype, POOL)
             values = np.empty(shape, dtype)
             for row in values.reshape(shape[0], -1):
                 at = int(rng.integers(0, pool.size - min(row.size, pool.size - 1)))

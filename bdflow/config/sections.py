@@ -81,7 +81,7 @@ class NetworkSettings(Section):
     """Which frozen networks, where they run and in which precision, and how they are called. The bundle's content
     counts, not where it lies.
 
-    bundle : a folder of published weights (docs/models.md), or `tiny`, the small networks that ship.
+    bundle : a folder of published weights (docs/weights.md), or `tiny`, the small networks that ship.
     device : as torch names it: `cpu`, `cuda`, `cuda:1`.
     dtype : of all networks but the VDVAE and the judges, which compute in float32.
     vdvae_dtype : of the VDVAE: it draws each pixel's value from a mixture, where a small difference may turn a choice.
@@ -201,7 +201,7 @@ class SpaceSettings(Section):
 
     encoder : what makes its latents of stimuli.
     options : further settings of this encoder.
-    ridge : where this space differs from `ridge`.
+    ridge : where this space differs from `ridge`; of a space that is not decoded nothing may be given.
     decode : whether ridge predicts it from voxels; without it the space is for encoding models alone.
     """
 
@@ -209,6 +209,17 @@ class SpaceSettings(Section):
     options: Options = Field(default_factory=dict)
     decode: Annotated[Switch, NOT_CONTENT] = True
     ridge: SpaceRidgeSettings = SpaceRidgeSettings()
+
+    @model_validator(mode="after")
+    def _ridge_where_it_decodes(self) -> Self:
+        idle = self.ridge.given(type(self.ridge).model_fields)
+        if idle and not self.decode:
+            raise ValueError(
+                f"ridge: found {', '.join(f'`ridge.{name}`' for name in idle)}, and decode: false, so that no ridge is "
+                "fitted; encoding models have penalties of their own (`encode`). Expected a space that is decoded, or "
+                "no settings of ridge: leave them out, or set each to null"
+            )
+        return self
 
 
 # --- pictures and their scores -----------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ class Networks:
                 where,
                 found=f"{self.source}, without Stable Diffusion",
                 expected="networks whose cost is known",
-                action="name a bundle that holds Stable Diffusion in `networks.bundle` (docs/models.md).",
+                action="name a bundle that holds Stable Diffusion in `networks.bundle` (docs/weights.md).",
             )
         return self.stable
 

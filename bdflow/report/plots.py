@@ -13,6 +13,7 @@ from markupsafe import Markup
 from bdflow.report import palette
 from bdflow.report.palette import Look
 
+WIDE = 480  # units of an SVG
 POINTS = (
     "M{0:.1f} {1:.1f}m-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0Z",
     "M{0:.1f} {1:.1f}m-2.7 -2.7h5.4v5.4h-5.4Z",
@@ -274,7 +275,9 @@ def _number(value: float) -> str:
 
 
 def _svg(width: float, height: float, words: str, body: str) -> Markup:
+    """`wide` plots are scrolled on a phone, where their labels would be too small."""
+    of_its_own = ' class="wide"' if width > WIDE else ""
     return Markup(
-        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
+        f'<svg{of_its_own} viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
         f'aria-label="{escape(words)}">{body}</svg>'
     )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1:0"  # for the HTTP server of health and metrics, which Dask always starts
 LEFT_BY_DASK = ("PYTHONHASHSEED", "__DASK_PARENT_PID", TRIM)  # in the environment of a process that starts a nanny
 NANNY_TIMEOUT = 3.0  # seconds without a process after which a nanny is replaced
+UNPROFILED: dict[str, object] = {"distributed.worker.profile.enabled": False}
+"""Dask's profiler may stop a worker for ever (see `PROFILED` of `bdflow.cluster.executors.dask`)."""
 
 
 def _without_spans(extensions: Mapping[str, object]) -> dict[str, object]:
@@ -65,6 +67,7 @@ class Spawning:
         settings = {
             "distributed.nanny.pre-spawn-environ": self.variables,
             "distributed.scheduler.worker-ttl": None,
+            **UNPROFILED,
             **(NO_PAGES if dashboard is None else {}),
         }
         # Threads and processes inherit the mask: a Ctrl-C reaches this process, which then ends the workers.
@@ -117,6 +120,7 @@ class LocalCluster:
             "local_directory": str(self._scratch),
             "silence_logs": logging.CRITICAL,
             "extensions": _without_spans(working.DEFAULT_EXTENSIONS),
+            "config": UNPROFILED,  # of nannies that replace others too
         }
         workers = {}
         for number in range(resources.workers):

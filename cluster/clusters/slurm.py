@@ -187,6 +187,7 @@ def spawn_variables(threads: int) -> dict[str, str]:
     return wanted | {
         "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": repr(wanted),
         "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",
+        "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     }
 
 

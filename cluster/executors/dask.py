@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import queue
+import sys
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 POLL_INTERVAL = 0.5  # seconds between two questions which workers there are
+PROFILED = (3, 11), (3, 11, 9)
+"""Versions of Python, from the first to before the second, in which a worker may stop for ever while Dask's profiler
+asks for the frames of all threads. Garbage is collected meanwhile; a `threading.local` in it, such as each request to
+an object store leaves, is freed under a lock that the same thread already holds (CPython's issue 106883)."""
 
 
 class DaskExecutor(PoolExecutor):
@@ -238,6 +243,7 @@ class _Workers:
             if worker not in self.workers and (self.wanted is None or len(self.workers) < self.wanted):
                 if self.address is not None:
                     self.refuse_less(worker)
+                    self.client.run(_unprofiled, *PROFILED, workers=[worker], on_error="ignore")
                 self.workers[worker] = {}
                 events.append(WorkerStarted(worker))
         return events
@@ -297,3 +303,10 @@ class _Workers:
 
 def _capacity(dask_worker: Worker) -> tuple[int, int | None]:
     return len(devices_here()), dask_worker.memory_manager.memory_limit
+
+
+def _unprofiled(first: tuple[int, ...], fixed: tuple[int, ...], dask_worker: Worker) -> None:
+    """End the profiler of a worker that others have started, if its Python is from `first` to before `fixed`."""
+    profiler = dask_worker.periodic_callbacks.get("profile")
+    if profiler is not None and first <= sys.version_info[:3] < fixed:
+        profiler.stop()

@@ -123,13 +123,13 @@ def test_memory_of_the_driver_is_flat(opened: dict[str, Executor]) -> None:
 @pytest.mark.slow(kind="memory of the driver")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("kind", "total", "worker"),
-    [("serial", 100_000, "Square"), ("ray", 100_000, "PhasedSquare"), ("dask", 20_000, "PhasedSquare")],
+    ("kind", "total", "worker", "most"),
+    [("serial", 100_000, "Square", 10), ("ray", 30_000, "PhasedSquare", 3), ("dask", 20_000, "PhasedSquare", 10)],
 )
-def test_memory_of_the_driver_is_flat_over_many_tasks(kind: str, total: int, worker: str) -> None:
+def test_memory_of_the_driver_is_flat_over_many_tasks(kind: str, total: int, worker: str, most: float) -> None:
     driver = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_run; test_run.drive()"
     told = subprocess.run([sys.executable, "-c", driver, kind, str(total), worker], stdout=subprocess.PIPE, check=True)
-    _assert_flat(kind, json.loads(told.stdout.splitlines()[-1]))
+    _assert_flat(kind, json.loads(told.stdout.splitlines()[-1]), most)
 
 
 def drive() -> None:
@@ -154,10 +154,11 @@ def _sizes(executor: Executor, total: int, worker: type = Square) -> list[float]
     return sizes
 
 
-def _assert_flat(kind: str, sizes: list[float]) -> None:
+def _assert_flat(kind: str, sizes: list[float], most: float = 10) -> None:
+    """That from 25-45 % of the tasks to the last fifth of them the driver has grown by less than `most` MiB."""
     # Dask keeps 0.4 KiB of each of its last 100,000 tasks: the cache of the names it made of their keys.
     early, late = max(sizes[4:9]), max(sizes[-5:])
-    assert late - early < 10, f"{kind}: driver grew from {early:.0f} to {late:.0f} MiB: {sizes}"
+    assert late - early < most, f"{kind}: driver grew from {early:.0f} to {late:.0f} MiB: {sizes}"
 
 
 def test_an_exception_of_a_task_comes_back_as_itself(executor: Executor, tmp_path: Path) -> None:

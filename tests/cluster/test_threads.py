@@ -4,13 +4,17 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
 
 import cloudpickle
 import numpy as np
 import pytest
 import threadpoolctl
+from distributed import LocalCluster
 
-from bdflow.cluster import Completed, Executor, Resources
+from bdflow.cluster import Completed, Executor, Resources, open_executor
 from bdflow.cluster.ray_session import NICENESS, environment_of_ray
 from bdflow.cluster.threads import VARIABLES, limited
 
@@ -45,6 +49,45 @@ def test_workers_are_as_important_as_their_driver(executor: Executor) -> None:
     done: list[Completed] = []
     executor.run(lambda: lambda task: os.nice(0), range(2), on_done=done.append)
     assert [c.result for c in done] == [os.nice(0)] * 2
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Iterator[LocalCluster]:
+    with LocalCluster(n_workers=1, threads_per_worker=3, dashboard_address="127.0.0.1:0", silence_logs=50) as theirs:
+        yield theirs
+
+
+def frames_asked_for(task: int) -> int:
+    """How often anything in this process asks for the frames of all its threads, in 0.3 s of a task."""
+    asked, frames = 0, sys._current_frames
+
+    def counted() -> dict[int, FrameType]:
+        nonlocal asked
+        asked += 1
+        return frames()
+
+    sys._current_frames = counted
+    try:
+        time.sleep(0.3)
+    finally:
+        sys._current_frames = frames
+    return asked
+
+
+def test_nothing_asks_for_the_frames_of_all_threads_in_a_worker(executor: Executor) -> None:
+    """Dask's profiler does, every 10 ms; up to Python 3.11.8 the process may then stop for ever."""
+    done: list[Completed] = []
+    executor.run(lambda: frames_asked_for, range(2), on_done=done.append)
+    assert [c.result for c in done] == [0, 0]
+
+
+@pytest.mark.parametrize(("fixed", "least", "most"), [((3,), 3, 100), ((9,), 0, 0)])
+def test_the_profiler_of_workers_of_others_ends_where_it_may_stop_them(monkeypatch, theirs, fixed, least, most) -> None:
+    monkeypatch.setattr("bdflow.cluster.executors.dask.PROFILED", ((0,), fixed))
+    done: list[Completed] = []
+    with open_executor("dask", address=theirs.scheduler_address) as dask:
+        dask.run(lambda: frames_asked_for, [0], on_done=done.append)
+    assert least <= done[0].result <= most
 
 
 @pytest.mark.parametrize(("user", "of_nodes"), [(None, "0"), ("7", "7")])

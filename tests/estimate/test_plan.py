@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bdflow.estimate.plan import GIB, Machine, plan, ridge_flop
 from bdflow.estimate.rates import DEFAULTS
 from bdflow.estimate.sizes import PUBLISHED, PUBLISHED_STABLE, networks_of, sizes_of
 from bdflow.estimate.stores import PlannedCounts, array_bytes, bytes_by_stage
+from bdflow.estimate.table import lines, table
 from bdflow.pipeline import STAGES, Pipeline, stages_until
 from bdflow.stores import Store
 from bdflow.study.graph import Graph
@@ -277,3 +279,16 @@ def test_small_networks_of_stable_diffusion_are_counted(settings, tmp_path):
     with FlopCounterMode(display=False) as counter:
         painter.paint_prepared(inputs)
     assert found.painting("full", 10, 0.8) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_the_page_shows_what_is_planned_today():
+    """On the machine that it names; a test of no rate, but whoever changes one prints the page's example anew."""
+    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
+    found = planned(machine=Machine(cores=2, gpus=0, memory=20 * GIB, free=50 * 10**9))
+    rows = [re.split(r"\s{2,}", line.strip()) for line in page.splitlines()]
+    cells = zip(*(list(column.cells) for column in table(found).columns), strict=True)
+    for row in cells:
+        assert [cell for cell in row if cell] in rows
+    told = " ".join(page.split())
+    for line in lines(found):
+        assert " ".join(line.split()) in told

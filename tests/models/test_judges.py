@@ -306,7 +306,7 @@ def test_a_file_of_another_network_is_refused(tmp_path):
     from torchvision import models
 
     torch.save(models.resnet18().state_dict(), tmp_path / JUDGES["alexnet"].file)
-    with pytest.raises(InputError, match=r"differences(.|\n)*docs/evaluation.md"):
+    with pytest.raises(InputError, match=r"differences(.|\n)*docs/weights.md"):
         load_network("alexnet", find_weights("alexnet", tmp_path))
 
 

@@ -194,6 +194,8 @@ class Read(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = {key: value or "" for key, value in attrs}
         self.tags.append((tag, found))
+        if tag == "wbr":  # where a name may be divided; the text goes on
+            return
         self.here = tag
         if tag == "tr":
             self.rows.append([])

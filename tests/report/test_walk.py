@@ -57,6 +57,33 @@ def test_everything_is_clicked(report: Path, size: str, scheme: str) -> None:
         assert browser.loaded_from() == {"file:"}
 
 
+LETTERS = """
+    return [...document.querySelectorAll("figure svg text")].map(text => parseFloat(getComputedStyle(text).fontSize)
+        * text.ownerSVGElement.getBoundingClientRect().width / text.ownerSVGElement.viewBox.baseVal.width)"""
+CUT = """
+    return [...document.querySelectorAll("th[scope=row]")].filter(cell => cell.checkVisibility()).flatMap(cell => {
+        const range = document.createRange(), words = [];
+        for (const part of [...cell.childNodes].filter(node => node.nodeType === 3 && node.data.trim())) {
+            range.selectNodeContents(part);
+            const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+            if (lines.size > 1 && !part.data.includes(" "))
+                words.push(part.data);
+        }
+        return words;
+    })"""
+
+
+def test_on_a_phone_labels_are_large_enough_and_names_are_not_cut_within_a_word(tmp_path: Path) -> None:
+    settings = painter(variants=list(VARIANTS))["brain_diffuser"]
+    context = build(tmp_path, painters={"brain_diffuser": settings, "stable_diffusion": settings})
+    with opened(writer.write(context)) as browser:
+        browser.show("phone", "light")
+        assert min(browser.driver.execute_script(LETTERS)) > 8.5, "pixels"
+        assert browser.too_wide() <= 0
+        assert len([cell for cell in browser.all("th[scope=row]") if cell.is_displayed()]) > 5
+        assert browser.driver.execute_script(CUT) == []
+
+
 def _filters(browser: Browser) -> None:
     for button in browser.all("#order button"):
         button.click()

@@ -109,8 +109,8 @@ def others(nsd: Path, root: Path) -> dict[str, Any]:
     }
 
 
-WITHOUT = {"spaces.vdvae.decode": "painters"}
-"""Fields that are changed without a section that needs them as they are."""
+WITHOUT = {"spaces.vdvae.decode": ("painters", "spaces.vdvae.ridge")}
+"""Fields that are changed without sections that need them as they are."""
 REFUSED = {"painters.brain_diffuser.options": "of a painter of one's own: others refuse it"}
 NOT_PLAIN = {
     "networks.bundle",
@@ -188,7 +188,10 @@ def stale(nsd: Path, root: Path) -> dict[str, list[str]]:
             found[key] = [REFUSED.get(key, "another folder of files: their content counts")]
             continue
         value = special[key] if key in special else another(annotation, value_at(base, key))
-        config = parse(changed({name: of for name, of in content.items() if name != WITHOUT.get(key)}, key, value))
+        kept = content
+        for section in WITHOUT.get(key, ()):
+            kept = changed(kept, section, {})
+        config = parse(changed(kept, key, value))
         after = {name: made.fingerprint for name, made in Graph(config, STAGES.values()).provenances().items()}
         found[key] = sorted({kind(name) for name in before if name in after and before[name] != after[name]})
     return found

@@ -194,3 +194,21 @@ def test_rules_for_values_of_nsd_make_other_kinds_no_difference(nsd: Path, tmp_p
     core = small_settings(nsd, tmp_path)
     for key in ("dataset.outliers", "dataset.not_a_number"):
         assert "betas/subj01" in keys_that_differ(core, changed(core, key, "invalid"))
+
+
+@pytest.mark.parametrize(
+    ("ridge", "words"),
+    [({"alpha": 10.0}, "`ridge.alpha`"), ({"regions": "V1", "rows": "trials"}, "`ridge.rows`, `ridge.regions`")],
+)
+def test_settings_of_ridge_of_a_space_that_is_not_decoded_are_refused(ridge, words, nsd, tmp_path) -> None:
+    content = small_settings(nsd, tmp_path)
+    for decode in (True, False):
+        space = {"encoder": "vdvae", "decode": decode, "ridge": ridge}
+        if decode:
+            assert parse(changed(content, "spaces.more", space)).spaces["more"].ridge.given(ridge)
+            continue
+        with pytest.raises(InputError, match=r"`spaces\.more` = .*\(ridge: found ") as error:
+            parse(changed(content, "spaces.more", space))
+        assert f"(ridge: found {words}, and decode: false" in str(error.value)
+        parse(changed(content, "spaces.more", {**space, "ridge": dict.fromkeys(ridge)}))
+        parse(changed(content, "spaces.more", {**space, "ridge": {}}))

@@ -63,6 +63,29 @@ def test_a_configuration_for_some_is_still_of_the_whole_study(settings, tmp_path
     assert {key for key in set(every) - set(one) if not {"subj02", "mean"} & set(key.split("/"))} == set()
 
 
+def test_a_run_for_some_says_where_the_split_needs_the_files_of_all(
+    settings, nsd, alone, undisturbed, tmp_path, caplog
+):
+    """Before it meets a file that is not there; and nothing where the split is shared, or all are asked for."""
+    (tmp_path / "test.txt").write_text("00000\n00001\n")
+    split = str(tmp_path / "test.txt")
+
+    def said(study: Path, root: Path, subjects: tuple[str, ...], **dataset: object) -> list[str]:
+        caplog.clear()
+        section = {"root": str(root), "sessions": 3, **dataset}
+        Pipeline(parse(settings(tmp_path, study=str(study), dataset=section)), subjects).run(("ingest",))
+        return [record.getMessage() for record in caplog.records if "are read too" in record.getMessage()]
+
+    assert said(undisturbed, nsd, ONE) == said(undisturbed, nsd, SUBJECTS) == []
+    with pytest.raises(InputError, match="subj02"):
+        said(tmp_path / "other.zarr", alone, ONE, split=split)
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    text = warning.getMessage()
+    assert text.startswith("files of subj02 are read too, though only subj01 is asked for: with `dataset.split` ")
+    assert split in text
+    assert "`subjects` are subj01 alone, or `dataset.split: shared` (docs/subjects.md)." in text
+
+
 def test_status_of_some_leaves_the_others_out(settings, undisturbed, nsd, tmp_path):
     config = parse(settings(tmp_path, study=str(undisturbed)))
     rows = api.status(config, subjects=ONE)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from typer.testing import CliRunner
 from bdflow.cli.main import app
 
 DOCS = Path(__file__).parents[2] / "docs"
+OPTIONAL = ("cortex",)
+"""Modules whose blocks run only where they are installed: pycortex is built by a C compiler."""
 FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -35,17 +38,22 @@ def blocks(page: str, *kinds: str) -> list[Block]:
 
 def follow(page: str) -> dict[str, Any]:
     """Do what the page says, and give the variables that its Python leaves. Blocks with a file are written there;
-    other Python runs, all of it in one namespace; commands run, and what the page shows of their output must be it.
+    other Python runs, all of it in one namespace, but what imports a module of `OPTIONAL` that is not here; commands
+    run, and what the page shows of their output must be it.
     """
     names: dict[str, Any] = {}
     for block in blocks(page):
         if block.file:
             Path(block.file).write_text(block.text, encoding="utf-8")
-        elif block.kind == "python":
+        elif block.kind == "python" and not _needs_more(block.text):
             exec(compile(block.text, page, "exec"), names)
         elif block.kind == "console":
             _commands(block.text)
     return names
+
+
+def _needs_more(code: str) -> bool:
+    return any(f"import {name}\n" in code and find_spec(name) is None for name in OPTIONAL)
 
 
 def _commands(text: str) -> None:

@@ -113,7 +113,7 @@ def load_network(name: str, weights: Weights, device: str = "cpu") -> Network:
     else:
         module = _torchvision(network)
         parts = [_part(network, module, weights.files[0])]
-    action = "put the published file in its place; docs/evaluation.md says which."
+    action = "put the published file in its place; docs/weights.md says which."
     load_into(module, parts, device=device, dtype="float32", action=action)
     number_positions(module, device)
     return Network(module, JUDGES[name], device)

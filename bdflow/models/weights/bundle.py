@@ -134,7 +134,7 @@ class Bundle:
                 f"bundle {self.name}, {self.path}",
                 found=f"networks of the spaces {', '.join(self.spaces)}",
                 expected=f"those of {space}",
-                action="name a bundle that holds them in `networks.bundle` (docs/models.md).",
+                action="name a bundle that holds them in `networks.bundle` (docs/weights.md).",
             )
         return self.spaces[space]
 

@@ -374,7 +374,7 @@ def write_manifest(root: Path, name: str | None = None) -> Path:
             root,
             found=f"nothing named {listed(missing, 40, joint='; ')}",
             expected="the published files of VDVAE and Versatile Diffusion, or of Stable Diffusion 1",
-            action="download what is missing into this directory (docs/models.md says from where) and run this again",
+            action="download what is missing into this directory (docs/weights.md says from where) and run this again",
         )
     path = root / MANIFEST
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
