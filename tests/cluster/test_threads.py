@@ -14,7 +14,7 @@ import pytest
 import threadpoolctl
 from distributed import LocalCluster
 
-from bdflow.cluster import Completed, Executor, Resources, open_executor
+from bdflow.cluster import Completed, Executor, Resources, open_executor, ray_session
 from bdflow.cluster.ray_session import NICENESS, environment_of_ray
 from bdflow.cluster.threads import VARIABLES, limited
 
@@ -93,6 +93,7 @@ def test_the_profiler_of_workers_of_others_ends_where_it_may_stop_them(monkeypat
 @pytest.mark.parametrize(("user", "of_nodes"), [(None, "0"), ("7", "7")])
 def test_what_the_user_says_of_priority_stays(monkeypatch, user: str | None, of_nodes: str) -> None:
     monkeypatch.delenv(NICENESS, raising=False)
+    monkeypatch.setattr(ray_session, "ray_forgets", lambda: None)  # the token of the Ray that other tests share
     if user is not None:
         monkeypatch.setenv(NICENESS, user)
     with environment_of_ray(own=True) as nodes:
