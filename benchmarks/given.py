@@ -11,7 +11,7 @@ from bdflow.config import Config
 from bdflow.stores import Provenance, Store, Study
 from bdflow.study import keys
 from bdflow.study.counts import StudyCounts
-from bdflow.study.designs import response_kinds
+from bdflow.study.designs import designs, response_kinds
 from bdflow.study.graph import Declares, Graph, StoreDecl
 from bdflow.study.keys import SHARED
 from bdflow.study.stage import MEAN, TRUE, Context
@@ -38,8 +38,10 @@ class GivenCounts(StudyCounts):
     """Counted in the benchmark's stores, not in a dataset."""
 
     def _responses(self, subject: str) -> Store:
-        """The subject's responses of any kind of rows."""
-        every = (keys.responses(subject, kind) for kind in response_kinds(self.context.config))
+        """The subject's responses: those that ridge is fitted on, else any."""
+        config = self.context.config
+        kinds = (*(design.responses for design in designs(config)), *response_kinds(config))
+        every = (keys.responses(subject, kind) for kind in kinds)
         return self.context.ready(next(key for key in every if key in self.context.expected))
 
     def _ids(self, subject: str, part: str) -> np.ndarray:

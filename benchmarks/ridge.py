@@ -87,7 +87,10 @@ def needs(scale: Scale, options: argparse.Namespace) -> Needs:
     stimuli = m + len(scale.voxels) * n
     disk = 2.05 * stimuli * latents + sum(4 * (n + m) * p for p in scale.voxels.values())
     disk += len(scale.voxels) * (5.0 * m * latents + 8 * n * n + 12 * m * n) + probe_bytes(scale)
-    extents = {s: memory_budget.Extent(n, m, p, 0, 1, ridge.dual_is_cheaper(n, p, m)) for s, p in scale.voxels.items()}
+    extents = {
+        (s, "averaged"): memory_budget.Extent(n, m, p, 0, 1, ridge.dual_is_cheaper(n, p, m))
+        for s, p in scale.voxels.items()
+    }
     planned = memory_budget.plan(extents, scale.columns, 1024, catalog.KERNEL_ROWS, None, False, 2 * stimuli)
     rate = sgemm_rate(options.workers * options.threads, n=1024)
     runs = options.runs * sum(arithmetic(one) for one in smaller(scale, options.sizes))

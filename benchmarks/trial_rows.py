@@ -109,7 +109,7 @@ def planned(responses: Store, budget: int) -> Plan:
     split = responses.read("split")
     trials, tests = int((split == "train").sum()), int((split == "test").sum())
     extent = Extent(trials, tests, responses.sizes["voxel"], 0, 1, False, trials // REPEATS)
-    return memory_budget.plan({"subj01": extent}, 4096, VOXELS, catalog.KERNEL_ROWS, budget, False)
+    return memory_budget.plan({("subj01", "trials"): extent}, 4096, VOXELS, catalog.KERNEL_ROWS, budget, False)
 
 
 def sgemm() -> float:

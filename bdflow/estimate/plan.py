@@ -24,7 +24,7 @@ from bdflow.regression import ridge
 from bdflow.regression.memory_budget import BASE, Extent
 from bdflow.regression.memory_budget import plan as ridge_plan
 from bdflow.study import catalog
-from bdflow.study.designs import by_rows, candidates, designs, validates
+from bdflow.study.designs import by_rows, candidates, designs, held_out_spaces, validates
 from bdflow.study.graph import Graph
 from bdflow.study.system import folds
 
@@ -317,7 +317,8 @@ class _Reckoning:
                     held = min(n, k)
                 held = held if validates(config, spaces) else 0
                 dual, tried = ridge.dual_is_cheaper(n, p, m), len(candidates(config, spaces))
-                extents[f"{subject}, {design.name}"] = Extent(n, m, p, held, tried, dual, k, by_rows(config))
+                below = bool(held_out_spaces(config, spaces))
+                extents[subject, design.name] = Extent(n, m, p, held, tried, dual, k, by_rows(config), below)
         columns = 0
         for space in config.decoded_spaces:
             shape = counts.shape(space)

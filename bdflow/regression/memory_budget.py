@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bdflow.errors import InputError
@@ -19,7 +20,8 @@ WIDTHS = (4096, 2048, 1024, 512)
 class Extent:
     """One subject's problem: training rows and test stimuli, voxels, rows and penalties of cross-validation, whether
     the kernel of rows is solved (`dual`) or the covariance of voxels; training stimuli, where rows are single trials;
-    whether cross-validation multiplies errors, one penalty after the other (`one_by_one`), or all predictions at once.
+    whether cross-validation multiplies errors, one penalty after the other (`one_by_one`), or all predictions at once;
+    whether each block of predictions has the rows of cross-validation below it (`below`).
     """
 
     train: int
@@ -30,11 +32,22 @@ class Extent:
     dual: bool
     stimuli: int | None = None
     one_by_one: bool = False
+    below: bool = False
 
     @property
     def targets(self) -> int:
         """Training stimuli."""
         return self.train if self.stimuli is None else self.stimuli
+
+    @property
+    def predicted(self) -> int:
+        """Rows of a hat matrix, with those of cross-validation below it."""
+        return self.test + (self.held_out if self.below else 0)
+
+    @property
+    def hat_bytes(self) -> int:
+        """Of the hat matrices of all penalties."""
+        return 4 * self.predicted * self.targets * self.alphas
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Plan:
 
 
 def plan(
-    extents: dict[str, Extent],
+    extents: Mapping[tuple[str, str], Extent],
     columns: int,
     voxels: int,
     kernel_rows: int,
@@ -72,7 +85,8 @@ def plan(
 
     Parameters
     ----------
-    extents : of every subject.
+    extents : of every subject and design. Predictions hold the hat matrices of all subjects, of one design at a time;
+        the choice of penalties holds the matrices of one subject and design.
     columns, voxels : latents in a block of targets, voxels in a block of responses.
     kernel_rows : rows in a partition of the kernel.
     budget : bytes a worker may use, or None.
@@ -84,10 +98,16 @@ def plan(
     InputError : no way fits into the budget; both numbers are in it.
     """
     whole = {"system": max(_whole(extent, voxels) for extent in extents.values())}
-    hats = sum(4 * (e.test + e.held_out) * e.targets * e.alphas for e in extents.values())
-    rows = max(e.test + e.held_out * (1 if e.one_by_one else 1 + e.alphas) for e in extents.values())
+    by_subject: dict[str, list[Extent]] = {}
+    for (subject, _), extent in extents.items():
+        by_subject.setdefault(subject, []).append(extent)
+    hats = sum(max(e.hat_bytes for e in of) for of in by_subject.values())
+    rows = max(e.predicted for e in extents.values())
+    # results of every subject: made, waiting, written
+    finished = 3 * 4 * sum(max(e.test for e in of) for of in by_subject.values())
 
-    finished = 3 * 4 * sum(e.test for e in extents.values())  # results of every subject: made, waiting, written
+    def penalties(piece_rows: int) -> int:
+        return max(_penalties(extent, columns, piece_rows) for extent in extents.values())
 
     def predictions(piece_rows: int, whole: bool = False) -> int:
         # a piece in float32, beside two blocks (one worked on, one read) or three pieces as they are stored
@@ -96,11 +116,12 @@ def plan(
 
     most = max(LEAST_ROWS, PIECE // (4 * columns) // LEAST_ROWS * LEAST_ROWS)
     if budget is None:
-        return Plan(True, WIDTHS[0], kernel_rows, most, True, {**whole, "predictions": predictions(most, True)})
+        needs = {**whole, "penalties": penalties(most), "predictions": predictions(most, True)}
+        return Plan(True, WIDTHS[0], kernel_rows, most, True, needs)
     blocks = predictions(most, True) <= budget
-    pieces = [k for k in range(most, 0, -LEAST_ROWS) if predictions(k, blocks) <= budget]
+    pieces = [k for k in range(most, 0, -LEAST_ROWS) if max(penalties(k), predictions(k, blocks)) <= budget]
     widths = [w for w in WIDTHS if _tiled(extents, voxels, kernel_rows, w) <= budget]
-    least = {"predictions": predictions(LEAST_ROWS)}
+    least = {"penalties": penalties(LEAST_ROWS), "predictions": predictions(LEAST_ROWS)}
     fits = whole["system"] <= budget
     if fits or folds:
         least |= whole
@@ -180,6 +201,16 @@ def parts_on_device(of: Solving, width: int) -> int:
     return 12 * of.p**2 + 20 * of.rows * max(of.n, of.p) + 8 * of.n * min(of.block, of.p)
 
 
+def _penalties(e: Extent, columns: int, piece_rows: int) -> int:
+    """Bytes to compare the penalties on one block of columns: their matrices, the targets, and what is predicted."""
+    if not e.held_out:
+        return 0
+    matrices = 4 * e.held_out * e.targets * e.alphas
+    if e.one_by_one:
+        return _with_base(matrices + columns * (4 * e.targets + 6 * piece_rows + 12 * e.held_out))
+    return _with_base(2 * matrices + columns * (10 * piece_rows + e.held_out * (32 + 8 * e.alphas)))
+
+
 def _with_base(arrays: float) -> int:
     return BASE + int(MARGIN * arrays)
 
@@ -199,7 +230,7 @@ def _whole(e: Extent, voxels: int) -> int:
     return _with_base(max(computed, 8 * e.train**2 + 16 * rows * e.train))
 
 
-def _tiled(extents: dict[str, Extent], voxels: int, kernel_rows: int, width: int) -> int:
+def _tiled(extents: Mapping[tuple[str, str], Extent], voxels: int, kernel_rows: int, width: int) -> int:
     """Bytes to compute the least rows of the kernel, and to factorise it in panels of this width."""
     needs = []
     for e in extents.values():

@@ -18,6 +18,7 @@ from bdflow.regression.ridge import take
 
 Array = Any
 ROWS_IN_CACHE = 64
+ROWS_AT_ONCE = 1024  # of a matrix of errors
 
 
 class Scratch:
@@ -363,7 +364,8 @@ def error_block(matrices: Iterable[Array], pieces: Iterable[Array]) -> Array:
 
     Parameters
     ----------
-    matrices : (r, n) float32, one for each alpha, from `k_fold_errors`; one after the other is asked for.
+    matrices : (r, n) float32, one for each alpha, from `k_fold_errors`; one after the other is asked for. Where rows
+        begin with zeros, as those of a triangular factor do, these are not multiplied.
     pieces : the block's n training targets in pieces, (k, t) each.
 
     Returns
@@ -391,11 +393,16 @@ def error_block(matrices: Iterable[Array], pieces: Iterable[Array]) -> Array:
     y -= mean  # a product with the mean itself is exact: errors are small differences of large values
     found = []
     while matrix is not None:
-        sums = xp.sum(matrix, axis=1, dtype=xp.float64)
-        errors = matrix @ y
-        errors += xp.astype(sums, xp.float32)[:, None] * mean
-        found.append(xp.sum(errors * errors, axis=0, dtype=xp.float64))
-        del errors, matrix
+        total = xp.zeros((y.shape[1],), dtype=xp.float64)
+        for start in range(0, matrix.shape[0], ROWS_AT_ONCE):
+            rows = matrix[start : start + ROWS_AT_ONCE, :]
+            sums = xp.astype(xp.sum(rows, axis=1, dtype=xp.float64), xp.float32)
+            first = int(xp.argmax(xp.astype(xp.any(rows != 0, axis=0), xp.uint8)))
+            errors = rows[:, first:] @ y[first:, :]
+            errors += sums[:, None] * mean
+            errors *= errors
+            total += xp.sum(errors, axis=0, dtype=xp.float64)
+        found.append(total)
         matrix = next(left, None)
     return xp.astype(xp.stack(found), xp.float32)
 

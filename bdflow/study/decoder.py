@@ -62,7 +62,7 @@ def solver_of(context: Context, subject: str, design: Design) -> Solver:
     system = context.ready(keys.system(subject, design.name))
     extent = extent_of(config, spaces, responses, int((system.read("used") == 1).sum()))
     shapes = [context.ready(keys.targets(space, SHARED)).arrays["latent"].shape[1:] for space in spaces]
-    how = plan_of(config, {subject: extent}, shapes)
+    how = plan_of(config, {(subject, design.name): extent}, shapes)
     return Solver(responses, system, how, scratch_of(config.study))
 
 

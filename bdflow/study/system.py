@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from bdflow.regression.streaming import Scratch
 from bdflow.stores import Provenance, Store, Study
 from bdflow.stores.paths import AnyPath, remove_tree, scratch_folder
 from bdflow.study import catalog, keys
-from bdflow.study.designs import Design, by_rows, candidates, designs, validates
+from bdflow.study.designs import Design, by_rows, candidates, designs, held_out_spaces, validates
 from bdflow.study.target_reader import as_slice
 
 Pair = tuple[str, Design]  # of a subject
@@ -303,11 +303,12 @@ def extent_of(config: Config, spaces: tuple[str, ...], responses: Store, voxels:
         ridge.dual_is_cheaper(rows, voxels, tests),
         stimuli,
         by_rows(config),
+        bool(held_out_spaces(config, spaces)),
     )
 
 
 def plan_of(
-    config: Config, extents: dict[str, Extent], shapes: Sequence[tuple[int, ...]], column_bytes: int = 0
+    config: Config, extents: Mapping[tuple[str, str], Extent], shapes: Sequence[tuple[int, ...]], column_bytes: int = 0
 ) -> Plan:
     """How systems of these extents and predictions of these shapes fit into the memory of a worker; `column_bytes`:
     of one latent of all stimuli that predictions are made from.

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bdflow import api
-from bdflow.benchmarks import machine
+from bdflow.benchmarks import machine, ridge_trials
 from bdflow.benchmarks.machine import Needs, announce, check_output, fitted, write_json
 from bdflow.cli.main import app
 from bdflow.errors import InputError
@@ -153,3 +153,23 @@ def test_the_smallest_run_prints_limits_and_writes_what_a_plan_takes(name, setti
     assert (after.figures.image is not None) == (name == "diffusion")
     assert after.hours != before.hours
     assert Path(file).name in "\n".join(api.plan_text(after)[1])
+
+
+@pytest.mark.slow(kind="benchmarks")
+@pytest.mark.parametrize("method", ["k_fold", "k_fold_rows"])
+def test_ridge_on_single_trials_of_two_spaces_in_one_run(method, tmp_path, capsys):
+    """Both spaces of every subject, by the stage, from voxels of two regions."""
+    words = ["--scale", "tiny", "--subjects", "2", "--method", method, "--threads", "1", "--dir", str(tmp_path)]
+    found = ridge_trials.main([*words, "--json", str(tmp_path / "found.json")])
+    counts = {space: sum(chosen.values()) for space, chosen in found["penalties"].items()}
+    assert counts == {"z": 2 * 64, "c": 2 * 3 * 32}
+    assert list(found["works"]) == ["systems", "cross-validation", "penalties", "hat matrices", "predictions"]
+    assert json.loads((tmp_path / "found.json").read_text()) == found
+    printed = capsys.readouterr().out
+    for words in (
+        "250 trials of each of 2 subjects, 7 penalties",
+        "z: 60 voxels, 64 latents",
+        "sgemm before and after",
+    ):
+        assert words in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"], "nothing is left behind"

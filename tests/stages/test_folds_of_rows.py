@@ -139,6 +139,26 @@ def test_a_score_is_exact_where_targets_lie_far_from_zero() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-2)
 
 
+def test_zeros_that_rows_begin_with_are_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A triangular factor costs half; of one without zeros every row is multiplied."""
+    multiplied = []
+
+    class Watched(np.ndarray):
+        def __matmul__(self, other: Any) -> Any:
+            multiplied.append(self.shape)
+            return np.asarray(self) @ np.asarray(other)
+
+    monkeypatch.setattr(streaming, "ROWS_AT_ONCE", 4)
+    rng = np.random.default_rng(2)
+    full, y = rng.normal(size=(10, 10)).astype("f4"), rng.normal(5, 1, size=(10, 3)).astype("f4")
+    factor, none = np.triu(full), np.zeros_like(full)
+    found = streaming.error_block([m.view(Watched) for m in (factor, full, none)], [y[:7], y[7:]])
+    for matrix, errors in zip((factor, full, none), found, strict=True):
+        np.testing.assert_allclose(errors, np.square(matrix.astype(float) @ y).sum(axis=0), rtol=1e-4)
+    assert multiplied[:3] == [(4, 10), (4, 6), (2, 2)]
+    assert multiplied[3:6] == [(4, 10), (4, 10), (2, 10)]
+
+
 def test_held_out_statistics_need_stimuli_left_out_as_a_whole(settings: Any, tmp_path: Path) -> None:
     config = configured(settings, tmp_path, "trials", True).model_dump(mode="json")
     config["ridge"]["standardise"] = "held_out"

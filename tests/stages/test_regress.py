@@ -252,16 +252,16 @@ SMALL = Extent(train=30_000, test=1000, voxels=40_000, held_out=0, alphas=3, dua
 
 
 def test_the_plan_follows_the_budget_and_refuses_with_both_numbers():
-    free = plan({"a": SMALL}, 4096, 1024, 1024, None, False)
+    free = plan({("a", "averaged"): SMALL}, 4096, 1024, 1024, None, False)
     assert free.whole
-    tight = plan({"a": SMALL}, 4096, 1024, 1024, 2 * 1024 * MIB, False)
+    tight = plan({("a", "averaged"): SMALL}, 4096, 1024, 1024, 2 * 1024 * MIB, False)
     assert not tight.whole
     assert tight.piece_rows <= free.piece_rows
     assert max(tight.needs.values()) <= 2 * 1024 * MIB < max(free.needs.values())
     with pytest.raises(InputError, match=r"found 600 MiB a worker; expected at least .*predictions \d+,?\d* MiB"):
-        plan({"a": SMALL}, 4096, 1024, 1024, 600 * MIB, False)
+        plan({("a", "averaged"): SMALL}, 4096, 1024, 1024, 600 * MIB, False)
     with pytest.raises(InputError, match=r"found 2,048 MiB.*system \d,\d+ MiB.*\n.*leave_one_out"):
-        plan({"a": SMALL}, 4096, 1024, 1024, 2048 * MIB, True)
+        plan({("a", "averaged"): SMALL}, 4096, 1024, 1024, 2048 * MIB, True)
 
 
 @pytest.mark.slow(kind="systems in parts")

@@ -250,7 +250,7 @@ def errstate(*, divide: Any = None, linalg: str | None = None, **options: Any) -
 PLAYED = [
     *("mean", "sum", "sqrt", "where", "zeros", "zeros_like", "ones", "ones_like", "empty", "empty_like", "all", "any"),
     *("isfinite", "isnan", "maximum", "minimum", "eye", "full", "full_like", "std", "var", "stack", "take"),
-    *("concatenate", "arange", "diagonal", "matmul", "reshape", "max", "min"),
+    *("concatenate", "arange", "diagonal", "matmul", "reshape", "max", "min", "argmax"),
 ]
 TYPES = ["bool_", "uint8", "int32", "int64", "float16", "float32", "float64", "inf", "nan", "pi", "newaxis"]
 ABSENT = {"float128", "longdouble", "complex256", "ma", "rec", "char", "strings", "memmap", "linalg", "vecdot"}

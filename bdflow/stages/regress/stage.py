@@ -204,7 +204,7 @@ def _plan(context: Context) -> Plan:
         for design, spaces in designs(config).items():
             voxels = context.counts.design_voxels(subject, design)
             responses = _responses(context, subject, design)
-            extents[f"{subject}, {design.name}"] = extent_of(config, spaces, responses, voxels)
+            extents[subject, design.name] = extent_of(config, spaces, responses, voxels)
     of = parts.targets(next(iter(config.decoded_spaces)), (SHARED, *context.subjects))
     latents = [context.ready(key) for key in of]
     column_bytes = sum(store.sizes["stimulus_id"] * store.arrays["latent"].dtype.itemsize for store in latents)
