@@ -11,9 +11,10 @@ PIP := $(BIN)/python -m pip install $(FLAGS) -c constraints.txt
 # one pip for all environments: it is not installed anew into each
 into = $(BIN)/python -m pip --python $(VENV)/$(1)/bin/python install $(FLAGS)
 
-# tests of one file run in one process, files side by side
+# tests of one file run in one process, files side by side; a process that dies ends the run, as xdist may wait for ever
+# for what it would have done
 WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart=0
 
 .PHONY: help install demo test slow integration rotated lint site format clean
 
