@@ -83,6 +83,23 @@ def test_paths_of_stores_are_made_in_one_place():
     assert not found
 
 
+def test_files_of_pictures_are_opened_upright():
+    """By one function, which turns them as their EXIF tag says; else a camera's picture would lie on its side."""
+    opens = re.compile(r"(PIL\.)?Image\.open|.*\b(imread|read_image|decode_image)")
+    libraries, found = ("imageio", "cv2", "skimage.io", "torchvision.io", "matplotlib.image"), set()
+    for file in (file for top in ("bdflow", "stores", "cluster", "benchmarks") for file in (ROOT / top).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            home = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            read = home.startswith(libraries) or any(
+                f"{home}.{name}".strip(".").startswith(libraries) for name in names
+            )
+            read |= home == "PIL.Image" and "open" in names
+            read |= isinstance(node, ast.Call) and opens.fullmatch(ast.unparse(node.func)) is not None
+            found |= {f"{file.relative_to(ROOT)}"} if read else set()
+    assert found == {"bdflow/datasets/formats/pictures.py"}
+
+
 @pytest.mark.parametrize(
     ("folder", "words"),
     [
