@@ -26,7 +26,7 @@ class Timing:
     workers: int
 
 
-def timings(journal: Sequence[Mapping[str, Any]]) -> list[Timing]:
+def timings(journal: Sequence[Mapping[str, object]]) -> list[Timing]:
     """Sum up the entries of a journal (`bdflow.stores.journal.entries`), in the order in which works first happened."""
     works: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in journal:
@@ -34,7 +34,7 @@ def timings(journal: Sequence[Mapping[str, Any]]) -> list[Timing]:
     return [_summed(stage, work, parts) for (stage, work), parts in works.items()]
 
 
-def _summed(stage: str, work: str, parts: Sequence[Mapping[str, Any]]) -> Timing:
+def _summed(stage: str, work: str, parts: Sequence[Mapping[str, object]]) -> Timing:
     def column(name: str) -> np.ndarray:
         return np.concatenate([np.asarray(part[name]) for part in parts if name in part] or [np.zeros(0, "i8")])
 

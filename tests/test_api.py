@@ -70,6 +70,37 @@ def test_decoding_test_responses_gives_the_stored_predictions(decoded):
         bdflow.decode(decoded, responses.values, "subj01", standardise="some")
 
 
+def test_decoded_rows_keep_their_names_and_voxels_are_compared(decoded):
+    study = bdflow.open_study(decoded.study)
+    betas = study["betas/subj01"]
+    rows = study["responses/subj01/averaged"].response.isel(stimulus_id=slice(3)).load()
+    rows = rows.assign_coords({axis: ("voxel", betas[axis].values) for axis in "ijk"})
+    rows = rows.assign_coords(shown=("stimulus_id", [3, 1, 2]), area="all")
+    plain = bdflow.decode(decoded, rows.values, "subj01")
+    found = bdflow.decode(decoded, rows.transpose(), "subj01")
+    for space in ("vdvae", "clip_vision", "clip_text"):
+        latent = found[space].latent
+        np.testing.assert_array_equal(latent, plain[space].latent)
+        assert plain[space].latent.dims == ("pattern", *latent.dims[1:])
+        assert latent.dims[0] == "stimulus_id"
+        assert latent.stimulus_id.values.tolist() == rows.stimulus_id.values.tolist()
+        assert (latent.shown.values.tolist(), latent.area.item()) == ([3, 1, 2], "all")
+        assert "i" not in latent.coords
+        one = rows.stimulus_id.values[1]
+        np.testing.assert_array_equal(latent.sel(stimulus_id=one), plain[space].latent[1])
+    unnamed = bdflow.decode(decoded, xarray.DataArray(rows.values, dims=("run", "place")), "subj01")
+    assert unnamed["clip_text"].latent.dims == ("run", "token", "feature")
+    for patterns, words in (
+        (rows.isel(voxel=slice(None, None, -1)), r"other voxels, or they are in another order"),
+        (rows.rename(stimulus_id="token"), "rows along a dimension named `token`"),
+        (rows.assign_coords(token_kind=("stimulus_id", [1, 2, 3])), "latents have too: token_kind"),
+        (rows.isel(voxel=slice(1, None)), "an array of shape"),
+        (rows[0], "an array of shape"),
+    ):
+        with pytest.raises(bdflow.InputError, match=words):
+            bdflow.decode(decoded, patterns, "subj01")
+
+
 def test_a_study_is_opened_lazily_by_ids_and_names(decoded, nsd):
     study = bdflow.open_study(decoded.study)
     assert isinstance(study, xarray.DataTree)

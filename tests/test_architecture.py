@@ -1,17 +1,21 @@
 """Who may import whom; what may not be imported early; words that do not belong in a package."""
 
 import ast
+import builtins
 import importlib
 import importlib.util
 import re
 import subprocess
 import sys
-from itertools import pairwise
+from functools import cache
 from pathlib import Path
 
 import grimp
 import pytest
 from importlinter import api
+
+import bdflow
+import bdflow.api
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,23 +68,158 @@ def test_one_import_package():
             assert not {"stores", "cluster"} & set(roots), file
 
 
+@cache
+def parsed() -> dict[str, ast.Module]:
+    """Every module of the package, by its file."""
+    files = [file for top in ("bdflow", "stores", "cluster", "benchmarks") for file in (ROOT / top).rglob("*.py")]
+    return {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text()) for file in files}
+
+
+KEYS = ROOT / "bdflow/study/keys.py"
+KINDS = (*re.findall(r'return f"(\w+)/', KEYS.read_text()), "rois")
+"""First parts of the paths of stores."""
+IN_A_PATH = re.compile(rf"(^|[\s/])({'|'.join(KINDS)})/(?! )")
+ELSES_PATHS = {
+    "bdflow/datasets/arrays/opening.py": {"stimuli/image: "},
+    "bdflow/datasets/glmsingle/options.py": {
+        "derivatives/rois/{subject}/{subject}_space-T1w", "stimuli/stimuli.tsv", "stimuli/captions.tsv",
+    },
+    "bdflow/datasets/laion_fmri/layout.py": {"root / 'stimuli'"},
+    "bdflow/datasets/nsd/coco.py": {"nsddata_stimuli/stimuli/nsd/annotations"},
+    "bdflow/datasets/nsd/files.py": {"nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"},
+    "bdflow/datasets/nsd/imagery.py": {"nsddata_stimuli/stimuli/nsdimagery/allstim"},
+    "bdflow/datasets/nsd/synthetic.py": {"nsddata_stimuli/stimuli/nsdsynthetic"},
+    "bdflow/serve/requests.py": {
+        "(n, voxels) or (voxels,), in the order of betas/<subject> and the unit that /v1/study names.",
+    },
+    "bdflow/study/opening.py": {"/metrics/"},
+}  # fmt: skip
+"""Files of datasets, a text for users, and the one place that looks at the stores of a kind by their paths."""
+
+
+def paths_of_stores(tree: ast.Module) -> set[str]:
+    """What in a module's code looks like a store's path, or like one being put together."""
+    found: set[str] = set()
+    words = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in words:
+            found |= {node.value} if IN_A_PATH.search(node.value) else set()
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            sides = (node.left, node.right)
+            found |= {ast.unparse(node)} if any(getattr(side, "value", "") in KINDS for side in sides) else set()
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            way = ast.unparse(node.func) if node.func.attr in ("join", "joinpath") else ""
+            given = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)} if way else set()
+            joins = way.endswith(("'/'.join", "path.join", ".joinpath")) and given & set(KINDS)
+            asks = node.func.attr in ("ready", "store", "is_sealed", "declare") and node.args
+            if joins or (asks and isinstance(node.args[0], ast.Constant)):
+                found.add(ast.unparse(node))
+    return found
+
+
 def test_paths_of_stores_are_made_in_one_place():
     """No other module than `study/keys.py` puts a store's path together."""
-    keys = ROOT / "bdflow/study/keys.py"
-    kinds = re.findall(r'return f"(\w+)/', keys.read_text())
-    assert len(kinds) >= 14
-    start = re.compile(rf"(^|[\s/])({'|'.join(kinds)}|rois)/$")
-    readers, found = ("ready", "store", "is_sealed", "declare"), []
-    for file in (ROOT / "bdflow").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())) if file != keys else ():
-            where = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, ast.JoinedStr):
-                for text, value in pairwise(node.values):
-                    before = text.value if isinstance(text, ast.Constant) else ""
-                    found += [where] if isinstance(value, ast.FormattedValue) and start.search(before) else []
-            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in readers:
-                found += [where for given in node.args[:1] if isinstance(given, ast.Constant)]
-    assert not found
+    assert len(KINDS) >= 15
+    others = {name: tree for name, tree in parsed().items() if name.startswith("bdflow/") and ROOT / name != KEYS}
+    found = {name: paths for name, tree in others.items() if (paths := paths_of_stores(tree))}
+    assert found == ELSES_PATHS
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'f"betas/{s}"', '"betas/" + s', '"/".join(("betas", s))', '"attention/brain_diffuser"', '"betas/{}".format(s)',
+        '"betas/%s" % s', 'f"rois/{s}/patterns"', 'study.ready("any")', 'root / "predictions" / s',
+        'f"{root}/judges/{s}"',
+        'root.joinpath("betas", s)',
+    ],
+)  # fmt: skip
+def test_a_new_path_of_a_store_would_be_seen(code):
+    assert paths_of_stores(ast.parse(f"def of(s, root, study):\n    return {code}\n"))
+
+
+def test_few_signatures_say_any():
+    """`Any` in the annotations of functions, counted as names; it was 225 before there were packages (issue 13)."""
+    trees = [tree for name, tree in parsed().items() if not name.startswith("benchmarks/")]
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, kinds)]
+    said = 0
+    for one in functions:
+        given = [part.annotation for part in ast.walk(one.args) if isinstance(part, ast.arg)]
+        for annotation in (annotation for annotation in (*given, one.returns) if annotation is not None):
+            said += sum(isinstance(part, ast.Name) and part.id == "Any" for part in ast.walk(annotation))
+    assert len(functions) > 2000
+    assert said <= 140
+
+
+SIGNALS = {
+    "bdflow.config.yaml_text._Problem", "bdflow.datasets.glmsingle.pickles.UnusualPickle",
+    "bdflow.models.weights.pickled.UnusualPickle", "bdflow.models.weights.reading.FileEnds",
+    "cluster.worker.NotLoaded", "stores.every_chunk.NotStored", "stores.metadata.Unreadable",
+}  # fmt: skip
+"""Exceptions by which one module tells another something; they become errors for users where they are caught."""
+
+
+def test_exceptions_have_one_root():
+    """Each class of exceptions derives from BdflowError, but for signals, and these are caught by their names."""
+    bases, home, caught = {}, {}, set()
+    for name, tree in parsed().items():
+        module = name.removesuffix(".py").replace("/", ".")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                direct = {ast.unparse(base).rsplit(".", 1)[-1] for base in node.bases} - {node.name}
+                bases[node.name] = bases.get(node.name, set()) | direct
+                home.setdefault(node.name, set()).add(f"{module}.{node.name}")
+            elif isinstance(node, ast.ExceptHandler) and node.type is not None:
+                caught |= set(re.findall(r"\w+", ast.unparse(node.type)))
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                caught |= set(re.findall(r"\w+", ast.unparse(node.args[1])))
+
+    def above(name: str) -> set[str]:
+        return {name}.union(*(above(base) for base in bases.get(name, ())))
+
+    own = {
+        name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
+    }
+    errors = {name for name in bases if above(name) & own}
+    assert len(errors) >= 15
+    others = {name for name in errors if "BdflowError" not in above(name)}
+    assert set().union(*(home[name] for name in others)) == SIGNALS
+    assert others <= caught
+
+
+def test_the_command_line_uses_public_names_alone():
+    """Those of `bdflow` and `bdflow.api`; of the rest only the words of errors and of paths that users write."""
+    for file in (ROOT / "bdflow/cli").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "bdflow":
+                module, names = str(node.module), {alias.name for alias in node.names}
+                allowed = {"bdflow": {*bdflow.__all__, "api"}, "bdflow.api": {*bdflow.api.__all__}}.get(module, names)
+                assert names <= allowed, (file.name, names)
+                homes = ("bdflow", "bdflow.api", "bdflow.errors", "bdflow.user_paths")
+                assert module in homes or module.startswith("bdflow.cli"), (file.name, module)
+            elif isinstance(node, ast.Import):
+                assert not [alias.name for alias in node.names if alias.name.startswith("bdflow")], file.name
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "api":
+                assert node.attr in bdflow.api.__all__, (file.name, node.attr)
+
+
+def test_files_of_pictures_are_opened_upright():
+    """By one function, which turns them as their EXIF tag says; else a camera's picture would lie on its side."""
+    opens = re.compile(r"(PIL\.)?Image\.open|.*\b(imread|read_image|decode_image)")
+    libraries, found = ("imageio", "cv2", "skimage.io", "torchvision.io", "matplotlib.image"), set()
+    for file, tree in parsed().items():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            home = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            read = home.startswith(libraries) or any(
+                f"{home}.{name}".strip(".").startswith(libraries) for name in names
+            )
+            read |= home == "PIL.Image" and "open" in names
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name)
+            read |= called and opens.fullmatch(ast.unparse(node.func)) is not None
+            found |= {file} if read else set()
+    assert found == {"bdflow/datasets/formats/pictures.py"}
 
 
 @pytest.mark.parametrize(

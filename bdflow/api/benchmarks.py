@@ -23,7 +23,7 @@ BENCHMARKS = {
 
 
 @os_errors_named()
-def benchmark(name: str, options: Sequence[str] = ()) -> dict[str, Any]:
+def benchmark(name: str, options: Sequence[str] = ()) -> dict[str, object]:
     """Measure a part of bdflow on this machine; print figures beside the machine's limits, and return them.
 
     Parameters

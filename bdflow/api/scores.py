@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bdflow.errors import os_errors_named
 from bdflow.user_paths import check_new, local_path
@@ -19,8 +19,8 @@ Scale = Literal["0..1", "-1..1", "0..255"]
 
 @os_errors_named()
 def score(
-    photos: Any,
-    pictures: Any = None,
+    photos: object,
+    pictures: object = None,
     metrics: str | Sequence[str] = "published",
     *,
     ssim: Literal["paper", "2d"] = "paper",

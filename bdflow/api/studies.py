@@ -198,7 +198,7 @@ def verify(config: Config | str | Path, *, repair: bool = False, command: str = 
 @os_errors_named()
 def decode(
     config: Config | str | Path,
-    patterns: np.ndarray,
+    patterns: np.ndarray | xarray.DataArray,
     subject: str,
     *,
     standardise: str = "none",
@@ -209,18 +209,21 @@ def decode(
     Parameters
     ----------
     patterns : shape (k, voxels), the voxels of the betas in their order, in the unit of the rows: that of the betas, or
-        z-scores where `ridge.session_zscore` is on.
+        z-scores where `ridge.session_zscore` is on. Of a DataArray, rows keep their coordinates, such as ids of
+        stimuli; its voxels are those along `voxel`, or else along its last dimension, and where it has their places
+        `i`, `j` and `k`, these are compared with the betas'.
     standardise : `test_set`, `held_out` or `none`, see docs/ridge.md.
     units : that unit, to be checked: `percent signal change`, `z` or `arbitrary`. Needed where spaces are decoded from
         rows in different units; then only those in this one are decoded.
 
     Returns
     -------
-    A node for each target space with `latent` (pattern, ...) float32.
+    A node for each target space with `latent` (pattern, ...) float32; rows of a DataArray keep their dimension's name.
 
     Raises
     ------
-    InputError : patterns or units that do not fit, an unknown subject or rule. NotReady : `regress` is not done.
+    InputError : patterns, their names or units that do not fit, an unknown subject or rule. NotReady : `regress` is not
+        done.
     """
     from bdflow.study import decoder
 

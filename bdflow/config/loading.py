@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -203,7 +203,7 @@ def _value(key: str, text: str, override: str) -> object:
     return text
 
 
-def _annotation(kind: Any, names: Sequence[str]) -> Any:
+def _annotation(kind: object, names: Sequence[str]) -> object:
     """The annotation of the setting of these names below `kind`; None if there is none."""
     if not names:
         return kind
@@ -216,7 +216,7 @@ def _annotation(kind: Any, names: Sequence[str]) -> Any:
     return next((annotation for annotation in found if annotation is not None), None)
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: object) -> bool:
     """Whether the values of an annotation are text alone, or paths."""
     origin, parts = get_origin(kind), [part for part in get_args(kind) if part is not type(None)]
     if origin is Annotated:

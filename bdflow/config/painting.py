@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -111,7 +111,7 @@ class PainterSettings(PaintOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _roles_of_other_kinds(cls, data: Any) -> Any:
+    def _roles_of_other_kinds(cls, data: object) -> object:
         if isinstance(data, Mapping) and data.get("kind", "versatile_diffusion") != "versatile_diffusion":
             return {**dict.fromkeys(ROLES), **data}
         return data

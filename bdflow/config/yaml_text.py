@@ -76,7 +76,7 @@ for _kind, _pattern in (("null", NULL), ("bool", SWITCH), ("int", WHOLE), ("floa
     _Dumper.add_implicit_resolver(PREFIX + _kind, _pattern, None)
 
 
-def write(content: Any, *, flow: bool = False) -> str:
+def write(content: object, *, flow: bool = False) -> str:
     """Plain values as YAML, in their order, which `read` and other readers of YAML read again; `flow` in braces."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow)
 

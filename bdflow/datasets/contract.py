@@ -125,7 +125,8 @@ class Dataset(Protocol):
         """Height and width of pictures, where all are of one size; of the first, where they are not."""
 
     def pictures(self, stimuli: Sequence[str]) -> Sequence[np.ndarray] | np.ndarray:
-        """The picture of each stimulus as it was shown, (y, x, 3) uint8: alpha composited, grey and palettes made RGB.
+        """The picture of each stimulus as it was shown, (y, x, 3) uint8: turned as EXIF says, alpha composited,
+        grey and palettes made RGB.
 
         Raises InputError naming a stimulus without a picture.
         """

@@ -65,7 +65,7 @@ def check_files(files: Sequence[Path]) -> None:
         _json(file)
 
 
-def _json(file: Path) -> Any:
+def _json(file: Path) -> object:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -112,7 +112,7 @@ class _Reader:
         notes = tuple(f"{self.file.name}, {error.found}: not used; expected {error.expected}" for error in refused)
         return replace(found, notes=(*found.notes, *notes))
 
-    def one(self, found: Figures, content: dict[str, Any]) -> Figures:
+    def one(self, found: Figures, content: dict[str, object]) -> Figures:
         """Figures of one benchmark."""
         readers: dict[str, Callable[[Figures, dict[str, Any]], Figures]] = {
             "ridge": self.ridge,

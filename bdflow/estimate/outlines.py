@@ -84,7 +84,13 @@ def held(work: Callable[[], object]) -> int:
     class Held(TorchDispatchMode):
         now = most = 0
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self,
+            func: Callable[..., Any],
+            types: object,
+            args: tuple[Any, ...] = (),
+            kwargs: dict[str, Any] | None = None,
+        ) -> object:
             found = func(*args, **(kwargs or {}))
             for value in tree_leaves(found):
                 if isinstance(value, Tensor):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from bdflow.regression.device import cupy_module
 from bdflow.regression.ridge import Array
@@ -73,7 +74,7 @@ def _at_once() -> None:
 class Pinned(Scratch):
     """Page-locked memory: copies from it and to it run beside the host's own work."""
 
-    def empty(self, size: int, dtype: Any) -> np.ndarray:
+    def empty(self, size: int, dtype: DTypeLike) -> np.ndarray:
         from cupyx import empty_pinned
 
         found: np.ndarray = empty_pinned((size,), dtype)

@@ -68,7 +68,7 @@ def _no_cupy(where: str, found: str) -> InputError:
 
 
 @contextmanager
-def failures_raised(values: Any) -> Iterator[None]:
+def failures_raised(values: object) -> Iterator[None]:
     """Inside, linear algebra that fails raises `numpy.linalg.LinAlgError`. CuPy's says nothing of it by itself, and
     returns numbers.
     """

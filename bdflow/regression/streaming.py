@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
+from numpy.typing import DTypeLike
 
 from bdflow.regression.ridge import take
 
@@ -35,7 +36,7 @@ class Scratch:
             held = self._held[name] = self.empty(size, dtype)
         return held[:size].reshape(shape)
 
-    def empty(self, size: int, dtype: Any) -> np.ndarray:
+    def empty(self, size: int, dtype: DTypeLike) -> np.ndarray:
         """Fresh memory."""
         return np.empty(size, dtype)
 

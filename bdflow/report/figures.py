@@ -101,7 +101,7 @@ def _point(look: palette.Look) -> str:
     return POINTS[look.shape % len(POINTS)]
 
 
-def _dashes(look: palette.Look) -> Any:
+def _dashes(look: palette.Look) -> object:
     """As matplotlib has them: an offset, and lengths in line widths."""
     return (0, tuple(float(length) for length in look.dash.split())) if look.dash else "-"
 

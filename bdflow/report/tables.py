@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -80,7 +79,7 @@ def page(
     regions: Sequence[Sheet],
     maps: Sequence[VoxelMap],
     weight: str,
-    journal: Sequence[Mapping[str, Any]],
+    journal: Sequence[Mapping[str, object]],
     configuration: str,
 ) -> Page:
     config = context.config

@@ -123,7 +123,7 @@ def _examples(context: Context, scores: Scores, gallery: Mapping[str, Any]) -> l
     return ranking.examples(scores, [captions for _, captions in gallery["stimuli"]], guess, file)
 
 
-def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, Any]:
+def _gallery(context: Context, stores: dict[str, Store], scores: Scores) -> dict[str, object]:
     """What the gallery's script knows: names, captions, and the scores of every picture."""
     stimuli, first = photos(context, stores), next(iter(context.config.painters))
     rows = stimuli.rows("stimulus_id", scores.stimulus_id)

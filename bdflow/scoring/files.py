@@ -83,7 +83,7 @@ def _npz(path: Path, name: str, scale: Scale | None, option: str) -> ArrayImages
     return ArrayImages(f"{path}:{chosen}", values, scale, option, _texts(str(path), ids[0]) if ids else None)
 
 
-def _texts(where: str, ids: Any) -> list[str]:
+def _texts(where: str, ids: object) -> list[str]:
     values = np.asarray(ids)
     if values.ndim != 1 or values.dtype.kind not in "UTiu":
         raise InputError(

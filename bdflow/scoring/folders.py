@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bdflow.datasets.formats.pictures import open_upright
 from bdflow.errors import InputError, counted, listed
 from bdflow.scoring.sources import Images, Several
 
@@ -18,8 +18,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 OTHER_PICTURES = (".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".ppm")
 NUMBERED = re.compile(r"(.+)[_-](\d+)")
 PLAIN = ("RGB", "L", "P", "1", "LA", "RGBA", "PA", "La", "RGBa")
-UPRIGHT = (None, 1)  # of the tag Orientation, with which cameras say how to turn a picture
-ORIENTATION = 274
 BIT_DEPTH = 24  # the place of this byte in a PNG file
 
 
@@ -69,8 +67,8 @@ def decode(content: bytes, where: object) -> np.ndarray:
         several frames, a picture that is to be turned before it is shown.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            why = _refusal(image, content)
+        with open_upright(content, ("PNG", "JPEG")) as (image, turned):
+            why = _refusal(image, content, turned)
             if not why:
                 image.load()
                 colours = image.convert("RGBA") if image.has_transparency_data else image
@@ -94,7 +92,7 @@ def decode(content: bytes, where: object) -> np.ndarray:
     )
 
 
-def _refusal(image: Image.Image, content: bytes) -> str:
+def _refusal(image: Image.Image, content: bytes, turned: bool) -> str:
     deep = image.format == "PNG" and len(content) > BIT_DEPTH and content[BIT_DEPTH] > 8
     if deep or image.mode.startswith(("I", "F")):
         return "16 bits a channel"
@@ -102,7 +100,7 @@ def _refusal(image: Image.Image, content: bytes) -> str:
         return f"the colours {image.mode}"
     if getattr(image, "n_frames", 1) > 1:
         return f"{image.n_frames} frames"  # type: ignore[attr-defined]
-    if image.getexif().get(ORIENTATION) not in UPRIGHT:
+    if turned:
         return "an EXIF tag that turns it"
     return ""
 

@@ -35,7 +35,7 @@ def contents(
     query: Sequence[tuple[str, str]],
     body: bytes,
     arrays: Mapping[str, Callable[[], Mapping[str, object]]],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What a request says, in its query and its body, by name.
 
     Parameters
@@ -99,7 +99,7 @@ def contents(
     return given
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

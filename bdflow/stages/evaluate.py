@@ -38,6 +38,8 @@ from bdflow.study.selection import Selected, selected, stores_of_pictures
 from bdflow.study.stage import TRUE, Context, Stage, Step, Work, missing_in_any, painted, pairs
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bdflow.models.judges.networks import Panel
 
 
@@ -316,7 +318,7 @@ class Comparer:
         self.photos = {metric: self._unit_features(store) for metric, store in judges.items()}
         self.subject, self.rows = "", np.zeros(0, int)
 
-    def _unit_features(self, store: Store) -> Any:
+    def _unit_features(self, store: Store) -> Tensor:
         import torch
 
         shape = (store.sizes["stimulus_id"], store.sizes["feature"])

@@ -7,7 +7,7 @@ subjects of the configuration have the set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -207,7 +207,7 @@ def _start_pictures(context: Context, painter: str, found: Sequence[Key]) -> Wor
         for space in config.decoded_spaces
     }
 
-    def declared(key_of: Any) -> dict[Key, Store]:
+    def declared(key_of: Callable[[str, str, str], str]) -> dict[Key, Store]:
         extra = {"strength": np.array(settings.strengths), "noise": np.arange(settings.seeds)}
         return {
             (chosen, subject): context.declare(key_of(chosen, painter, subject), {**_named(context, chosen), **extra})

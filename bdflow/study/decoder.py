@@ -22,7 +22,7 @@ from bdflow.regression import ridge, streaming
 from bdflow.regression.device import to_host
 from bdflow.regression.memory_budget import PIECE
 from bdflow.stores import Store
-from bdflow.study import catalog, keys, parts
+from bdflow.study import catalog, keys, labelled, parts
 from bdflow.study.coordinates import of_store
 from bdflow.study.designs import Design, design_of, designs
 from bdflow.study.keys import SHARED
@@ -323,9 +323,10 @@ def restandardised(raw: np.ndarray, space: str, rule: str, statistics: Mapping[s
 
 
 def decoded_tree(
-    context: Context, subject: str, patterns: np.ndarray, rule: str, units: str | None = None
+    context: Context, subject: str, patterns: np.ndarray | xarray.DataArray, rule: str, units: str | None = None
 ) -> xarray.DataTree:
-    """Latents of patterns, a node for each target space with `latent` (pattern, ...). `units` : see `spaces_in`.
+    """Latents of patterns, a node for each target space with `latent` (pattern, ...). Rows of a DataArray keep the
+    name of their dimension and their coordinates. `units` : see `spaces_in`.
 
     Raises
     ------
@@ -334,13 +335,14 @@ def decoded_tree(
     import xarray
 
     trees: dict[str, xarray.Dataset] = {}
+    given = labelled.taken(context, subject, patterns)
     for space in spaces_in(context, subject, units):
         responses = responses_of(context, subject, space)
-        z_scored = z_scored_patterns(responses, patterns)
+        z_scored = z_scored_patterns(responses, given.values)
         if not trees:
             warn_of_units(subject, z_scored, units_of(responses))
         values = decode(context, subject, z_scored, space, rule)
-        dims = ("pattern", *catalog.space_dims(values.shape[1:]))
+        dims = (given.dim, *catalog.space_dims(values.shape[1:]))
         attrs = {"long_name": "decoded latent"}
         made = {
             "subject": subject,
@@ -349,7 +351,7 @@ def decoded_tree(
             "decoder": context.expected[keys.predictions(subject, space)].fingerprint,
         }
         places = of_store(context.ready(keys.predictions(subject, space)))
-        trees[f"/{space}"] = xarray.Dataset({"latent": (dims, values, attrs)}, places, made)
+        trees[f"/{space}"] = given.named(xarray.Dataset({"latent": (dims, values, attrs)}, places, made))
     return xarray.DataTree.from_dict(trees)
 
 

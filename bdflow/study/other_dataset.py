@@ -247,7 +247,7 @@ def _array(
 
 def _patterns(
     context: Context, data: Reader, subject: str, design: Design, spaces: tuple[str, ...], rows: Rows
-) -> tuple[np.ndarray, dict[str, Any], int]:
+) -> tuple[np.ndarray, dict[str, object], int]:
     """Z-scored rows (row, voxel), coordinates of what is decoded from them, and the number of voxels."""
     responses = responses_of(context, subject, spaces[0])
     used = context.ready(keys.system(subject, design.name)).read("used") == 1

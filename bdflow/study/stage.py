@@ -159,7 +159,7 @@ def missing_in_any(stores: Iterable[Store]) -> list[int]:
     return sorted({partition for store in stores for partition in store.missing()})
 
 
-def pairs(stores: Mapping[Any, Store]) -> list[tuple[Any, ...]]:
+def pairs(stores: Mapping[Any, Store]) -> list[tuple[object, ...]]:
     """(name, partition) of every partition that a store lacks; a name that is a tuple is spread out."""
     return [
         (*(name if isinstance(name, tuple) else (name,)), partition)

@@ -91,7 +91,7 @@ class Solver:
         """Positions of the training rows in the order of presentation, of averages by the first."""
         return np.argsort(self.responses.read("trial")[self.train], kind="stable")
 
-    def of_test(self) -> Any:
+    def of_test(self) -> object:
         """What the system's `hat_matrices` takes for the test stimuli."""
         if self.dual:
             return to_device(self.kernel_rows(np.flatnonzero(~self.train)), self.device)
@@ -106,7 +106,7 @@ class Solver:
             cross += patterns[:, voxels].astype(np.float32) @ values[self.train].T
         return to_device(cross, self.device)
 
-    def of_voxels(self, voxels: slice) -> Any:
+    def of_voxels(self, voxels: slice) -> object:
         """What the system's `hat_matrices` takes for unit patterns of these voxels: the rows are their weights."""
         at = np.arange(voxels.start, voxels.stop)
         if not self.dual:
@@ -212,7 +212,7 @@ class Streamed:
 
     intercept = True
 
-    def __init__(self, solver: Solver, gram: Any) -> None:
+    def __init__(self, solver: Solver, gram: object) -> None:
         self.solver, self.n = solver, solver.n
         self._solve = ridge.solver(gram)
 

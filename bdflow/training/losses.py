@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +149,7 @@ def unet_loss(
     unet: nn.Module,
     alphas_cumprod: Tensor,
     z: Tensor,
-    conditions: Mapping[str, Any],
+    conditions: Mapping[str, object],
     strength: float,
     generator: torch.Generator,
 ) -> Tensor:

@@ -66,7 +66,7 @@ class Spawning:
 
         settings = {
             "distributed.nanny.pre-spawn-environ": self.variables,
-            "distributed.scheduler.worker-ttl": None,
+            "distributed.scheduler.worker-ttl": None,  # silent workers may be busy: `bdflow.cluster.executors.silence`
             **UNPROFILED,
             **(NO_PAGES if dashboard is None else {}),
         }

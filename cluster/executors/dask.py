@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bdflow.cluster.access import dask_dashboard_warning
 from bdflow.cluster.clusters.local import LocalCluster
 from bdflow.cluster.errors import ClusterError, WorkerLost
+from bdflow.cluster.executors.silence import Silence
 from bdflow.cluster.limits import devices_here, excess, gib, refuse_excess, refuse_odd_gpus
 from bdflow.cluster.scheduler import Answered, Backend, Event, Lost, PoolExecutor, WorkerStarted, uninterrupted
 from bdflow.cluster.scratch import Scratch, nobody
@@ -185,6 +186,8 @@ class _Workers:
         self.workers: dict[str, dict[int, Any]] = {}
         self.events: queue.SimpleQueue[tuple[str, int, bytes | BaseException]] = queue.SimpleQueue()
         self.polled = float("-inf")
+        scheduler = None if own is None else own.cluster.scheduler
+        self.silence = None if scheduler is None else Silence(scheduler)
 
     def send(self, worker: str, call: int, task: bytes | None) -> None:
         job: tuple[Any, ...] = (call_worker, self.run, task)
@@ -235,6 +238,8 @@ class _Workers:
                 action="look at its log, start it again, and run the same command",
             ) from error
         self.polled = time.monotonic()
+        if self.silence is not None:
+            self.silence.look(self.workers)
         events: list[Event] = []
         for worker in [worker for worker in self.workers if worker not in there]:
             self.drop(worker)

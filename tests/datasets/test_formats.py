@@ -64,6 +64,40 @@ def test_values_on_an_unknown_scale_are_no_black_picture(values, form, words):
     assert not decode(saved(Image.fromarray(np.zeros((3, 4), np.uint16))), "black").any()
 
 
+@pytest.mark.parametrize(
+    ("tag", "shown"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.swapaxes(0, 1)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: a[::-1, ::-1].swapaxes(0, 1)),
+        (8, np.rot90),
+        (0, lambda a: a),  # none that the standard knows
+        (9, lambda a: a),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_is_turned_as_its_camera_says(tag, shown, kind):
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:8, :8, 0], stored[:8, 24:, 1], stored[8:, :8, 2] = 255, 255, 255
+    how = Image.Exif()
+    how[274] = tag
+    found = decode(saved(Image.fromarray(stored), kind, quality=100, exif=how), "a")
+    expected = shown(stored)
+    assert found.shape == expected.shape
+    assert np.abs(found[4::8, 4::8].astype(int) - expected[4::8, 4::8]).max() < 20
+
+
+def test_a_grey_picture_with_a_tag_that_turns_it():
+    how = Image.Exif()
+    how[274] = 6
+    stored = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert decode(saved(Image.fromarray(stored), exif=how), "a")[..., 0].tolist() == np.rot90(stored, -1).tolist()
+
+
 def test_a_palette_with_a_transparent_colour():
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 255, 0])

@@ -18,7 +18,7 @@ from bdflow.datasets.arrays.subject import Subject
 from bdflow.datasets.contract import Encoding, NoiseCeiling, SessionBetas, Split, Trials
 from bdflow.datasets.formats.grids import Grid
 from bdflow.datasets.formats.options import options
-from bdflow.datasets.formats.pictures import BACKGROUND
+from bdflow.datasets.formats.pictures import BACKGROUND, METHOD
 from bdflow.errors import InputError, listed
 from bdflow.stores.paths import AnyPath, place
 
@@ -103,8 +103,10 @@ class Arrays:
         return self._stimuli.splits
 
     def content(self) -> Mapping[str, Mapping[str, object]]:
-        """The grey behind transparent pixels."""
-        return {"stimuli": options(ArraysOptions, self.settings.options, KIND).model_dump()}
+        """The grey behind transparent pixels, and how files of pictures are read."""
+        return {
+            "stimuli": {**options(ArraysOptions, self.settings.options, KIND).model_dump(), "read_pictures": METHOD}
+        }
 
     def stimulus_files(self) -> Mapping[str, AnyPath]:
         """Every file below /stimuli and /splits, and of pictures."""

@@ -9,7 +9,6 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -138,7 +137,7 @@ def _packed(variable: Variable, kind: str) -> Iterator[str]:
             yield f"{variable.name}: an attribute {name} = {attrs[name]!s:.40}; expected none: {allowed}"
 
 
-def is_nan(value: Any) -> bool:
+def is_nan(value: object) -> bool:
     """Whether an attribute is NaN: a number, the word, or as xarray writes it in Zarr v3 (a double in base64)."""
     if isinstance(value, (int, float)):
         return math.isnan(value)

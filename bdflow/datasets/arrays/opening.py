@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -124,7 +124,7 @@ def _require(root: AnyPath) -> None:
     )
 
 
-def _heading(attrs: Mapping[str, Any]) -> Iterator[str]:
+def _heading(attrs: Mapping[str, object]) -> Iterator[str]:
     version, name = attrs.get("bdflow_dataset"), attrs.get("name")
     if isinstance(version, bool) or version != VERSION:
         found = "no attribute bdflow_dataset" if version is None else f"the attribute bdflow_dataset = {version!s:.40}"
@@ -172,7 +172,7 @@ def _space(group: Group) -> Iterator[str]:
         yield f"{group.name}: the attribute affine_form = {form!s:.40}; expected NIfTI's code, 1 to 5, of an affine"
 
 
-def _is_affine(value: Any) -> bool:
+def _is_affine(value: object) -> bool:
     rows = value if isinstance(value, list) else []
     if len(rows) != 4 or not all(isinstance(row, list) and len(row) == 4 and all(map(is_number, row)) for row in rows):
         return False

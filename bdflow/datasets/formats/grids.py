@@ -62,7 +62,7 @@ class Grid:
         return bool((np.abs(middle) <= 0.5 * self.voxel_size + 1e-3).all())
 
 
-def form_of(header: Any) -> int:
+def form_of(header: object) -> int:
     """NIfTI's code of what an affine's millimetres are of (1: the scanner's); 0: the header states no affine."""
     import nibabel as nib
 

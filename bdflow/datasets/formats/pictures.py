@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bdflow.errors import InputError
 
 BACKGROUND = 128
 """Grey behind transparent pixels, the usual background of experiments."""
 
+METHOD = 2
+"""Number of the way in which files of pictures are read: a part of `content` of each dataset that has such files, so
+that stimuli that were read otherwise are stale. 2: turned as their EXIF tag says."""
+
 Fit = Literal["stretch", "crop", "pad"]
+
+
+@contextmanager
+def open_upright(content: bytes, formats: tuple[str, ...] | None = None) -> Iterator[tuple[Image.Image, bool]]:
+    """The picture in the bytes of a file as it is to be looked at, and whether it was turned or mirrored for that.
+
+    Cameras store a picture as the sensor lies, and say in the EXIF tag Orientation how it is to be turned; viewers and
+    browsers obey. No other function of bdflow opens a file of a picture. `formats` : those that are allowed, by PIL's
+    names. Raises what PIL raises.
+    """
+    with Image.open(io.BytesIO(content), formats=formats) as image:
+        try:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            ImageOps.exif_transpose(image, in_place=True)
+        except struct.error as error:
+            raise ValueError(f"its EXIF tags: {error}") from error
+        yield image, turned
 
 
 def decode(content: bytes, where: object, background: int = BACKGROUND) -> np.ndarray:
     """The picture in the bytes of a file (PNG, JPEG, ...): (y, x, 3) uint8.
 
-    Alpha is composited over `background`; grey, palettes and 16 bits become RGB. `where` names the file in errors.
+    It is turned as its EXIF tag says. Alpha is composited over `background`; grey, palettes and 16 bits become RGB.
+    `where` names the file in errors.
 
     Raises
     ------
     InputError : no picture that can be read, or one whose values are on a scale that it does not say.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_upright(content) as (image, _):
             image.load()
             if why := _unknown_scale(image):
                 raise InputError(

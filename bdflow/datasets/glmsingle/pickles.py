@@ -90,7 +90,7 @@ class Array:
         return np.frombuffer(content, self.dtype).reshape(self.shape, order="F" if self.fortran else "C")
 
 
-def read_dictionary(path: AnyPath, what: str) -> dict[str, Any]:
+def read_dictionary(path: AnyPath, what: str) -> dict[str, object]:
     """The dictionary in a file of `numpy.save`: numbers, texts, lists, and an `Array` for each array.
 
     Raises
@@ -177,10 +177,10 @@ class _Machine:
 
     # --- containers ---------------------------------------------------------------------------------------------
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         self.stack.append(value)
 
-    def since_mark(self) -> list[Any]:
+    def since_mark(self) -> list[object]:
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
@@ -193,13 +193,13 @@ class _Machine:
         del self.stack[len(self.stack) - count :]
         return items
 
-    def extend(self, items: list[Any]) -> None:
+    def extend(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
             raise TypeError
         target.extend(items)
 
-    def update(self, items: list[Any]) -> None:
+    def update(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise TypeError
@@ -245,7 +245,7 @@ class _Machine:
         else:
             raise UnusualPickle("a pickle that changes something other than an array")
 
-    def fill(self, target: Array, shape: object, dtype: np.dtype, fortran: bool, content: Any) -> None:
+    def fill(self, target: Array, shape: object, dtype: np.dtype, fortran: bool, content: object) -> None:
         if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape) or len(shape) > 32:
             raise UnusualPickle("an array of an impossible shape")
         if dtype.hasobject != isinstance(content, list) or not isinstance(content, (Place, bytes, list)):
@@ -266,7 +266,7 @@ def _plain(word: object) -> np.dtype:
     return np.dtype(word)
 
 
-def _constant(value: Any) -> Callable[[_Machine], object]:
+def _constant(value: object) -> Callable[[_Machine], object]:
     return lambda machine: machine.push(value)
 
 

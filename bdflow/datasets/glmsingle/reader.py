@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,7 @@ ONLY = "session"
 """Name of a subject's session where the pattern of betas has no word for it."""
 
 
-@dataclass(frozen=True)
-class _Space:
+class _Space(NamedTuple):
     grid: Grid
     form: int
 
@@ -97,8 +96,9 @@ class GLMsingle:
         return self._stimuli.splits()
 
     def content(self) -> Mapping[str, Mapping[str, object]]:
-        """The options: which columns and rows of tables mean what, units, the order of a fit."""
-        return dict.fromkeys(("stimuli", "betas"), self.settings.model_dump(mode="json"))
+        """The options: which columns and rows of tables mean what, units, the order of a fit; how pictures are read."""
+        given = self.settings.model_dump(mode="json")
+        return {"stimuli": {**given, "read_pictures": self._stimuli.method}, "betas": given}
 
     def stimulus_files(self) -> Mapping[str, AnyPath]:
         """The tables of stimuli and captions, and every picture."""

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from bdflow.datasets.contract import Split
-from bdflow.datasets.formats.pictures import decode
+from bdflow.datasets.formats.pictures import METHOD, decode
 from bdflow.datasets.formats.tables import Table, read_table
 from bdflow.datasets.glmsingle.options import GLMsingleSettings
 from bdflow.datasets.glmsingle.patterns import absent, option
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 class Stimuli:
     """The stimuli below a root, as the settings say. `captions_path` is the captions' table; None: no captions."""
+
+    method = METHOD
 
     def __init__(self, root: AnyPath, settings: GLMsingleSettings, captions_path: AnyPath | None) -> None:
         self.root, self.settings, self.captions_path = root, settings, captions_path

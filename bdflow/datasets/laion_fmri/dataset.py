@@ -17,6 +17,7 @@ from bdflow.datasets.contract import Encoding, NoiseCeiling, SessionBetas, Split
 from bdflow.datasets.formats.betas import NiftiSession
 from bdflow.datasets.formats.grids import Grid, check_same_grid
 from bdflow.datasets.formats.options import options
+from bdflow.datasets.formats.pictures import METHOD
 from bdflow.datasets.formats.values import measured
 from bdflow.datasets.formats.volumes import Volume, labelled, read_volume, voxel_mask
 from bdflow.datasets.laion_fmri.captions import read_captions
@@ -120,9 +121,12 @@ class LaionFMRI:
         return {} if folder is None else Splits(place(folder))
 
     def content(self) -> Mapping[str, Mapping[str, object]]:
-        """Which noise ceiling; where files lie is no content."""
+        """Which noise ceiling, and how files of pictures are read; where files lie is no content."""
         which, repeats = self.options.noise_ceiling, self.options.noise_ceiling_repeats
-        return {"betas": {"noise_ceiling": which, "noise_ceiling_repeats": repeats}}
+        return {
+            "stimuli": {"read_pictures": METHOD},
+            "betas": {"noise_ceiling": which, "noise_ceiling_repeats": repeats},
+        }
 
     def stimulus_files(self) -> Mapping[str, AnyPath]:
         """Table, pictures and captions."""

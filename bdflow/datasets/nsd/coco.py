@@ -7,7 +7,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -197,7 +196,7 @@ def _parsed(path: AnyPath, wanted: frozenset[int]) -> list[tuple[int, int, str]]
     Every object of the file is reduced to that as soon as it is read: 90 MB of text are never held as a tree.
     """
 
-    def reduced(item: dict[str, Any]) -> object:
+    def reduced(item: dict[str, object]) -> object:
         if "annotations" in item:
             return item
         if "caption" not in item:

@@ -16,7 +16,7 @@ from bdflow.config.base import Section
 from bdflow.datasets.contract import Split, Trials
 from bdflow.datasets.formats.identity import missing
 from bdflow.datasets.formats.options import options
-from bdflow.datasets.formats.pictures import decode
+from bdflow.datasets.formats.pictures import METHOD, decode
 from bdflow.datasets.nsd import imagery_trials
 from bdflow.datasets.nsd.coco import CocoCaptions, open_captions
 from bdflow.datasets.nsd.imagery_trials import KINDS, SETS, WORDS, Run, Target, behaviour_file, without_ending
@@ -127,8 +127,9 @@ class NSDImagery(SingleSession):
         return found
 
     def content(self) -> Mapping[str, Mapping[str, object]]:
-        """Which trials are read."""
-        return dict.fromkeys(("stimuli", "betas"), self.options.model_dump(exclude_none=True))
+        """Which trials are read, and how files of pictures are."""
+        given = self.options.model_dump(exclude_none=True)
+        return {"stimuli": {**given, "read_pictures": METHOD}, "betas": given}
 
     def stimulus_files(self) -> Mapping[str, AnyPath]:
         root = self.nsd.root

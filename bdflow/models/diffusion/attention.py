@@ -97,7 +97,9 @@ class _Seen(TorchFunctionMode):
         super().__init__()
         self.calls: Counter[Call] = Counter()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         if func is F.scaled_dot_product_attention:
             self.calls[Call(tuple(args[0].shape), tuple(args[1].shape))] += 1
         return func(*args, **(kwargs or {}))

@@ -68,11 +68,11 @@ class Autoencoder:
         """Let go of recordings."""
         self._recorded.forget()
 
-    def _called(self, half: str, work: Callable[[Tensor], Any], values: Tensor) -> Any:
+    def _called(self, half: str, work: Callable[[Tensor], object], values: Tensor) -> Any:
         with attending(self.kernel):
             return self._plain_or_recorded(half, work, values)
 
-    def _plain_or_recorded(self, half: str, work: Callable[[Tensor], Any], values: Tensor) -> Any:
+    def _plain_or_recorded(self, half: str, work: Callable[[Tensor], object], values: Tensor) -> object:
         if self.speed.compile != "cuda_graphs":
             return work(values)
         try:

@@ -228,7 +228,7 @@ class Img2Img:
             yield x
 
     @torch.inference_mode()
-    def predict_noise(self, x: Tensor, timestep: int | Tensor, conditions: Mapping[str, Any]) -> Tensor:
+    def predict_noise(self, x: Tensor, timestep: int | Tensor, conditions: Mapping[str, object]) -> Tensor:
         """One evaluation of the UNet, (n, c, h, w) float32 in and out; `conditions` as its transformers take them."""
         some = next(value for name, value in conditions.items() if name != "mixing" and value is not None)
         out = self.unet(

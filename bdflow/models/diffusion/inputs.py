@@ -169,7 +169,7 @@ class PictureInputs(ABC):
         return pinned(values, self.device)
 
 
-def _cat(parts: Sequence[Any]) -> Any:
+def _cat(parts: Sequence[Any]) -> object:
     if parts[0] is None:
         return None
     if isinstance(parts[0], list):

@@ -13,7 +13,7 @@ Work = Callable[..., Any]
 class Graph:
     """A CUDA graph of some work: the same kernels on the same memory, launched at once."""
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+    def __init__(self, work: Callable[[], object]) -> None:
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
@@ -24,7 +24,7 @@ class Graph:
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.out = work()
 
-    def replay(self) -> Any:
+    def replay(self) -> object:
         """The result of the work on what its memory holds now; the next replay writes over it."""
         self.graph.replay()
         return self.out
@@ -56,7 +56,7 @@ class _Recorded:
         self.inputs = [value.clone() for value in inputs]
         self.graph = Graph(lambda: work(*self.inputs))
 
-    def replay(self, fresh: Sequence[Tensor]) -> Any:
+    def replay(self, fresh: Sequence[Tensor]) -> object:
         for held, new in zip(self.inputs, fresh, strict=True):
             held.copy_(new)
         return _own(self.graph.replay())

@@ -83,7 +83,7 @@ class Evaluator:
         self._recorded.forget()
         self.kept.forget()
 
-    def _noise(self, x: Tensor, time: Tensor, given: dict[str, Any]) -> Tensor:
+    def _noise(self, x: Tensor, time: Tensor, given: dict[str, object]) -> Tensor:
         return self._call(x, time, given)
 
     def _recording(self, x: Tensor, time: Tensor, given: dict[str, Any], half: Half) -> Tensor:

@@ -92,7 +92,7 @@ def as_rows(values: Tensor, rows: int) -> Tensor:
     return values if times == 1 else values.repeat(times, *[1] * (values.ndim - 1))
 
 
-def _where_met(block: nn.Module, under: dict[str, Any]) -> dict[str, Any]:
+def _where_met(block: nn.Module, under: dict[str, object]) -> dict[str, object]:
     return under if getattr(block, "has_cross_attention", False) else {}
 
 

@@ -266,7 +266,7 @@ def _load_torch(path: Path, mapped: bool) -> Any:
         raise _truncated(path, error) from error
 
 
-def _state_dict(path: Path, content: Any, lone: str = "") -> dict[str, Any]:
+def _state_dict(path: Path, content: object, lone: str = "") -> dict[str, Any]:
     """Name -> tensor (or ZippedTensor) of what was pickled; InputError if it is something else."""
     if lone and isinstance(content, Tensor | ZippedTensor):
         return {lone: content}

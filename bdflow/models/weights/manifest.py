@@ -239,7 +239,7 @@ def _resolved(name: str, entry: dict[str, Any], listed: dict[str, Any], problems
     return {**listed[of], **entry}
 
 
-def _network(root: Path, name: str, entry: Any, problems: list[str]) -> NetworkEntry | None:
+def _network(root: Path, name: str, entry: object, problems: list[str]) -> NetworkEntry | None:
     if name not in ROLES or not isinstance(entry, dict):
         problems.append(f"network {name!r} is not one of {sorted(ROLES)}")
         return None
@@ -296,7 +296,7 @@ def write_manifest(root: Path, name: str | None = None) -> Path:
         return find(*(f"{folder}{stem}{suffix}" for stem in stems for suffix in suffixes))
 
     def network(
-        layout: str, licence: str, inline: dict[str, Any] | None = None, **files: Path | None
+        layout: str, licence: str, inline: dict[str, object] | None = None, **files: Path | None
     ) -> dict[str, object]:
         entry: dict[str, object] = {"layout": layout, "licence": licence}
         if inline is not None:

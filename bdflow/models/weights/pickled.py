@@ -49,7 +49,7 @@ class StateDict(dict[Any, Any]):
 
     __slots__ = ()
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         pass
 
 
@@ -87,7 +87,7 @@ class _Reader(pickle.Unpickler):
         }
         self.known |= {("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()}
 
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+    def find_class(self, module: str, name: str) -> Callable[..., object]:
         try:
             return self.known[module, name]  # type: ignore[no-any-return]
         except KeyError:
@@ -99,11 +99,11 @@ class _Reader(pickle.Unpickler):
             raise UnusualPickle("it names something other than a storage")
         return _Storage(dtype, key)
 
-    def mapping(self, items: Iterable[tuple[Any, Any]] = ()) -> StateDict:
+    def mapping(self, items: Iterable[tuple[object, object]] = ()) -> StateDict:
         return StateDict(items)
 
     def tensor(
-        self, storage: _Storage, start: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: Any
+        self, storage: _Storage, start: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: object
     ) -> ZippedTensor:
         record, size = self.records[storage.key], ITEM_BYTES[storage.dtype]
         numbers = (start, *shape, *stride)
@@ -116,7 +116,7 @@ class _Reader(pickle.Unpickler):
             raise UnusualPickle(f"a tensor reaches beyond its storage {storage.key}")
         return ZippedTensor(shape, storage.dtype, record.header_offset, start * size, _is_whole(shape, stride))
 
-    def parameter(self, data: ZippedTensor, *rest: Any) -> ZippedTensor:
+    def parameter(self, data: ZippedTensor, *rest: object) -> ZippedTensor:
         return data
 
 

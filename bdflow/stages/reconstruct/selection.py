@@ -42,7 +42,7 @@ class Selector:
         shown = Stimuli(ids, pictures.reshape(n * k, *pictures.shape[2:]), [[]] * (n * k))
         return self.encoder.prepare(shown)
 
-    def work(self, prepared: Any) -> np.ndarray:
+    def work(self, prepared: object) -> np.ndarray:
         return self.encoder.work(prepared)
 
     def finish(self, task: tuple[str, int], made: np.ndarray) -> None:

@@ -148,7 +148,7 @@ class Guesser:
             parts.append(self.painting.guess_inputs(latents, subject, ids.tolist()))
         return parts[0].join(parts)
 
-    def work(self, inputs: Any) -> np.ndarray:
+    def work(self, inputs: object) -> np.ndarray:
         return self.painting.decode_guesses(inputs)
 
     def finish(self, pack: Pack, made: np.ndarray) -> None:
@@ -194,7 +194,7 @@ class Reconstructor:
                 parts.append(self.painting.paint_inputs(guess, vision, text, subject, each, numbers))
         return parts[0].join(parts) if parts else np.concatenate(pictures)
 
-    def work(self, inputs: Any) -> np.ndarray:
+    def work(self, inputs: object) -> np.ndarray:
         return inputs if isinstance(inputs, np.ndarray) else self.painting.paint_prepared(inputs)
 
     def finish(self, task: Task, made: np.ndarray) -> None:

@@ -254,7 +254,9 @@ class Predictor:
             if prepared.buffer:
                 self._free.put((prepared.buffer, self.copies.left()))
 
-    def _predicted(self, prepared: Prepared, subject: str, seen: dict[bytes, list[Any]]) -> tuple[Results, np.ndarray]:
+    def _predicted(
+        self, prepared: Prepared, subject: str, seen: dict[bytes, list[object]]
+    ) -> tuple[Results, np.ndarray]:
         space, region = prepared.space, prepared.region
         true, train = self._pieces(prepared, subject, seen)
         which, alphas = self.decoders.which(subject, region, true[0].shape[1])
@@ -272,7 +274,7 @@ class Predictor:
         return self.copies.sent(values), alphas
 
     def _pieces(
-        self, prepared: Prepared, subject: str, seen: dict[bytes, list[Any]]
+        self, prepared: Prepared, subject: str, seen: dict[bytes, list[object]]
     ) -> tuple[list[Any], Iterable[Any]]:
         """Test targets, and training targets piece by piece, where arithmetic runs. Subjects that saw the same test
         stimuli share these (`seen`).

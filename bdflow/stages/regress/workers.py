@@ -147,7 +147,7 @@ def contiguous_folds(order: np.ndarray, folds: int) -> np.ndarray:
     return found
 
 
-def _means(matrix: Any, lengths: list[int]) -> Any:
+def _means(matrix: Any, lengths: list[int]) -> object:
     """Means of runs of rows."""
     xp, ends = array_namespace(matrix), np.cumsum([0, *lengths])
     return xp.stack([xp.mean(matrix[start:stop, :], axis=0) for start, stop in pairwise(ends.tolist())])
@@ -266,7 +266,7 @@ class Selector:
         if columns.size:
             of, whole = self.walked.columns(space, self.train), columns.size == scores.shape[1]
 
-            def drawn() -> Iterator[Any]:
+            def drawn() -> Iterator[object]:
                 pieces = ahead(of.requests(region, self.read_into), self.copies)
                 return pieces if whole else (ridge.take(piece, columns, 1) for piece in pieces)
 
@@ -283,7 +283,7 @@ class Selector:
         best[known] = self.alphas[len(scores) - 1 - scores[::-1, known].argmax(axis=0)]  # of equals the largest
         store.write(partition, {"score": scores.reshape(-1, *shape), "best_alpha": best.reshape(shape)})
 
-    def _on_device(self, matrices: Sequence[Any]) -> Iterator[Any]:
+    def _on_device(self, matrices: Sequence[object]) -> Iterator[object]:
         """Each where arithmetic runs, made as it is asked for."""
         return (to_device(m, self.device) if isinstance(m, np.ndarray) else m for m in matrices)
 
