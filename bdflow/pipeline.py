@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bdflow.cluster import Resources
 from bdflow.cluster.progress import duration
@@ -153,7 +153,8 @@ class Pipeline:
                 else:
                     self.study.consolidate()
                     page = self._report(context)
-            self.study.consolidate()
+            if page is None:
+                self.study.consolidate()
         return Outcome(runner.partitions, time.perf_counter() - start, page)
 
     def _say_whose_files_are_read(self) -> None:
@@ -186,12 +187,17 @@ class Pipeline:
         self.study.create("bdflow study", {"configuration": self.config.science()})
 
     def _alone(self, command: str) -> AbstractContextManager[None]:
-        """The lock of the study: of a directory the kernel's, in an object store an object."""
+        """The lock of the study: of a directory the kernel's, in an object store an object. Who has it is sure of what
+        it has read of the study."""
         path = self.study.path
-        if isinstance(path, RemotePath):
-            return lease(path, command)
-        path.mkdir(parents=True, exist_ok=True)
-        return exclusive(path)
+        with ExitStack() as stack:
+            if isinstance(path, RemotePath):
+                stack.enter_context(lease(path, command))
+            else:
+                path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive(path))
+            stack.enter_context(self.study.remembering())
+            return cast("AbstractContextManager[None]", stack.pop_all())
 
     def _writable(self) -> bool:
         """Whether this user may write the study; of an object store that is not asked."""
@@ -325,22 +331,17 @@ class Pipeline:
             if path not in present:
                 rows.append(Row(path, State("absent"), "", 0))
                 continue
-            damage = self.study.metadata_damage(path)
-            if damage:
-                damaged = State("damaged", why=[f"{one.file}: {one.why}" for one in damage])
-                rows.append(Row(path, damaged, "", 0))
+            state, store = self.study.looked_at(path, expected.get(path))
+            if state.kind == "damaged":
+                rows.append(Row(path, state, "", 0))
                 continue
-            store = self.study.store(path)
             main = store.spec.data[0]
             shape = " x ".join(
                 f"{store.sizes[dim]} {dim}" if dim not in SHORT else str(store.sizes[dim]) for dim in main.dims
             )
-            if path in expected:
-                state = self.study.state(path, expected[path])
-            else:
-                total = store.n_partitions
+            if path not in expected:
                 why = "regions that are not in `roi.sets`" if kind(path) == REGION_SETS else "not of this configuration"
-                state = State("stale", total - len(store.missing()), total, [why])
+                state = State("stale", state.done, state.total, [why])
             rows.append(Row(path, state, shape, store.nbytes_stored, _remark(store)))
         return rows
 
@@ -362,7 +363,10 @@ class Pipeline:
         with ExitStack() as stack:
             if repair or self._writable():
                 stack.enter_context(self._alone(command))
-            found: list[Damage] = [*(damaged := checks.metadata_damage(self.study)), *checks.unexpected(self.study)]
+            stack.enter_context(self.study.remembering())
+            nodes = dict(self.study.nodes())
+            damaged = checks.metadata_damage(self.study, nodes)
+            found: list[Damage] = [*damaged, *checks.unexpected(self.study, nodes)]
             lost = self._restore(damaged) if repair else []
             unread = set() if repair else {damage.store for damage in damaged}
             chunks = [

@@ -96,7 +96,7 @@ def create(study: AnyPath) -> None:
     zarr.open_group(backend, path=INPUTS, mode="w", zarr_format=3)
     array = metadata.create_text(backend, INPUTS, "digests", "digests of input files, by path: no part of the content")
     metadata.write_string(array, "{}")
-    metadata.finish(backend, study, INPUTS, {})
+    metadata.finish(backend, INPUTS, {}, {"digests": array})
 
 
 def identity(path: AnyPath) -> str:

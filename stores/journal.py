@@ -80,7 +80,7 @@ class Journal:
         about: dict[str, Any] = {**self.attrs, "work": work, **attrs}
         with disk_full_as_error(self.study):
             shown = metadata.folded({"title": work}, about)
-            metadata.finish(zarr_store(self.study), self.study, self._entry(f"{work} note"), shown)
+            metadata.finish(zarr_store(self.study), self._entry(f"{work} note"), shown)
 
     def _entry(self, work: str) -> str:
         """Path in the study of a new group."""
@@ -110,7 +110,7 @@ class Journal:
                 value = values[spec.name]
                 arrays[spec.name][...] = text(value) if spec.dtype == "str" else np.array(value, spec.dtype)
             about: dict[str, Any] = {**self.attrs, "work": work, **attrs}
-            metadata.finish(zarr_store(self.study), self.study, name, metadata.folded({"title": work}, about))
+            metadata.finish(zarr_store(self.study), name, metadata.folded({"title": work}, about), arrays)
 
 
 def groups(study: AnyPath) -> Iterator[str]:

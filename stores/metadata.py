@@ -33,6 +33,8 @@ from bdflow.stores.spec import ArraySpec, create_arrays
 if TYPE_CHECKING:
     from zarr.core.common import JSON
 
+    from bdflow.stores.spec import ZarrArray
+
 FILE = "zarr.json"
 AT_ONCE = 10
 """Requests to an object store at a time."""
@@ -104,15 +106,30 @@ def groups_down_to(backend: ZarrStore, study: AnyPath, path: str) -> list[str]:
     return folders
 
 
-def finish(backend: ZarrStore, study: AnyPath, path: str, attrs: Mapping[str, JSON]) -> None:
-    """Finish a group whose arrays are declared: write the copy of its metadata; then, last and at once, attributes."""
-    names = _arrays(study / path)
+def finish(
+    backend: ZarrStore, path: str, attrs: Mapping[str, JSON], arrays: Mapping[str, ZarrArray] | None = None
+) -> dict[str, Document]:
+    """Finish a group whose `arrays`, by name, were just declared: write the copy of its metadata; then, last and at
+    once, attributes. Nothing is read. Returns the documents of the group, by file.
+    """
+    return _finish(backend, path, attrs, {name: array_text(array) for name, array in (arrays or {}).items()})
+
+
+def _finish(
+    backend: ZarrStore, path: str, attrs: Mapping[str, JSON], texts: Mapping[str, bytes]
+) -> dict[str, Document]:
     doc = "copy of every zarr.json of this group: JSON, the text of each by its name"
     array = create_text(backend, path, COPY, doc)
-    own = group_text(attrs)
-    files = {f"{name}/{FILE}": (study / path / name / FILE).read_bytes().decode() for name in [*names, COPY]}
-    write_string(array, json.dumps({FILE: own.decode(), **files}))
+    own, texts = group_text(attrs), {**dict(sorted(texts.items())), COPY: array_text(array)}
+    files = {FILE: own, **{f"{name}/{FILE}": text for name, text in texts.items()}}
+    write_string(array, json.dumps({name: content.decode() for name, content in files.items()}))
     write_file(backend, f"{path}/{FILE}", own)
+    return {name: parse(content) for name, content in files.items()}
+
+
+def array_text(array: ZarrArray) -> bytes:
+    """The file of an array, as Zarr writes it."""
+    return array.metadata.to_buffer_dict(default_buffer_prototype())[FILE].to_bytes()
 
 
 def _arrays(where: AnyPath) -> list[str]:
@@ -352,14 +369,15 @@ def _copy_anew(backend: ZarrStore, study: AnyPath, path: str) -> bool:
         if document is None or not _whole(document):
             return False
         attrs = unsealed(document)["attributes"]
-        if any((read_document(where / name / FILE) or {}).get("node_type") != "array" for name in _arrays(where)):
+        texts = {name: _content(where / name / FILE) or b"{}" for name in _arrays(where)}
+        if any(parse(text).get("node_type") != "array" for text in texts.values()):
             return False
     except (Unreadable, KeyError, TypeError):
         return False
     sync(backend.delete(f"{path}/{COPY_CHUNK}"))
     sync(backend.delete(f"{path}/{COPY}/{FILE}"))
     sealed = document["attributes"].get("sealed")
-    finish(backend, study, path, attrs)
+    _finish(backend, path, attrs, texts)
     if sealed:
         write_file(backend, f"{path}/{FILE}", group_text({**attrs, "sealed": 1}))
     return True

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 EVERY_CHUNK: ArrayConfigParams = {"write_empty_chunks": True}
 """How every array is opened: chunks of fill values are written, too."""
+PROGRESS = "written"
+"""The array of a store that says which partitions are written."""
 Sizes = Mapping[str, int]
 Region = dict[str, slice]
 
@@ -201,3 +203,14 @@ class StoreSpec:
             owned = region.get(dim, slice(0, sizes[dim]))
             ranges.append(range(owned.start // chunk, math.ceil(owned.stop / chunk)))
         yield from product(*ranges)
+
+
+def progress_spec(spec: StoreSpec, sizes: Sizes) -> ArraySpec:
+    cut = ", ".join(f"{length} {dim}" for dim, length in spec.partition.items()) or "the whole store"
+    return ArraySpec(
+        PROGRESS,
+        ("partition",),
+        "u8",
+        f"1 + crc32c of each partition's data ({cut} each, row-major), 0 while it is missing",
+        chunks={"partition": 1},
+    )

@@ -21,14 +21,13 @@ from bdflow.stores.errors import CorruptChunk, StoreError, Unexpected, disk_full
 from bdflow.stores.every_chunk import EveryChunkOfStudy, NotStored, divided, every_chunk, unwritten
 from bdflow.stores.metadata import COPY, FILE, Document, read_document, unfolded
 from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, sizes_below, zarr_store
-from bdflow.stores.spec import ArraySpec, StoreSpec
+from bdflow.stores.spec import PROGRESS, ArraySpec, StoreSpec
 
 if TYPE_CHECKING:
     import xarray
 
     from bdflow.stores.spec import ZarrArray
 
-PROGRESS = "written"
 NDBuffer = default_buffer_prototype().nd_buffer
 Selection = Mapping[str, slice | np.ndarray]
 
@@ -132,9 +131,10 @@ class Store:
         except StoreError:
             raise
         except (ValueError, RuntimeError):
-            return np.array([self._marker(i) for i in range(progress.shape[0])], progress.dtype)
+            return np.array([self.marker(i) for i in range(progress.shape[0])], progress.dtype)
 
-    def _marker(self, partition: int) -> int:
+    def marker(self, partition: int) -> int:
+        """The mark of one partition: 0 while it is not written."""
         try:
             return int(np.asarray(self.arrays[PROGRESS][partition]))
         except StoreError:
@@ -151,7 +151,7 @@ class Store:
 
         Raises StoreError for a wrong array, shape or dtype, before anything is written, and for a full disk.
         """
-        if self._marker(partition):
+        if self.marker(partition):
             return
         region = self.spec.region(self.sizes, partition)
         problems = [f"{name}: not given" for name in self.attrs["data"] if name not in data]
@@ -262,7 +262,7 @@ class Store:
 
     def _not_there(self, name: str, chunk: tuple[int, ...]) -> StoreError:
         owner = self._owner(name, chunk)
-        if owner is None or self._marker(owner):
+        if owner is None or self.marker(owner):
             return CorruptChunk(self.path, name, chunk, owner, "no file")
         return unwritten(self.path, name, chunk, f"in partition {owner}, which is not written")
 
@@ -327,19 +327,33 @@ class Store:
 
     def given_damage(self, name: str) -> list[CorruptChunk]:
         """Damaged chunks of an array written at declaration."""
-        found = [
-            CorruptChunk(self.path, name, chunk, None, why)
-            for chunk in product(*self._chunk_grid(name))
-            if (why := self._chunk_damage(name, chunk))
-        ]
-        if not found and digest([np.asarray(self.arrays[name][...])]) != self.attrs["given"][name]:
-            first = tuple(0 for _ in self._chunk_grid(name))
-            found.append(CorruptChunk(self.path, name, first, None, "other values than were written"))
-        return found
+        grid = self._chunk_grid(name)
+        chunks = [(name, chunk) for chunk in product(*grid)] or [(name, (0,) * len(grid))]
+        return self._damage_of([name], {}, chunks, self.attrs["given"][name], None)
 
-    def missing_chunks(self) -> list[CorruptChunk]:
-        """Chunks of written partitions whose file is gone; cheap, nothing is decoded."""
-        written = self.markers() != 0
+    def _damage_of(
+        self,
+        names: Sequence[str],
+        region: Selection,
+        chunks: Sequence[tuple[str, tuple[int, ...]]],
+        expected: int,
+        owner: int | None,
+    ) -> list[CorruptChunk]:
+        """Damaged ones of `chunks`, those of a region of arrays with this digest. Whole ones are read once."""
+        try:
+            if digest([np.asarray(self._readable(name)[self._index(name, region)]) for name in names]) == expected:
+                return []
+        except StoreError:
+            raise
+        except (NotStored, ValueError, RuntimeError):
+            pass
+        found = [(name, chunk, why) for name, chunk in chunks if (why := self._chunk_damage(name, chunk))]
+        found = found or [(*chunks[0], "other values than were written")]
+        return [CorruptChunk(self.path, name, chunk, owner, why) for name, chunk, why in found]
+
+    def missing_chunks(self, written: np.ndarray | None = None) -> list[CorruptChunk]:
+        """Chunks of `written` partitions (those with a mark) whose file is gone; cheap, nothing is decoded."""
+        written = self.markers() != 0 if written is None else written
         there = self._files()
         found = []
         for name in self.attrs["data"]:
@@ -365,7 +379,9 @@ class Store:
         sealed = self.sealed
         for partition, marker in enumerate(self.markers()):
             if marker:
-                yield from self._partition_damage(partition, int(marker))
+                region, data = self.spec.region(self.sizes, partition), self.spec.data
+                chunks = [(spec.name, c) for spec in data for c in self.spec.chunks_of(self.sizes, spec, partition)]
+                yield from self._damage_of([spec.name for spec in data], region, chunks, int(marker), partition)
             elif sealed:
                 why = self._chunk_damage(PROGRESS, (partition,)) or "no mark, though the store is sealed"
                 yield CorruptChunk(self.path, PROGRESS, (partition,), partition, why)
@@ -390,22 +406,6 @@ class Store:
             return None
 
         return [Unexpected(self.path, name, why) for name, why in strangers(self.study / self.path, belongs)]
-
-    def _partition_damage(self, partition: int, marker: int) -> Iterator[CorruptChunk]:
-        region = self.spec.region(self.sizes, partition)
-        found = False
-        for spec in self.spec.data:
-            for chunk in self.spec.chunks_of(self.sizes, spec, partition):
-                why = self._chunk_damage(spec.name, chunk)
-                if why:
-                    found = True
-                    yield CorruptChunk(self.path, spec.name, chunk, partition, why)
-        if not found:
-            values = [self.read(spec.name, region) for spec in self.spec.data]
-            if digest(values) != marker:
-                spec = self.spec.data[0]
-                chunk = next(self.spec.chunks_of(self.sizes, spec, partition))
-                yield CorruptChunk(self.path, spec.name, chunk, partition, "other values than were written")
 
 
 def _is_index(text: str, size: int) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,15 +23,13 @@ from bdflow.stores.errors import CorruptMetadata, NotReady, StoreError, disk_ful
 from bdflow.stores.metadata import COPIED_SINCE, COPY_CHUNK, FILE, Document, Unreadable, damage_of_root
 from bdflow.stores.paths import AnyPath, RemotePath, place, remove_leftovers, remove_tree, zarr_store
 from bdflow.stores.provenance import FORMAT, Provenance, differences, other_arithmetic
-from bdflow.stores.spec import ArraySpec, Sizes, StoreSpec, create_arrays
-from bdflow.stores.store import PROGRESS, Store, digest
+from bdflow.stores.spec import PROGRESS, Sizes, StoreSpec, create_arrays, progress_spec
+from bdflow.stores.store import Store, digest
 
 if TYPE_CHECKING:
     from bdflow.stores.spec import ZarrArray
 
 log = logging.getLogger(__name__)
-
-
 Node = Literal["store", "group", "array"]
 
 
@@ -57,6 +56,7 @@ class Study:
 
     def __init__(self, location: str | Path | RemotePath) -> None:
         self.path: AnyPath = place(location)
+        self._whole: dict[str, dict[str, Document]] | None = None
         if isinstance(self.path, RemotePath) and not self.path.name:
             raise StoreError(
                 self.path,
@@ -66,9 +66,34 @@ class Study:
                 action="correct `study` in the configuration",
             )
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path,)
+
     @property
     def _backend(self) -> ZarrStore:
         return zarr_store(self.path)
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Meanwhile, the metadata of a store that was found whole is not read again, but for the group's own, which is
+        compared each time. For who holds the study's lock: it changes only where a store is declared or removed.
+        """
+        before, self._whole = self._whole, self._whole or {}
+        try:
+            yield
+        finally:
+            self._whole = before
+
+    def _remembered(self, path: str) -> dict[str, Document] | None:
+        """All metadata of a store that was found whole and whose group is as it was then; else None."""
+        whole = (self._whole or {}).get(path)
+        if whole is None:
+            return None
+        with suppress(Unreadable):
+            document = metadata.read_document(self.path / path / FILE)
+            if document is not None and metadata.unsealed(document) == metadata.unsealed(whole[FILE]):
+                return {**whole, FILE: document}
+        return None
 
     @property
     def exists(self) -> bool:
@@ -184,8 +209,19 @@ class Study:
         """Every file of metadata of a store that is not what was written; none where there is no store. Cheap."""
         return self._examined(path)[0]
 
+    def whole_metadata(self, path: str) -> dict[str, Document]:
+        """The documents of a store that are what was written, by file."""
+        return self._examined(path)[1]
+
     def _examined(self, path: str) -> tuple[list[CorruptMetadata], dict[str, Document]]:
         """Damage as `metadata_damage` finds it, and metadata that is what was written, by file."""
+        remembered = self._remembered(path)
+        damage, known = ([], remembered) if remembered else self._compared(path)
+        if self._whole is not None and FILE in known and not damage:
+            self._whole[path] = known
+        return damage, known
+
+    def _compared(self, path: str) -> tuple[list[CorruptMetadata], dict[str, Document]]:
         where, recorded = self.path / path, None
         try:
             document = metadata.read_document(where / FILE)
@@ -205,7 +241,8 @@ class Study:
 
     def store(self, path: str) -> Store:
         """A declared store. Raises NotReady if there is none."""
-        if not self.declared(path):
+        remembered = self._remembered(path)
+        if remembered is None and not self.declared(path):
             raise NotReady(
                 path,
                 found=f"no such store in the study {self.path}",
@@ -213,14 +250,14 @@ class Study:
                 action="run the pipeline, which makes it",
                 remedy="run",
             )
-        return Store(self.path, path)
+        return Store(self.path, path, remembered)
 
     def state(self, path: str, expected: Provenance) -> State:
         """How far the store is, against what it should be made from."""
-        return self._looked_at(path, expected)[0]
+        return self.looked_at(path, expected)[0]
 
-    def _looked_at(self, path: str, expected: Provenance) -> tuple[State, Store]:
-        """Its state, and the store, with the metadata that was read for it."""
+    def looked_at(self, path: str, expected: Provenance | None) -> tuple[State, Store]:
+        """Its state (without `expected`, whatever it was made from), and the store, with the metadata that was read."""
         damage, known = self._examined(path)
         store = Store(self.path, path, known)
         if damage:
@@ -229,8 +266,8 @@ class Study:
             return State("absent"), store
         total = store.n_partitions
         done = total - len(store.missing())
-        why = differences(store.provenance, expected)
-        if not why and 0 < done < total:
+        why = differences(store.provenance, expected) if expected else []
+        if expected and not why and 0 < done < total:
             why = other_arithmetic(store.provenance, expected)
         if why:
             return State("stale", done, total, why), store
@@ -239,7 +276,7 @@ class Study:
 
     def sealed(self, path: str, expected: Provenance) -> Store:
         """The store, ready to be read. Raises NotReady, saying what is missing and the stage that makes it."""
-        state, store = self._looked_at(path, expected)
+        state, store = self.looked_at(path, expected)
         if state.kind == "sealed":
             return store
         if state.kind == "damaged":
@@ -285,10 +322,13 @@ class Study:
             )
         with disk_full_as_error(self.path / path):
             if self.declared(path):
-                for damage in self.metadata_damage(path):
-                    raise damage
-                if not self._begun_otherwise(path, provenance):
-                    return self._take_up(path, spec, sizes, given, provenance)
+                damage, known = self._examined(path)
+                if damage:
+                    raise damage[0]
+                store = Store(self.path, path, known)
+                missing = store.missing()
+                if not _begun_otherwise(store, missing, provenance):
+                    return self._take_up(store, missing, spec, sizes, given, provenance)
             for array in spec.arrays:
                 if array.role != "data" and array.dtype != "str":  # before anything is written
                     narrowed(given[array.name], array.dtype, f"{path}/{array.name}")
@@ -312,19 +352,14 @@ class Study:
                 "given": digests,
                 "provenance": provenance.attrs(),
             }
-            metadata.finish(self._backend, self.path, path, metadata.folded(shown, record))
-        return Store(self.path, path)
-
-    def _begun_otherwise(self, path: str, provenance: Provenance) -> bool:
-        """Whether a store without a partition says of its arithmetic what would not be true: it is declared anew."""
-        store = Store(self.path, path)
-        empty = len(store.missing()) == store.n_partitions > 0
-        same_content = not differences(store.provenance, provenance)
-        return empty and same_content and bool(other_arithmetic(store.provenance, provenance))
+            written = metadata.finish(self._backend, path, metadata.folded(shown, record), arrays)
+        if self._whole is not None:
+            self._whole[path] = written
+        return Store(self.path, path, written)
 
     def refuse_to_mix(self, path: str, expected: Provenance) -> None:
         """Raise StoreError if partitions of a store, were they filled now, would round otherwise than its others."""
-        store = Store(self.path, path)
+        store = self.store(path)
         why = other_arithmetic(store.provenance, expected)
         if why and store.n_partitions > 1:
             raise StoreError(
@@ -338,14 +373,15 @@ class Study:
 
     def _take_up(
         self,
-        path: str,
+        store: Store,
+        missing: Sequence[int],
         spec: StoreSpec,
         sizes: Sizes,
         given: Mapping[str, np.ndarray],
         provenance: Provenance,
     ) -> Store:
+        path = store.path
         remove_leftovers(self.path / path)
-        store = Store(self.path, path)
         why = differences(store.provenance, provenance)
         if why:
             raise StoreError(
@@ -356,7 +392,7 @@ class Study:
                 action="replace what is stale, or choose another `study` in the configuration to keep both",
                 remedy="remake",
             )
-        if store.missing():
+        if missing:
             self.refuse_to_mix(path, provenance)
         problems = [
             line
@@ -384,21 +420,18 @@ class Study:
 
     def remove(self, path: str) -> None:
         """Delete a store, its metadata first, so that a half-deleted store is never taken for one."""
+        (self._whole or {}).pop(path, None)
         for name in (FILE, COPY_CHUNK):
             with disk_full_as_error(self.path / path / name):
                 sync(self._backend.delete(f"{path}/{name}"))
         remove_tree(self.path / path)
 
 
-def progress_spec(spec: StoreSpec, sizes: Sizes) -> ArraySpec:
-    cut = ", ".join(f"{length} {dim}" for dim, length in spec.partition.items()) or "the whole store"
-    return ArraySpec(
-        PROGRESS,
-        ("partition",),
-        "u8",
-        f"1 + crc32c of each partition's data ({cut} each, row-major), 0 while it is missing",
-        chunks={"partition": 1},
-    )
+def _begun_otherwise(store: Store, missing: Sequence[int], provenance: Provenance) -> bool:
+    """Whether a store without a partition says of its arithmetic what would not be true: it is declared anew."""
+    empty = len(missing) == store.n_partitions > 0
+    same_content = not differences(store.provenance, provenance)
+    return empty and same_content and bool(other_arithmetic(store.provenance, provenance))
 
 
 def _write_given(array: ZarrArray, value: np.ndarray, path: str) -> int:

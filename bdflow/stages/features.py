@@ -130,7 +130,7 @@ class Extractor:
     def prepare(self, task: Task) -> dict[str, tuple[list[str], object]]:
         """By the space whose encoder is asked: the spaces that are wanted of it, and what it needs."""
         part, partition = task
-        wanted = [s for s, store in self.stores[part].items() if not store.markers()[partition]]
+        wanted = [s for s, store in self.stores[part].items() if not store.marker(partition)]
         stimuli = self._read(task, {what for space in wanted for what in self.encoders[space].takes})
         together: dict[str, list[str]] = {}
         for space in wanted:

@@ -14,7 +14,7 @@ from bdflow.stores import Study
 from bdflow.stores.every_chunk import EveryChunkOfStudy
 from bdflow.stores.metadata import COPY
 from bdflow.stores.paths import zarr_store
-from bdflow.stores.store import PROGRESS
+from bdflow.stores.spec import PROGRESS
 from bdflow.user_paths import any_place
 
 IDS = "stimulus_id"

@@ -42,6 +42,7 @@ class Context:
     decls: Mapping[str, StoreDecl] = field(default_factory=dict, repr=False, compare=False)
     counts: Counts | None = field(default=None, repr=False, compare=False)
     _looked_at: dict[str, Store] = field(default_factory=dict, repr=False, compare=False)
+    _ready: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.config, self.study, dict(self.expected), self.subjects)
@@ -62,20 +63,28 @@ class Context:
         Raises NotReady, or CorruptChunk for a chunk that is gone.
         """
         if key not in self._looked_at:
-            store = self.study.sealed(key, self.expected[key])
-            lost = store.missing_chunks()
+            self._looked_at[key] = self.study.sealed(key, self.expected[key])
+        store = self._looked_at[key]
+        if key not in self._ready:
+            lost = store.missing_chunks(np.ones(store.n_partitions, bool))
             if lost:
                 raise lost[0]
-            self._looked_at[key] = store
-        return self._looked_at[key]
+            self._ready.add(key)
+        return store
 
     def look_again(self) -> None:
         """Forget what was looked at: a step begins, and stores may have changed since the last."""
         self._looked_at.clear()
+        self._ready.clear()
 
     def is_sealed(self, key: str) -> bool:
-        """Whether a store of this configuration can be read; also False if it is not of this configuration."""
-        return key in self.expected and self.study.state(key, self.expected[key]).kind == "sealed"
+        """Whether a store of this configuration can be read; also False if it is not of this configuration. One that
+        can is looked at once a step."""
+        if key in self.expected and key not in self._looked_at:
+            state, store = self.study.looked_at(key, self.expected[key])
+            if state.kind == "sealed":
+                self._looked_at[key] = store
+        return key in self._looked_at
 
     def declare(self, key: str, given: Mapping[str, np.ndarray]) -> Store:
         """Declare a store of this configuration, as its stage does in `stores`, or take it up."""

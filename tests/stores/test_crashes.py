@@ -329,12 +329,12 @@ def mark_before_data(patch: pytest.MonkeyPatch) -> None:
     real = Store.write
 
     def write(self: Store, partition: int, data: dict[str, np.ndarray]) -> None:
-        if self._marker(partition):
+        if self.marker(partition):
             return
         with pytest.MonkeyPatch.context() as unmarked:
             progress = self.arrays["written"]
             progress[partition] = digest([data[name] for name in self.attrs["data"]])
-            unmarked.setattr(Store, "_marker", lambda self, partition: 0)
+            unmarked.setattr(Store, "marker", lambda self, partition: 0)
             real(self, partition, data)
 
     patch.setattr(Store, "write", write)

@@ -115,12 +115,11 @@ def test_a_study_in_s3_is_the_local_one(settings, local, s3, tmp_path):
     content[7] ^= 1
     bucket.write("targets/vdvae/subj01/latent/c/1/0", bytes(content))
     bucket.delete("responses/subj02/averaged/response/c/0/0")
-    found = verify(config)
-    assert found.returncode == 1
-    assert "targets/vdvae/subj01/latent, chunk c/1/0" in found.stdout
-    assert "responses/subj02/averaged/response, chunk c/0/0" in found.stdout
     mended = verify(config, "--repair")
     assert mended.returncode == 0, mended.stderr[-3000:]
+    assert "targets/vdvae/subj01/latent, chunk c/1/0" in mended.stderr
+    assert "responses/subj02/averaged/response, chunk c/0/0" in mended.stderr
+    assert "2 damaged files written or computed again" in mended.stdout
     assert remote_snapshot(url) == reference
     finish(config, until="report")
     assert (tmp_path / "report/index.html").is_file()

@@ -205,7 +205,7 @@ class Predictor:
     def prepare(self, task: Task) -> Prepared:
         """Read the block, if it is read whole."""
         space, partition = task
-        subjects = [s for s, store in self.stores[space].items() if not store.markers()[partition]]
+        subjects = [s for s, store in self.stores[space].items() if not store.marker(partition)]
         first = next(iter(self.stores[space].values()))
         targets = self._targets_of(space)
         prepared = Prepared(space, partition, first.spec.region(first.sizes, partition), subjects, targets)

@@ -322,7 +322,7 @@ class Weigher:
         subject, space, group = task
         solver, store = self.solvers[subject, space], self.stores[subject, space]
         _, across = store.spec.grid(store.sizes)
-        missing = [group * across + i for i in range(across) if not store.markers()[group * across + i]]
+        missing = [group * across + i for i in range(across) if not store.marker(group * across + i)]
         voxels = store.spec.region(store.sizes, missing[0])["voxel"]
         decoder, grouping = self.decoders[subject, space], solver.grouping
         alphas, own = decoder.read("alpha"), decoder.read("space_alpha")
