@@ -61,9 +61,7 @@ def shuffled(root: Path, source: Path, seed: int) -> Path:
     return root
 
 
-def study_of(data: Path, settings, variants=("full",), upper_bound=False, like: Path | None = None) -> Path:
-    """The study of a dataset, which begins as a copy of another one of the same photos, if `like` names one: latents of
-    photos are taken from there, and what is made of betas is made anew."""
+def study_of(data: Path, settings, variants=("full",), upper_bound=False) -> Path:
     sections = {
         "subjects": [SUBJECT],
         "dataset": {"root": str(data), "sessions": 3},
@@ -74,9 +72,7 @@ def study_of(data: Path, settings, variants=("full",), upper_bound=False, like: 
         "study": str(data.with_suffix(".zarr")),
     }
     config = parse(settings(data.parent, **sections))
-    if like is not None:
-        shutil.copytree(like, config.study)
-    Pipeline(config).run(tuple(stages_until("reconstruct")), remake=like is not None)
+    Pipeline(config).run(tuple(stages_until("reconstruct")))
     return config.study
 
 
@@ -107,11 +103,11 @@ class Measured(dict[int, dict[str, Scores]]):
     def __missing__(self, seed: int) -> dict[str, Scores]:
         root = self.folder(f"seed{seed}")
         clear = dataset(root / "clear", seed)
-        like = study_of(clear, self.settings, upper_bound=True)
+        study_of(clear, self.settings, upper_bound=True)
         studies = {
-            "noisy": study_of(dataset(root / "noisy", seed, noise_ceiling=3.0), self.settings, like=like),
-            "shuffled": study_of(shuffled(root / "shuffled", clear, seed), self.settings, like=like),
             "clear": study_of(clear, self.settings, VARIANTS),
+            "noisy": study_of(dataset(root / "noisy", seed, noise_ceiling=3.0), self.settings),
+            "shuffled": study_of(shuffled(root / "shuffled", clear, seed), self.settings),
         }
         self[seed] = {name: scores(study, self.extractor) for name, study in studies.items()}
         for name, rows in self[seed].items():
