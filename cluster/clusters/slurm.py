@@ -422,6 +422,7 @@ def ray_node(address: str, need: Resources, node_ip: str | None = None) -> list[
     """The command that adds one worker's share of a node to the Ray cluster at `address`."""
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--block"]
     words += [f"--num-cpus={need.threads}", f"--num-gpus={math.ceil(need.gpus)}", "--disable-usage-stats"]
+    words.append("--include-log-monitor=false")  # a process that sends logs to drivers, and the driver shows none
     words += [f"--object-store-memory={100 * 2**20}"]
     if need.memory:
         words.append(f"--memory={need.memory}")

@@ -70,7 +70,6 @@ def study_of(data: Path, settings, variants=("full",), upper_bound=False) -> Pat
         "reconstruct": {"upper_bound": upper_bound},
         "chunks": {"stimuli": 64, "voxels": 256, "columns": 512, "images": 8},
         "study": str(data.with_suffix(".zarr")),
-        "execution": {stage: {"executor": "dask", "workers": 2} for stage in ("features", "reconstruct")},
     }
     config = parse(settings(data.parent, **sections))
     Pipeline(config).run(tuple(stages_until("reconstruct")))

@@ -39,7 +39,6 @@ def config(request: Any, settings: Any, tmp_path_factory: pytest.TempPathFactory
         "reconstruct": {"upper_bound": True},
         "evaluate": {"metrics": METRICS},
         "chunks": {"stimuli": 64, "voxels": 256, "columns": 512, "images": 16},
-        "execution": {stage: {"executor": "dask", "workers": 2} for stage in ("features", "reconstruct", "evaluate")},
     }
     config = parse(settings(root, **sections))
     Pipeline(config).run()

@@ -48,7 +48,6 @@ def study_of(seed: int, settings, root: Path) -> Config:
         "painters": {},
         "encode": {"spaces": [], "sets": {f"with_{name}": ["z", name] for name in INSIDES}, "stimuli": 200},
         "chunks": {"stimuli": 64, "voxels": 256, "columns": 512},
-        "execution": {stage: {"executor": "dask", "workers": 2} for stage in stages},
     }
     config = parse(settings(root, **sections))
     Pipeline(config).run(stages)

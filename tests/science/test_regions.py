@@ -45,7 +45,7 @@ def study(tmp_path_factory) -> Config:
     simulate(root / "nsd", SimulateOptions(subjects=SUBJECTS))
     paths = [f"study={root / 'study.zarr'}", f"dataset.root={root / 'nsd'}", f"report.path={root / 'report'}"]
     stages = ("ingest", "features", "regress", "roi")
-    paths += [f"execution.{stage}={{executor: dask, workers: 2}}" for stage in stages]
+    paths += [f"execution.{stage}={{executor: serial}}" for stage in stages]
     painting = [*(f"spaces.{space}.ridge.alpha=1000" for space in SPACES), "painters.brain_diffuser.strength=0.75"]
     content = load("demo", [*paths, *painting]).model_dump()
     content["spaces"] = {name: content["spaces"][name] for name in SPACES}

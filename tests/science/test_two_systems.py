@@ -46,7 +46,6 @@ def config(request, settings, tmp_path_factory) -> Config:
         "reconstruct": {"upper_bound": True},
         "evaluate": {"metrics": ["PixCorr", "CLIP (bundle)"]},
         "chunks": {"stimuli": 64, "voxels": 256, "columns": 512, "images": 8},
-        "execution": {stage: {"executor": "dask", "workers": 2} for stage in ("features", "reconstruct", "evaluate")},
     }
     config = parse(settings(root, **sections))
     Pipeline(config).run(tuple(stages_until("evaluate")))
