@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
@@ -14,6 +14,9 @@ from zarr.storage import StorePath, WrapperStore
 
 from bdflow.stores.errors import CorruptChunk, NotReady, StoreError
 from bdflow.stores.metadata import FILE
+
+if TYPE_CHECKING:
+    from bdflow.stores.spec import ZarrArray
 
 METADATA = (FILE, ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 """Names of the files of metadata, of Zarr 3 and Zarr 2; every other one is a chunk."""
@@ -65,7 +68,7 @@ class EveryChunkOfStudy(EveryChunk):
         return unwritten(store, name, chunk, "of a store that is not finished")
 
 
-def every_chunk(array: Any) -> Any:
+def every_chunk(array: ZarrArray) -> ZarrArray:
     """An opened Zarr array, that raises NotStored for a chunk that is not there. Nothing is read for it."""
     where = StorePath(EveryChunk(array.store_path.store), array.store_path.path)
     return type(array)(AsyncArray(array.metadata, where))

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, cast
@@ -30,7 +30,7 @@ from bdflow.stores.remote import Bucket, answers
 log = logging.getLogger(__name__)
 RENEW_INTERVAL = 10.0
 STALE = 45.0
-Version = dict[str, object]
+Version = Mapping[str, object]
 
 
 class Holder(TypedDict, total=False):
@@ -126,7 +126,7 @@ class _Lock:
         content = self.objects.read(self.name) if before else None
         if before is None or content is None:
             return None
-        version: Version = {name: before[name] for name in ("e_tag", "version")}
+        version: Version = {"e_tag": before["e_tag"], "version": before["version"]}
         try:
             return cast(Holder, {"key": "", "beats": 0, **json.loads(content)}), version
         except ValueError:

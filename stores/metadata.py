@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
-import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
@@ -53,12 +52,12 @@ class Unreadable(ValueError):
     """A file of metadata that is not what it should be; the text says what it is."""
 
 
-def create_text(backend: ZarrStore, path: str, name: str, doc: str) -> zarr.Array[Any]:
+def create_text(backend: ZarrStore, path: str, name: str, doc: str) -> ZarrArray:
     """An array of one string in the group at `path`; `write_string` fills it."""
     return create_arrays(backend, path, [(ArraySpec(name, ("text",), "str", doc), {"text": 1})])[name]
 
 
-def write_string(array: zarr.Array[Any], content: str) -> None:
+def write_string(array: ZarrArray, content: str) -> None:
     """Write the string of an array of one, at once."""
     array[...] = np.array([content], dtype=np.dtypes.StringDType())
 

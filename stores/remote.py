@@ -12,12 +12,12 @@ import math
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, stop_after_attempt, wait_exponential
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store
@@ -27,6 +27,10 @@ from zarr.core.config import config
 
 from bdflow.errors import counted
 from bdflow.stores.errors import StoreError
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, ObjectMeta
+    from obstore.store import ClientConfig, MemoryStore, ObjectStore, RetryConfig
 
 SCHEMES = ("s3", "gs", "memory")
 PUBLIC: dict[str, str] = {}
@@ -202,14 +206,15 @@ class Bucket:
 
         return self.again(name, ask)
 
-    def head(self, name: str) -> Any:
+    def head(self, name: str) -> ObjectMeta | None:
         """`size`, `e_tag`, `last_modified` of an object, or None if there is none."""
         try:
-            return self.again(name, lambda: _obstore().head(self.store, self.key(name)))
+            found: ObjectMeta = self.again(name, lambda: _obstore().head(self.store, self.key(name)))
+            return found
         except FileNotFoundError:
             return None
 
-    def write(self, name: str, content: bytes, mode: Any = "overwrite") -> Any:
+    def write(self, name: str, content: bytes, mode: str | Mapping[str, object] | None = "overwrite") -> Any:
         """Write an object at once, whole; returns its `e_tag` and `version`. `mode` is obstore's: "create", or the
         version that must still be there; AlreadyExistsError and PreconditionError say that this is not so.
         """
@@ -281,7 +286,7 @@ class RemoteStore(Store):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        options: Any = _range(byte_range)
+        options = _range(byte_range)
 
         async def ask() -> bytes:
             answer = await _obstore().get_async(self.bucket.store, self.bucket.key(key), options=options)
@@ -339,7 +344,7 @@ def _reopened(url: str, read_only: bool) -> RemoteStore:
     return RemoteStore(Bucket(url), read_only=read_only)
 
 
-def _range(asked: ByteRequest | None) -> dict[str, Any]:
+def _range(asked: ByteRequest | None) -> GetOptions:
     if asked is None:
         return {}
     if isinstance(asked, RangeByteRequest):
@@ -377,31 +382,31 @@ def _refused(where: str, found: str, expected: str, action: str) -> StoreError:
 
 
 @cache
-def _memory(name: str) -> Any:
+def _memory(name: str) -> MemoryStore:
     from obstore.store import MemoryStore
 
     return MemoryStore()
 
 
-def _connect(scheme: str, bucket: str, timeout: float) -> Any:
+def _connect(scheme: str, bucket: str, timeout: float) -> ObjectStore:
     if scheme == "memory":
         return _memory(bucket)
-    given: dict[str, Any] = {}
+    given: Mapping[str, str | bool] = {}
     if scheme == "s3":
         given = {"region": PUBLIC[bucket], "skip_signature": True} if bucket in PUBLIC else credentials()
     return _opened(scheme, bucket, timeout, tuple(sorted(given.items())))
 
 
 @cache
-def _opened(scheme: str, bucket: str, timeout: float, given: tuple[tuple[str, Any], ...]) -> Any:
+def _opened(scheme: str, bucket: str, timeout: float, given: tuple[tuple[str, str | bool], ...]) -> ObjectStore:
     """One client, with its connections, for each bucket and process."""
-    options: Any = {"timeout": f"{timeout:g}s", "connect_timeout": f"{min(timeout, 10):g}s"}
+    options: ClientConfig = {"timeout": f"{timeout:g}s", "connect_timeout": f"{min(timeout, 10):g}s"}
     if str(dict(given).get("endpoint", "")).startswith("http://"):
         options["allow_http"] = True
-    once: Any = {"max_retries": 0}
+    once: RetryConfig = {"max_retries": 0}
     from obstore.store import GCSStore, S3Store
 
-    kind: Any = GCSStore if scheme == "gs" else S3Store
+    kind: Callable[..., ObjectStore] = GCSStore if scheme == "gs" else S3Store
     try:
         return kind(bucket, client_options=options, retry_config=once, **dict(given))
     except Exception as error:
@@ -409,9 +414,9 @@ def _opened(scheme: str, bucket: str, timeout: float, given: tuple[tuple[str, An
         raise _refused(f"{scheme}://{bucket}", _brief(error), "settings that it can be opened with", action) from error
 
 
-def credentials() -> dict[str, Any]:
+def credentials() -> dict[str, str]:
     """What ~/.aws (profile AWS_PROFILE) and AWS_ENDPOINT_URL say beyond the variables that obstore itself reads."""
-    found: dict[str, Any] = {}
+    found: dict[str, str] = {}
     profile = os.environ.get("AWS_PROFILE", "default")
     places = {
         "AWS_CONFIG_FILE": ("config", profile if profile == "default" else f"profile {profile}"),

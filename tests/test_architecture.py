@@ -139,7 +139,7 @@ def test_a_new_path_of_a_store_would_be_seen(code):
 
 
 def test_few_signatures_say_any():
-    """`Any` in the annotations of functions, counted as names; it was 225 before there were packages (issue 13)."""
+    """`Any` in the annotations of functions, counted as names; at least halved since issue 13, which found 225."""
     trees = [tree for name, tree in parsed().items() if not name.startswith("benchmarks/")]
     kinds = ast.FunctionDef | ast.AsyncFunctionDef
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, kinds)]
@@ -149,7 +149,7 @@ def test_few_signatures_say_any():
         for annotation in (annotation for annotation in (*given, one.returns) if annotation is not None):
             said += sum(isinstance(part, ast.Name) and part.id == "Any" for part in ast.walk(annotation))
     assert len(functions) > 2000
-    assert said <= 140
+    assert said <= 112
 
 
 SIGNALS = {

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from bdflow.config import Config
 from bdflow.errors import InputError, listed
@@ -22,6 +22,75 @@ ENOUGH_FLOP, ENOUGH_BYTES = 1e12, 1e7
 LARGE_FLOP = 1e13
 """Ridge of so many FLOP reaches what large studies reach; of fewer, its rate may be further off."""
 BENCHMARKS = ("ridge", "diffusion", "ingest")
+
+
+class Device(TypedDict):
+    """What a benchmark ran on: `kind` gpu or cpu, its name, how many GPUs or threads."""
+
+    kind: str
+    name: str
+    count: float
+
+
+class BenchmarkFigures(TypedDict):
+    """What benchmarks write, as far as it is read here; a file may hold something else, which `one` refuses."""
+
+    device: Device
+
+
+RidgeFigures = TypedDict(
+    "RidgeFigures",
+    {
+        "device": Device,
+        "scale": str,
+        "arithmetic (FLOP)": float,
+        "disk write, disk read (B/s)": tuple[float, float],
+        "start (s)": float,
+        "rate (FLOP/s)": float,
+        "sgemm (FLOP/s)": float,
+        "plain store reading (B/s)": float,
+    },
+)
+IngestFigures = TypedDict(
+    "IngestFigures", {"device": Device, "unpacked (B)": float, "trials": int, "rate (B/s)": float}
+)
+
+
+class Switches(TypedDict):
+    """The switches of `networks.speed`, of which one is named here."""
+
+    compile: str
+
+
+class Row(TypedDict):
+    """Painting in one precision, with some switches, in batches of one size."""
+
+    switches: str
+    dtype: str
+    batch_size: int
+    speed: Switches
+    start_s: float
+    seconds_an_image: float
+    peak_bytes: float | None
+
+
+class Bundle(TypedDict):
+    """The networks that painted; `image`: pixels a side."""
+
+    name: str
+    image: int
+
+
+class DiffusionFigures(TypedDict):
+    """`matrix_flops`: FLOP a second of matrix products, by precision."""
+
+    device: Device
+    bundle: Bundle
+    steps: int
+    strength: float
+    flop_an_image: float
+    matrix_flops: dict[str, float]
+    rows: list[Row]
 
 
 def figures(
@@ -114,7 +183,7 @@ class _Reader:
 
     def one(self, found: Figures, content: dict[str, object]) -> Figures:
         """Figures of one benchmark."""
-        readers: dict[str, Callable[[Figures, dict[str, Any]], Figures]] = {
+        readers: dict[str, Callable[[Figures, Any], Figures]] = {
             "ridge": self.ridge,
             "diffusion": self.diffusion,
             "ingest": self.ingest,
@@ -138,7 +207,7 @@ class _Reader:
         meaning = "Figures of something else say nothing about this run, and are not scaled to it."
         return InputError(self.file, found=found, expected=expected, meaning=meaning, action=action)
 
-    def device(self, content: dict[str, Any], on_gpu: bool, where: str, command: str) -> str:
+    def device(self, content: BenchmarkFigures, on_gpu: bool, where: str, command: str) -> str:
         """The name of the device it was measured on. Refuses another kind than the configuration's, or another GPU than
         the one that was named.
         """
@@ -159,13 +228,13 @@ class _Reader:
             )
         return name
 
-    def with_gpu(self, found: Figures, content: dict[str, Any], name: str) -> Figures:
+    def with_gpu(self, found: Figures, content: BenchmarkFigures, name: str) -> Figures:
         """The GPU of figures is the one that is planned with."""
         if content["device"]["kind"] != "gpu" or found.gpu == name:
             return found
         return replace(found, gpu=name, why_gpu=self.file.name)
 
-    def ridge(self, found: Figures, content: dict[str, Any]) -> Figures:
+    def ridge(self, found: Figures, content: RidgeFigures) -> Figures:
         gpus = self.config.execution.regress.gpus
         command = "bdflow bench ridge --scale full" + (" --gpus 1 --workers 1" if gpus else "")
         name = self.device(content, bool(gpus), f"execution.regress.gpus is {gpus:g}", command)
@@ -198,7 +267,7 @@ class _Reader:
         found = self.with_gpu(found, content, name)
         return replace(found, rates={**found.rates, **new})
 
-    def ingest(self, found: Figures, content: dict[str, Any]) -> Figures:
+    def ingest(self, found: Figures, content: IngestFigures) -> Figures:
         name = self.device(content, False, "ingest", "bdflow bench ingest")
         if content["unpacked (B)"] < ENOUGH_BYTES:
             return noted(
@@ -211,7 +280,7 @@ class _Reader:
         rate = Rate(float(content["rate (B/s)"]), "B/s a worker", source, True, within)
         return replace(found, rates={**found.rates, "unpack": rate})
 
-    def diffusion(self, found: Figures, content: dict[str, Any]) -> Figures:
+    def diffusion(self, found: Figures, content: DiffusionFigures) -> Figures:
         """The row of this configuration's precision and way of compiling whose batch is nearest to its own."""
         config, on_gpu = self.config, bool(self.config.execution.reconstruct.gpus)
         painters = [of for of in config.painters.values() if of.kind != "stable_diffusion"]
@@ -271,7 +340,7 @@ class _Reader:
             notes=(*found.notes, *notes),
         )
 
-    def same_size(self, content: dict[str, Any]) -> None:
+    def same_size(self, content: DiffusionFigures) -> None:
         """Refuse networks of another size: small ones reach another part of a device's rate."""
         flop, bundle = float(content["flop_an_image"]), content["bundle"]
         own = self.networks.painting("full", content["steps"], content["strength"])
@@ -285,8 +354,8 @@ class _Reader:
         )
 
     def rows(
-        self, content: dict[str, Any], setting: str, wanted: str, of: Callable[[dict[str, Any]], str], option: str
-    ) -> list[dict[str, Any]]:
+        self, content: DiffusionFigures, setting: str, wanted: str, of: Callable[[Row], str], option: str
+    ) -> list[Row]:
         """The rows that have a setting's value; refused if there is none."""
         if not content["rows"]:
             raise IndexError("no rows")

@@ -6,11 +6,13 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bdflow.models.config import VDVAEConfig
 
 if TYPE_CHECKING:
+    from torch import UntypedStorage
+
     from bdflow.models.vdvae import VDVAE
 
 
@@ -86,10 +88,10 @@ def held(work: Callable[[], object]) -> int:
 
         def __torch_dispatch__(
             self,
-            func: Callable[..., Any],
+            func: Callable[..., object],
             types: object,
-            args: tuple[Any, ...] = (),
-            kwargs: dict[str, Any] | None = None,
+            args: tuple[object, ...] = (),
+            kwargs: dict[str, object] | None = None,
         ) -> object:
             found = func(*args, **(kwargs or {}))
             for value in tree_leaves(found):
@@ -97,7 +99,7 @@ def held(work: Callable[[], object]) -> int:
                     self._add(value.untyped_storage())
             return found
 
-        def _add(self, storage: Any) -> None:
+        def _add(self, storage: UntypedStorage) -> None:
             key = storage._cdata
             if key in known:
                 return

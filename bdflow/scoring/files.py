@@ -19,6 +19,8 @@ from bdflow.stores.metadata import RECORD
 from bdflow.stores.paths import AnyPath, zarr_store
 
 if TYPE_CHECKING:
+    import zarr
+
     from bdflow.models.weights.checkpoint import Checkpoint
 
 TENSORS = (".pt", ".pth", ".safetensors")
@@ -257,7 +259,7 @@ def _damaged(path: AnyPath, error: Exception) -> InputError:
 class _Whole:
     """An array whose damaged chunks are named."""
 
-    def __init__(self, array: Any, path: AnyPath) -> None:
+    def __init__(self, array: zarr.Array, path: AnyPath) -> None:
         self.array, self.path = array, path
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
 

@@ -22,5 +22,5 @@ def settings_in_effect(config: Config) -> dict[str, Any]:
     return found
 
 
-def _without(section: dict[str, object], idle: set[str]) -> dict[str, Any]:
+def _without(section: dict[str, object], idle: set[str]) -> dict[str, object]:
     return {name: value for name, value in section.items() if name not in idle}

@@ -98,7 +98,11 @@ class _Seen(TorchFunctionMode):
         self.calls: Counter[Call] = Counter()
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, object] | None = None,
     ) -> object:
         if func is F.scaled_dot_product_attention:
             self.calls[Call(tuple(args[0].shape), tuple(args[1].shape))] += 1

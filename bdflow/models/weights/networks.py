@@ -55,10 +55,10 @@ def outlines() -> Iterator[None]:
     class NoFirstValues(TorchFunctionMode):
         def __torch_function__(
             self,
-            func: Callable[..., Any],
+            func: Callable[..., object],
             types: object,
-            args: tuple[Any, ...] = (),
-            kwargs: dict[str, Any] | None = None,
+            args: tuple[object, ...] = (),
+            kwargs: dict[str, object] | None = None,
         ) -> object:
             kwargs = kwargs or {}
             if getattr(func, "__module__", None) == "torch.nn.init":

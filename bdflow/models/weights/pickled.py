@@ -9,7 +9,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 STORAGE_DTYPES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -77,7 +77,7 @@ def read_archive(path: Path) -> Any:
 class _Reader(pickle.Unpickler):
     """An unpickler that knows three callables, its own methods: a file can neither call nor change anything else."""
 
-    def __init__(self, stream: Any, records: dict[str, zipfile.ZipInfo]) -> None:
+    def __init__(self, stream: IO[bytes], records: dict[str, zipfile.ZipInfo]) -> None:
         super().__init__(stream, encoding="utf-8")
         self.records = records
         self.known: dict[tuple[str, str], Any] = {
