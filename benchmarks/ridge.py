@@ -94,7 +94,7 @@ def needs(scale: Scale, options: argparse.Namespace) -> Needs:
     planned = memory_budget.plan(extents, scale.columns, 1024, catalog.KERNEL_ROWS, None, False, 2 * stimuli)
     rate = sgemm_rate(options.workers * options.threads, n=1024)
     runs = options.runs * sum(arithmetic(one) for one in smaller(scale, options.sizes))
-    # reached of sgemm: 85% at the paper's size, a fifth where starting workers weighs most (docs/benchmarks.md)
+    # reached of sgemm: 85% at best at the paper's size, a fifth where starting workers weighs most (docs/benchmarks.md)
     least, most = disk / 1e9 + runs / rate / 0.85, 3 * disk / 0.4e9 + runs / rate / 0.2
     most += 10 * options.runs * options.sizes + (0 if options.no_comparison else 120 * min(1, n / 2500))
     if options.gpus:
