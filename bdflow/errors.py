@@ -24,7 +24,7 @@ class BdflowError(Exception):
     action : what to do about it.
     meaning : what that means for the user, where it is not plain.
     remedy : what to do for programs, if there is a step of bdflow that helps: `run`, `run:STAGE`, `remake`,
-        `remake:STAGE`, `repair`, `status` or `check-bundle`. The command line translates it into a command.
+        `remake:STAGE`, `repair`, `status`, `check-bundle` or `bench:NAME OPTIONS`. The command line makes it a command.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -139,9 +140,12 @@ def _options() -> set[str]:
         own = {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)}
         return own.union(*(of(below) for below in getattr(command, "commands", {}).values()))
 
-    texts = [file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py")]
-    of_benchmarks = {word for text in texts for word in re.findall(r'add_argument\(\s*"(--[a-z-]+)"', text)}
+    of_benchmarks = {word for file in (ROOT / "benchmarks").glob("*.py") for word in _options_of_script(file)}
     return of(typer.main.get_command(main.app)) | of_benchmarks
+
+
+def _options_of_script(file: Path) -> set[str]:
+    return set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', file.read_text(encoding="utf-8")))
 
 
 def test_every_option_that_a_message_names_exists():
@@ -172,7 +176,9 @@ def test_every_remedy_leads_to_a_command_that_exists():
     for remedy in sorted(given | {"repair", "run:ingest", "remake:regress"}):
         _, name, *words = command(remedy, ["status", "c.yaml"]).split()
         found = group.commands[name]
-        if name == "bundle":
+        if name in ("bundle", "bench"):
             found = found.commands[words[0]]
         options = {option for parameter in found.params for option in parameter.opts}
+        if name == "bench":
+            options |= _options_of_script(ROOT / "benchmarks" / f"{words[0]}.py")
         assert {word for word in words if word.startswith("--")} <= options, remedy

@@ -42,6 +42,8 @@ def command(remedy: str, given: Sequence[str]) -> str:
         return shlex.join(["bdflow", "verify", _now.config, "--repair", *_settings()])
     if kind == "status":
         return shlex.join(["bdflow", "status", _now.config, *_settings()])
+    if kind == "bench":
+        return f"bdflow bench {stage} --json FILE"
     if kind == "check-bundle":
         return "bdflow bundle check BUNDLE"
     if kind:

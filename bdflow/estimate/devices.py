@@ -57,8 +57,9 @@ def chosen(text: str) -> str:
             "--gpu",
             found=repr(text),
             expected=f"one of {', '.join(GPUS)}",
-            action="name one of these, or measure yours with `bdflow bench diffusion --full --device cuda` and hand "
-            "the file in with --figures",
+            action="name one of these, or measure yours with the benchmark diffusion, and hand the file that it writes "
+            "with --json in with --figures",
+            remedy="bench:diffusion --full --device cuda",
         )
     return name
 

@@ -145,8 +145,8 @@ def _not_figures(file: Path, what: str) -> InputError:
     return InputError(
         file,
         found=what,
-        expected="what `bdflow bench` writes with --json",
-        action="run `bdflow bench` on the machine in question, with --json and this file's name",
+        expected="what a benchmark writes with --json",
+        action="run the benchmark on the machine in question, with --json and this file's name",
     )
 
 
@@ -203,13 +203,14 @@ class _Reader:
             raise _not_figures(self.file, why) from error
         return found
 
-    def refuse(self, found: str, expected: str, action: str) -> InputError:
+    def refuse(self, found: str, expected: str, action: str, benchmark: str = "") -> InputError:
         meaning = "Figures of something else say nothing about this run, and are not scaled to it."
-        return InputError(self.file, found=found, expected=expected, meaning=meaning, action=action)
+        remedy = f"bench:{benchmark}" if benchmark else ""
+        return InputError(self.file, found=found, expected=expected, meaning=meaning, action=action, remedy=remedy)
 
-    def device(self, content: BenchmarkFigures, on_gpu: bool, where: str, command: str) -> str:
+    def device(self, content: BenchmarkFigures, on_gpu: bool, where: str, benchmark: str) -> str:
         """The name of the device it was measured on. Refuses another kind than the configuration's, or another GPU than
-        the one that was named.
+        the one that was named. `benchmark`: name and options of the one that measures what is missing.
         """
         kind, name = content["device"]["kind"], str(content["device"]["name"])
         wanted = "gpu" if on_gpu else "cpu"
@@ -218,7 +219,8 @@ class _Reader:
             raise self.refuse(
                 f"figures of {words[kind]} ({name})",
                 f"those of {words[wanted]}, on which this configuration computes ({where})",
-                f"measure there: {command}; or leave this file out",
+                "measure there, or leave this file out",
+                benchmark,
             )
         if kind == "gpu" and self.asked is not None and known(name) != self.asked:
             raise self.refuse(
@@ -236,8 +238,8 @@ class _Reader:
 
     def ridge(self, found: Figures, content: RidgeFigures) -> Figures:
         gpus = self.config.execution.regress.gpus
-        command = "bdflow bench ridge --scale full" + (" --gpus 1 --workers 1" if gpus else "")
-        name = self.device(content, bool(gpus), f"execution.regress.gpus is {gpus:g}", command)
+        benchmark = "ridge --scale full" + (" --gpus 1 --workers 1" if gpus else "")
+        name = self.device(content, bool(gpus), f"execution.regress.gpus is {gpus:g}", benchmark)
         scale, count = str(content["scale"]), float(content["device"]["count"])
         source, flop = f"{self.file.name}: {name}, scale {scale}", float(content["arithmetic (FLOP)"])
         within = MEASURED if flop >= LARGE_FLOP else 1.5
@@ -255,7 +257,7 @@ class _Reader:
                 found,
                 f"{self.file.name}: {flop / 1e12:.2g} TFLOP at scale {scale} are too few to tell the rates of ridge "
                 "and of reading from start-up: of this file, matrix products, the disk and start-up are used "
-                "(bdflow bench ridge --scale small, or full, tells more)",
+                "(the benchmark ridge with --scale small, or full, tells more)",
             )
         elif gpus:
             new["read"] = plain
@@ -268,12 +270,12 @@ class _Reader:
         return replace(found, rates={**found.rates, **new})
 
     def ingest(self, found: Figures, content: IngestFigures) -> Figures:
-        name = self.device(content, False, "ingest", "bdflow bench ingest")
+        name = self.device(content, False, "ingest", "ingest")
         if content["unpacked (B)"] < ENOUGH_BYTES:
             return noted(
                 found,
                 f"{self.file.name}: a session of {content['unpacked (B)'] / 1e6:.2g} MB is too short to tell the rate "
-                "of reading from start-up: not used (bdflow bench ingest --trials 100 tells more)",
+                "of reading from start-up: not used (the benchmark ingest with --trials 100 tells more)",
             )
         within = MEASURED if content["unpacked (B)"] > 1e8 else 1.5
         source = f"{self.file.name}: {name}, sessions of {content['trials']:,} trials"
@@ -291,8 +293,8 @@ class _Reader:
                 "leave this file out",
             )
         where = f"execution.reconstruct.gpus is {config.execution.reconstruct.gpus:g}"
-        command = "bdflow bench diffusion" + (" --full --device cuda" if on_gpu else "")
-        name = self.device(content, on_gpu, where, f"{command} --dtypes {config.networks.dtype}")
+        benchmark = "diffusion" + (" --full --device cuda" if on_gpu else "")
+        name = self.device(content, on_gpu, where, f"{benchmark} --dtypes {config.networks.dtype}")
         self.same_size(content)
         dtype, compile_mode = config.networks.dtype, config.networks.speed.compile
         rows = self.rows(content, "dtype", dtype, lambda row: row["dtype"], f"--dtypes {dtype}")
@@ -366,5 +368,5 @@ class _Reader:
         raise self.refuse(
             f"figures of {setting} {there}",
             f"those of {wanted}, as networks.{setting} is",
-            f"measure with it (bdflow bench diffusion, {option}), or leave this file out",
+            f"measure with it (the benchmark diffusion, {option}), or leave this file out",
         )

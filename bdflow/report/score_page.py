@@ -89,7 +89,7 @@ def _page(scores: Scores, matched: Matched, files: Sequence[str]) -> ScorePage:
         plots=[_histogram(metric, scores.sets) for metric in scores.metrics],
         files=files,
         facts=list(scores.protocol.items()),
-        footer=f"Made by bdflow score {__version__}. Intervals: {INTERVAL}.",
+        footer=f"Made by bdflow {__version__}. Intervals: {INTERVAL}.",
     )
 
 

@@ -127,7 +127,7 @@ def _broken(folder: Path, found: str) -> InputError:
     return InputError(
         folder,
         found=found,
-        expected="a folder as `bdflow export` wrote it",
+        expected="the export of a study as it was written",
         meaning="Files were changed, added or lost after the export. To score changed pictures, copy them into a plain "
         f"folder without {TABLE} and {MANIFEST}.",
         action="copy the folder again, or export the study again",

@@ -20,7 +20,7 @@ from bdflow.user_paths import any_place, local_path
 
 Given = Any
 """A path, or an array: of numpy, torch or xarray."""
-FORMS = "a folder of PNG or JPEG files or of `bdflow export`, or .npy, .npz, .pt, .safetensors or Zarr"
+FORMS = "a folder of PNG or JPEG files, the export of a study, or .npy, .npz, .pt, .safetensors or Zarr"
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def open_all(
             raise InputError(
                 "PICTURES",
                 found="nothing",
-                expected="pictures to be scored, unless PHOTOS is a folder of `bdflow export`",
-                action="name both: bdflow score PHOTOS PICTURES",
+                expected="pictures to be scored, unless PHOTOS is the export of a study",
+                action="name both, PHOTOS and PICTURES",
             )
     if _is_export("PICTURES", pictures):
         exported = open_export(local_path("PICTURES", pictures))

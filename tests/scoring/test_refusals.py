@@ -146,7 +146,7 @@ def test_folders_that_hold_something_else(tmp_path):
     whole = (shown / "face1.png").read_bytes()
     (shown / "face2.png").write_bytes(whole[: len(whole) // 2])
     refused("cannot be read as a picture", shown, shown)
-    refused("unless PHOTOS is a folder of `bdflow export`", shown)
+    refused("unless PHOTOS is the export of a study", shown)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
