@@ -33,7 +33,7 @@ import numpy as np
 
 from bdflow.benchmarks import machine
 from bdflow.benchmarks.given import context_of, provenances
-from bdflow.benchmarks.machine import GIB, Needs, PeakMemory, announce, disk_rates, sgemm_rate
+from bdflow.benchmarks.machine import GIB, Needs, PeakMemory, ProcessorTime, announce, disk_rates, sgemm_rate
 from bdflow.benchmarks.ridge_comparison import compare
 from bdflow.benchmarks.ridge_stores import SCALES, Reader, Scale, Writer, build
 from bdflow.cluster import Resources, open_executor
@@ -283,6 +283,8 @@ def measure(root: Path, scale: Scale, options: argparse.Namespace) -> dict[str, 
         result["start (s)"], result["rate (FLOP/s)"] = machine.fitted(
             [one["arithmetic (FLOP)"] for one in sized], [one["seconds"] for one in sized]
         )
+    shares = [run["processors"] for run in result["runs"]]
+    result["processors"] = {name: median(shares, name) for name in shares[0]}
     result["peak memory (B)"] = max(run["peak memory (B)"] for run in result["runs"])
     result["arithmetic (FLOP)"] = arithmetic(scale)
     rate = result["target bytes"] / result["works"]["predictions"]
@@ -305,7 +307,7 @@ def one_run(config: Config, scale: Scale, cores: int, gpus: float, target_bytes:
     study, known, _ = prepare(config, scale)
     product = 5120 if scale.train > 1000 else 1024
     before = sgemm_rate(cores, gpus, product)
-    with PeakMemory() as memory:
+    with PeakMemory() as memory, ProcessorTime() as processors:
         start = time.perf_counter()
         works = run_works(config, study, known)
         seconds = time.perf_counter() - start
@@ -314,6 +316,7 @@ def one_run(config: Config, scale: Scale, cores: int, gpus: float, target_bytes:
     return {
         "seconds": seconds,
         "works": works,
+        "processors": processors.shares,
         "peak memory (B)": memory.peak,
         "sgemm before, after (FLOP/s)": (before, after),
         "sgemm (FLOP/s)": rate,
@@ -355,6 +358,12 @@ def show(result: dict[str, Any]) -> None:
     rows += [(f"  {one['latents']:,} latents", f"{one['seconds']:.1f} s") for one in result["sizes"][:-1]]
     rows += [
         ("start-up", f"{result['start (s)']:.1f} s" if len(result["sizes"]) > 1 else "not told apart (--sizes 1)"),
+        (
+            "processors",
+            "{programs:.0%} programs, {system:.0%} system, {host:.0%} host, {idle:.0%} idle".format_map(
+                result["processors"]
+            ),
+        ),
         ("targets", f"{result['target bytes'] / GIB:.2f} GiB"),
         ("peak memory", f"{result['peak memory (B)'] / GIB:.2f} GiB, all processes"),
         ("error", f"{result['error against float64']:.1e} of the largest prediction, against float64"),

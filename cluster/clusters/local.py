@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1:0"  # for the HTTP server of health and metrics, which Dask always starts
 LEFT_BY_DASK = ("PYTHONHASHSEED", "__DASK_PARENT_PID", TRIM)  # in the environment of a process that starts a nanny
 NANNY_TIMEOUT = 3.0  # seconds without a process after which a nanny is replaced
-UNPROFILED: dict[str, object] = {"distributed.worker.profile.enabled": False}
-"""Dask's profiler may stop a worker for ever (see `PROFILED` of `bdflow.cluster.executors.dask`)."""
+UNWATCHED: dict[str, object] = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
+"""What Dask does beside the work. Its profiler may stop a worker for ever (see `PROFILED`
+of `bdflow.cluster.executors.dask`). By default schedulers, nannies and workers look 52 times a second whether their
+event loop answers, and what their process uses: for two workers on two cores that is 6% of both.
+"""
 
 
 def _without_spans(extensions: Mapping[str, object]) -> dict[str, object]:
@@ -67,7 +74,7 @@ class Spawning:
         settings = {
             "distributed.nanny.pre-spawn-environ": self.variables,
             "distributed.scheduler.worker-ttl": None,  # silent workers may be busy: `bdflow.cluster.executors.silence`
-            **UNPROFILED,
+            **UNWATCHED,
             **(NO_PAGES if dashboard is None else {}),
         }
         # Threads and processes inherit the mask: a Ctrl-C reaches this process, which then ends the workers.
@@ -120,7 +127,7 @@ class LocalCluster:
             "local_directory": str(self._scratch),
             "silence_logs": logging.CRITICAL,
             "extensions": _without_spans(working.DEFAULT_EXTENSIONS),
-            "config": UNPROFILED,  # of nannies that replace others too
+            "config": UNWATCHED,  # of nannies that replace others too
         }
         workers = {}
         for number in range(resources.workers):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdflow.cluster.access import NO_PAGES, dask_security, key_options, private_folder
+from bdflow.cluster.clusters.local import UNWATCHED
 from bdflow.cluster.errors import ClusterError
 from bdflow.cluster.limits import excess, gib, gpu_capacity
 from bdflow.cluster.phases import DEPTH
@@ -187,8 +188,13 @@ def spawn_variables(threads: int) -> dict[str, str]:
     return wanted | {
         "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": repr(wanted),
         "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",
-        "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+        **{_variable(setting): str(value) for setting, value in UNWATCHED.items()},
     }
+
+
+def _variable(setting: str) -> str:
+    """The environment variable of one of Dask's settings."""
+    return "DASK_" + setting.upper().replace("-", "_").replace(".", "__")
 
 
 class Steps:
@@ -307,7 +313,7 @@ class DaskOnSlurm:
         self._secrets.callback(shutil.rmtree, self._keys, ignore_errors=True)
         options = scheduler_options(host(slurm), dashboard, self._security)
         try:
-            with dask.config.set({} if dashboard is not None else NO_PAGES):
+            with dask.config.set({**UNWATCHED, **(NO_PAGES if dashboard is None else {})}):
                 self.cluster: Any = self._inside(options) if inside() else self._jobs(options)
         except BaseException:
             self._secrets.close()

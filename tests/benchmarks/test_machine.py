@@ -1,8 +1,12 @@
 """What benchmarks say beforehand and print at the end; what they refuse before they begin."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -21,6 +25,59 @@ def test_start_up_is_told_from_the_rate():
     assert 5 < rate < 10
     start, rate = fitted([10, 100], [4, 2])
     assert (start, rate) == (0, pytest.approx(26.25)), "times that fall are noise: the median rate, no start"
+
+
+TWO_PROCESSES = """
+import mmap, os, signal
+shared = mmap.mmap(-1, 2**26)  # of both processes
+shared.write(b"x" * 2**26)
+child = os.fork()
+if child == 0:
+    shared.seek(0)
+    shared.read()
+    print("ready", flush=True)
+    signal.pause()
+held = []
+for line in iter(lambda: os.read(0, 1), b"q"):
+    held = [b"x" * 2**26] if line == b"+" else []
+    print("done", flush=True)
+os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_memory_of_several_processes_is_counted_once(monkeypatch):
+    counted, full = [], psutil.Process.memory_full_info
+    monkeypatch.setattr(psutil.Process, "memory_full_info", lambda of: counted.append(of.pid) or full(of))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    with psutil.Popen([sys.executable, "-c", TWO_PROCESSES], **pipes) as process:
+        process.stdout.readline()
+        memory = machine.PeakMemory(process)
+        memory.look(memory.members())
+        before, mapped = memory.peak, 2**26
+        assert mapped < before < 1.9 * mapped, "pages of both processes count once"
+        for _ in range(3):
+            memory.look(memory.members())
+        assert len(counted) == 2, "pages are counted again only when more are held"
+        for key, more in ((b"+", 2**26), (b"-", 2**26)):
+            process.stdin.write(key)
+            process.stdout.readline()
+            memory.look(memory.members())
+            assert memory.peak - before == pytest.approx(more, rel=0.1), "the largest stays when it is given back"
+        process.stdin.write(b"q")
+    assert memory.members() == []
+    memory.look([process])
+    assert memory.peak - before == pytest.approx(2**26, rel=0.1), "what is gone is no error"
+
+
+def test_the_time_of_the_processors_is_divided_up():
+    with machine.ProcessorTime() as processors:
+        began, until = time.perf_counter(), time.process_time() + 0.5
+        while time.process_time() < until:
+            sum(range(100_000))
+        seconds = time.perf_counter() - began
+    assert set(processors.shares) == {"programs", "system", "host", "idle"}
+    assert sum(processors.shares.values()) == pytest.approx(1)
+    assert processors.shares["programs"] > 0.4 * 0.5 / (seconds * psutil.cpu_count()), "at least this one program"
 
 
 def test_it_says_what_it_will_take(tmp_path, capsys):
@@ -136,6 +193,7 @@ def test_the_smallest_run_prints_limits_and_writes_what_a_plan_takes(name, setti
     assert max(len(line) for line in printed.out.splitlines() if str(tmp_path) not in line) <= 96
     first = printed.out.splitlines()
     assert first[0].startswith(f"{name}: " if name != "ridge" else "ridge, ")
+    assert ("% programs, " in printed.out) == (name == "ridge")
     assert "about" in first[1], "what it takes is said before anything is measured"
     assert not folder.exists() or not list(folder.iterdir()), "nothing is left behind"
     config = tmp_path / "config.yaml"

@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +9,11 @@ import psutil
 import pytest
 import xarray
 
+from bdflow.benchmarks.machine import PeakMemory
 from tests.support.browser import opened
 
 BDFLOW = Path(sys.executable).with_name("bdflow")
 GIB = 2**30
-
-
-class PeakMemory(threading.Thread):
-    """Largest sum of proportional set sizes over a process and all it started."""
-
-    def __init__(self, process: psutil.Popen) -> None:
-        super().__init__(daemon=True)
-        self.process, self.peak = process, 0
-
-    def run(self) -> None:
-        while self.process.poll() is None:
-            total = 0
-            for member in [self.process, *self.process.children(recursive=True)]:
-                try:
-                    total += member.memory_full_info().pss
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue
-            self.peak = max(self.peak, total)
-            time.sleep(0.3)
 
 
 def check_report(page: Path, tree: xarray.DataTree) -> None:
@@ -73,9 +53,8 @@ def test_the_demo_ends_with_a_report_in_bounded_memory(tmp_path):
     process = psutil.Popen(
         [str(BDFLOW), "demo"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    memory = PeakMemory(process)
-    memory.start()
-    out, err = process.communicate(timeout=800)
+    with PeakMemory(process) as memory:
+        out, err = process.communicate(timeout=800)
     print(f"demo: peak {memory.peak / GIB:.2f} GiB")
     assert process.returncode == 0, err[-3000:]
     assert "demo/report/index.html" in out

@@ -12,9 +12,11 @@ import cloudpickle
 import numpy as np
 import pytest
 import threadpoolctl
-from distributed import LocalCluster
+from distributed import LocalCluster, Worker
 
 from bdflow.cluster import Completed, Executor, Resources, open_executor, ray_session
+from bdflow.cluster.clusters.local import UNWATCHED
+from bdflow.cluster.clusters.slurm import spawn_variables
 from bdflow.cluster.ray_session import NICENESS, environment_of_ray
 from bdflow.cluster.threads import VARIABLES, limited
 
@@ -88,6 +90,32 @@ def test_the_profiler_of_workers_of_others_ends_where_it_may_stop_them(monkeypat
     with open_executor("dask", address=theirs.scheduler_address) as dask:
         dask.run(lambda: frames_asked_for, [0], on_done=done.append)
     assert least <= done[0].result <= most
+
+
+def looks_a_second(dask_worker: Worker) -> dict[str, float]:
+    """How often a worker looks at its event loop and at its process, beside the work."""
+    callbacks = dask_worker.periodic_callbacks
+    return {name: 1000 / callbacks[name].callback_time for name in ("tick", "monitor")}
+
+
+def test_own_workers_of_dask_seldom_look_at_themselves() -> None:
+    """By default they do so 52 times a second, which costs a node of two cores 6% of both."""
+    with open_executor("dask") as dask:
+        dask.run(lambda: abs, [1])
+        own = dask._own
+        of_all = [*own.client.run(looks_a_second).values(), looks_a_second(own.cluster.scheduler)]
+        of_all += [looks_a_second(nanny) for nanny in own.cluster.workers.values()]
+    assert len(of_all) == 3
+    for found in of_all:
+        assert found == {"tick": 1, "monitor": 0.2}
+
+
+def test_workers_in_jobs_of_slurm_find_the_same_settings() -> None:
+    import dask
+
+    found = dask.config.collect_env(spawn_variables(1))
+    for name, value in UNWATCHED.items():
+        assert dask.config.get(name, config=found) == value
 
 
 @pytest.mark.parametrize(("user", "of_nodes"), [(None, "0"), ("7", "7")])
