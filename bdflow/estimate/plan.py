@@ -26,7 +26,7 @@ from bdflow.regression.memory_budget import plan as ridge_plan
 from bdflow.study import catalog
 from bdflow.study.designs import by_rows, candidates, designs, held_out_spaces, validates
 from bdflow.study.graph import Graph
-from bdflow.study.system import folds
+from bdflow.study.system import fold_count, folds
 
 GIB = 2**30
 TORCH = 1.0 * GIB  # a worker with torch and its networks' code, beside their weights
@@ -317,8 +317,9 @@ class _Reckoning:
                     held = min(n, k)
                 held = held if validates(config, spaces) else 0
                 dual, tried = ridge.dual_is_cheaper(n, p, m), len(candidates(config, spaces))
-                below = bool(held_out_spaces(config, spaces))
-                extents[subject, design.name] = Extent(n, m, p, held, tried, dual, k, by_rows(config), below)
+                below, of_rows = bool(held_out_spaces(config, spaces)), by_rows(config)
+                sizes = (n, m, p, held, tried, dual, k, of_rows, below, fold_count(config))
+                extents[subject, design.name] = Extent(*sizes)
         columns = 0
         for space in config.decoded_spaces:
             shape = counts.shape(space)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_numpy_array
 
 from bdflow.errors import InputError, counted
 from bdflow.regression.device import failures_raised
@@ -194,7 +194,8 @@ class _SquaredErrors:
     """E' E of blocks of rows of E (n, s), in float64, and a triangular factor of it."""
 
     def __init__(self, s: int) -> None:
-        self.s, self.gram = s, None
+        self.s = s
+        self.gram: Array = None
 
     def add(self, block: Array) -> None:
         """More rows."""
@@ -210,13 +211,19 @@ class _SquaredErrors:
         """R (s, s) with R' R = E' E, in the type of the blocks. A constant target may have no error at all, so
         that E' E is singular: what is added to its diagonal is of the order of its rounding.
         """
-        gram = mirrored(self.gram)
+        gram = self.gram
         xp = array_namespace(gram)
         least = self.s * float(xp.finfo(xp.float64).eps) * float(xp.max(xp.linalg.diagonal(gram)))
         index = xp.arange(self.s)
         gram[index, index] += least
         with failures_raised(gram):
-            return xp.astype(xp.linalg.cholesky(gram).T, self.dtype)
+            if is_numpy_array(gram):  # in place: this is the largest matrix of all
+                import scipy.linalg
+
+                factor: Array = scipy.linalg.cholesky(gram.T, lower=True, overwrite_a=True, check_finite=False)
+            else:
+                factor = xp.linalg.cholesky(mirrored(gram))
+            return xp.astype(factor.T, self.dtype)
 
 
 def k_fold(
@@ -237,7 +244,8 @@ def k_fold(
     ------
     ValueError : as `hat_matrices`; a fold that leaves no training stimulus.
     """
-    order, solved = [], []
+    order: list[np.ndarray] = []
+    parts: list[list[Array]] = [[] for _ in alphas]
     for number in np.unique(fold[rows]):
         kept, at = np.flatnonzero(fold != number), np.flatnonzero(fold[rows] == number)
         if not kept.size:
@@ -247,17 +255,28 @@ def k_fold(
                 expected="stimuli in at least 2 folds",
                 action="use more training stimuli, or more folds (`ridge.validation.folds`)",
             )
-        inner, right = system.without(kept, rows[at])
         order.append(at)
-        columns = np.argsort(np.concatenate([kept, np.flatnonzero(fold == number)]))
-        solved.append((columns, inner.hat_matrices(right, alphas)))
+        for found, smoother in zip(parts, _fold_smoothers(system, kept, rows[at], alphas, intercept), strict=True):
+            found.append(smoother)
     back = np.argsort(np.concatenate(order))
-    for _ in alphas:
-        parts = []
-        for columns, hats in solved:
-            hat = next(hats)
-            xp = array_namespace(hat)
-            left_out = xp.zeros((hat.shape[0], system.n - hat.shape[1]), dtype=hat.dtype)
-            smoother = hat + 1 / hat.shape[1] if intercept and system.intercept else hat
-            parts.append(take(xp.concat([smoother, left_out], axis=1), columns, 1))
-        yield take(xp.concat(parts), back, 0)
+    for found in parts:
+        xp = array_namespace(*found)
+        yield take(xp.concat(found), back, 0)
+        found.clear()
+
+
+def _fold_smoothers(
+    system: System, kept: np.ndarray, left_out: np.ndarray, alphas: Sequence[float], intercept: bool
+) -> Iterator[Array]:
+    """Predictions of the rows left out from those kept, (left out, n) for each alpha. One fold is held at a time: this
+    lets it go when the last is taken.
+    """
+    inner, right = system.without(kept, left_out)
+    others = np.ones(system.n, dtype=bool)
+    others[kept] = False
+    columns = np.argsort(np.concatenate([kept, np.flatnonzero(others)]))
+    for hat in inner.hat_matrices(right, alphas):
+        xp = array_namespace(hat)
+        smoother = hat + 1 / len(kept) if intercept and system.intercept else hat
+        zeros = xp.zeros((hat.shape[0], system.n - len(kept)), dtype=hat.dtype)
+        yield take(xp.concat([smoother, zeros], axis=1), columns, 1)

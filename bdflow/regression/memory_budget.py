@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from bdflow.errors import InputError
 
 MIB = 2**20
-BASE = 480 * MIB  # a worker with NumPy, SciPy, zarr, torch and dask loaded, and memory freed but not given back
+BASE = 544 * MIB  # a worker with NumPy, SciPy, zarr, torch and dask loaded, and memory freed but not given back
 MARGIN = 1.25
 WORKSPACE = 256 * MIB  # what a GPU's libraries take for themselves
 PIECE = 160 * MIB  # float32 bytes of one piece of targets where memory is not scarce
@@ -21,7 +21,8 @@ class Extent:
     """One subject's problem: training rows and test stimuli, voxels, rows and penalties of cross-validation, whether
     the kernel of rows is solved (`dual`) or the covariance of voxels; training stimuli, where rows are single trials;
     whether cross-validation multiplies errors, one penalty after the other (`one_by_one`), or all predictions at once;
-    whether each block of predictions has the rows of cross-validation below it (`below`).
+    whether each block of predictions has the rows of cross-validation below it (`below`); the number of `folds`, or 0
+    where one by one is left out.
     """
 
     train: int
@@ -33,6 +34,7 @@ class Extent:
     stimuli: int | None = None
     one_by_one: bool = False
     below: bool = False
+    folds: int = 0
 
     @property
     def targets(self) -> int:
@@ -146,7 +148,8 @@ def plan(
 @dataclass(frozen=True)
 class Solving:
     """What is solved on a GPU: `n` training rows, `p` voxels of them, `block` voxels read at a time, `rows` patterns at
-    once; `dual` as in `Extent`; `folds` of a system, each of which is one of its own; `kept` factors.
+    once; `dual` as in `Extent`; `folds` of a system, each of which is one of its own; `kept` factors, or covariances
+    of folds.
     """
 
     n: int
@@ -184,9 +187,11 @@ def on_device(plan: Plan, of: Solving, free: int) -> Plan:
 
 
 def whole_on_device(of: Solving) -> int:
-    """Bytes of a GPU to solve a system at once: the kernel or covariance, it with the penalty, and its factor."""
+    """Bytes of a GPU to solve a system at once: the kernel or covariance, it with the penalty, and its factor; by
+    folds, those of one beside the kernel or covariance of all.
+    """
     side = of.n if of.dual else of.p
-    matrices = 3 + of.kept + 3 * of.folds
+    matrices = 3 + of.kept + of.folds
     rows = 20 * of.rows * max(side, of.n)
     return 4 * matrices * side**2 + rows + (0 if of.dual else 4 * of.n * of.p * (2 if of.folds else 1))
 
@@ -225,9 +230,30 @@ def _whole(e: Extent, voxels: int) -> int:
     rows = max(e.test, e.held_out)
     if not e.dual:
         held = 4 * (e.train + e.test) * e.voxels
-        return _with_base(2 * held + 8 * e.voxels**2 + 16 * rows * e.train)
+        return _with_base(max(2 * held + 8 * e.voxels**2 + 16 * rows * e.train, _by_folds(e)))
     computed = 4 * e.train * (e.train + e.test) + _block(voxels, e.train + e.test)
-    return _with_base(max(computed, 8 * e.train**2 + 16 * rows * e.train))
+    return _with_base(max(computed, 8 * e.train**2 + 16 * rows * e.train, _by_folds(e)))
+
+
+def _by_folds(e: Extent) -> int:
+    """Bytes of cross-validation by folds, of which one is held at a time."""
+    if not e.folds or not e.held_out:
+        return 0
+    n, p, s, kept = e.train, e.voxels, e.targets, (e.folds - 1) / e.folds
+    out = -(-n // e.folds)  # rows of a fold
+    side = n if e.dual else p
+    predicted = out if e.one_by_one else -(-e.held_out // e.folds)
+    if e.dual:  # the kernel; of its rows those kept, and of these the columns kept
+        held = 4 * n**2 * (1 + kept + kept**2)
+    else:  # all rows, those kept and those left out; the covariances of all rows and of a fold, and its factor
+        held = 8 * n * p + 4 * 3 * p**2
+    held += 4 * predicted * (2 * side + n)  # what is solved for, the solution, and hat matrices
+    if not e.one_by_one:
+        return int(held + 4 * e.held_out * n * (e.alphas + 2))
+    if not e.dual:  # rows of a stimulus added up; the covariances of all folds are kept for the next penalty
+        held += 4 * s * p + 4 * (e.folds - 1) * p**2
+    held += 16 * out * s
+    return int(held + (12 * s**2 if n > s else 8 * n * s))  # errors, or their squares in float64 and a factor
 
 
 def _tiled(extents: Mapping[tuple[str, str], Extent], voxels: int, kernel_rows: int, width: int) -> int:

@@ -14,6 +14,7 @@ of the input. NumPy arrays take the symmetric BLAS and LAPACK routines, which do
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -154,11 +155,15 @@ class Dual:
         xp = array_namespace(self.kernel)
         rows = take(self.kernel, kept, 0)
         inner, cross = take(rows, kept, 1), take(rows, left_out, 1).T
+        del rows
         if not self.intercept:
             return Dual(inner, intercept=False), cross
         mean = xp.mean(inner, axis=0)
-        cross = cross - xp.mean(cross, axis=1, keepdims=True) - mean + xp.mean(mean)
-        inner = inner - mean - mean[:, None] + xp.mean(mean)
+        middle = xp.mean(mean)
+        cross = cross - xp.mean(cross, axis=1, keepdims=True) - mean + middle
+        inner -= mean
+        inner -= mean[:, None]
+        inner += middle
         return Dual(inner), cross
 
 
@@ -167,7 +172,9 @@ class Primal:
     nothing is centred.
     """
 
-    def __init__(self, train: Array, gram: Array = None, keep: bool = False, intercept: bool = True) -> None:
+    def __init__(
+        self, train: Array, gram: Array | Callable[[], Array] = None, keep: bool = False, intercept: bool = True
+    ) -> None:
         self.train, self.n, self.intercept = train, train.shape[0], intercept
         self._gram, self._keep = gram, keep
         self._held: _Solver | None = None
@@ -175,6 +182,8 @@ class Primal:
     @property
     def gram(self) -> Array:
         """The covariance (p, p), times n."""
+        if callable(self._gram):
+            self._gram = self._gram()
         if self._gram is None:
             xp, p = array_namespace(self.train), self.train.shape[1]
             gram = xp.zeros((p, p), dtype=self.train.dtype)
@@ -200,11 +209,26 @@ class Primal:
 
     def without(self, kept: np.ndarray, left_out: np.ndarray) -> tuple[Primal, Array]:
         """The system of the `kept` rows, centred anew, and what `hat_matrices` takes for those left out of it."""
-        rows = take(self.train, kept, 0)
-        if not self.intercept:
-            return Primal(rows, intercept=False), take(self.train, left_out, 0)
-        mean = array_namespace(rows).mean(rows, axis=0)
-        return Primal(rows - mean), take(self.train, left_out, 0) - mean
+        rows, others = take(self.train, kept, 0), take(self.train, left_out, 0)
+        mean: Array = None
+        if self.intercept:
+            mean = array_namespace(rows).mean(rows, axis=0)
+            rows -= mean
+            others -= mean
+        gram = partial(self._gram_of, kept, mean) if 2 * len(kept) > self.n else None
+        return Primal(rows, gram, intercept=self.intercept), others
+
+    def _gram_of(self, kept: np.ndarray, mean: Array) -> Array:
+        """The covariance of most of the rows, less their mean: that of all rows less that of the few others."""
+        few = np.ones(self.n, dtype=bool)
+        few[kept] = False
+        rows = take(self.train, np.flatnonzero(few), 0)
+        xp = array_namespace(rows)
+        if mean is not None:
+            rows = xp.concat([rows, mean[None, :] * float(np.sqrt(len(kept)))])
+        gram = xp.asarray(self.gram, copy=True)
+        add_gram(gram, rows.T, -1.0)
+        return mirrored(gram)
 
 
 System = Dual | Primal
@@ -247,16 +271,18 @@ def not_definite(alpha: float, dtype: object) -> InputError:
     )
 
 
-def add_gram(gram: Array, block: Array) -> None:
-    """gram += block @ block.T; with NumPy only one triangle of gram is kept up."""
+def add_gram(gram: Array, block: Array, factor: float = 1.0) -> None:
+    """gram += factor * block @ block.T; with NumPy only one triangle of gram is kept up."""
     if is_numpy_array(gram):
         from scipy.linalg import get_blas_funcs
 
         syrk = get_blas_funcs("syrk", (gram,))
         left = block if block.flags.f_contiguous else block.T
-        syrk(1.0, left, beta=1.0, c=gram.T, trans=left is not block, lower=1, overwrite_c=1)
+        syrk(factor, left, beta=1.0, c=gram.T, trans=left is not block, lower=1, overwrite_c=1)
     else:
-        gram += block @ block.T
+        product = block @ block.T
+        product *= factor
+        gram += product
 
 
 def mirrored(gram: Array) -> Array:

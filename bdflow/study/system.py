@@ -304,6 +304,7 @@ def extent_of(config: Config, spaces: tuple[str, ...], responses: Store, voxels:
         stimuli,
         by_rows(config),
         bool(held_out_spaces(config, spaces)),
+        fold_count(config),
     )
 
 
@@ -322,6 +323,11 @@ def plan_of(
     budget = config.execution.regress.memory
     kernel_rows, limit = catalog.KERNEL_ROWS, budget and int(budget)
     return plan(extents, columns, config.chunks.voxels, kernel_rows, limit, folds(config), column_bytes)
+
+
+def fold_count(config: Config) -> int:
+    """Folds of cross-validation; 0 where it leaves out one by one."""
+    return 0 if config.ridge.validation.method == "leave_one_out" else config.ridge.validation.folds
 
 
 def folds(config: Config) -> bool:

@@ -112,15 +112,19 @@ class Validator:
         intercept, grouping = self.designs[pair[1]].intercept, solver.grouping
         if settings.method == "k_fold_rows":
             fold = contiguous_folds(solver.trial_order(), settings.folds)
-            whole: Any = solver.fitted(solver.n // settings.folds + 1, folds=True).ridge_system(intercept=intercept)
+            kept = 0 if solver.dual else settings.folds  # covariances
+            fitted = solver.fitted(solver.n // settings.folds + 1, folds=True, kept=kept)
+            whole: Any = fitted.ridge_system(intercept=intercept)
             errors = cross_validation.k_fold_errors(whole, alphas, fold, grouping, intercept)
-            for partition, matrix in zip(missing, errors, strict=True):
-                store.write(partition, {"error": to_host(matrix)[None].astype(np.float32)})
+            for partition in missing:  # nothing holds a matrix while the next is made
+                store.write(partition, {"error": to_host(next(errors))[None].astype(np.float32, copy=False)})
             return
         stimuli = held_out_rows(store)
         groups = list(grouping.groups(stimuli))
         held_out = sum(map(len, groups))
-        system: Any = solver.fitted(held_out, folds=settings.method == "k_fold").ridge_system()
+        by_folds = settings.method == "k_fold"
+        matrices_of_all = 4 * held_out * solver.n * (len(alphas) + 2) if by_folds else 0
+        system: Any = solver.fitted(held_out, folds=by_folds, beside=matrices_of_all).ridge_system()
         matrices: Iterator[Any]
         if settings.method == "leave_one_out":
             if grouping.trivial:
@@ -134,9 +138,9 @@ class Validator:
             matrices = cross_validation.k_fold(system, rows, alphas, fold, intercept)
             if not grouping.trivial:
                 matrices = (_means(matrix, [len(group) for group in groups]) for matrix in matrices)
-        for partition, matrix in zip(missing, matrices, strict=True):
-            host = to_host(grouping.sum_columns(matrix))
-            store.write(partition, {"matrix": host[None].astype(np.float32)})
+        for partition in missing:
+            host = to_host(grouping.sum_columns(next(matrices)))
+            store.write(partition, {"matrix": host[None].astype(np.float32, copy=False)})
 
 
 def contiguous_folds(order: np.ndarray, folds: int) -> np.ndarray:
