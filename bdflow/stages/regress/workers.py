@@ -112,8 +112,10 @@ class Validator:
         intercept, grouping = self.designs[pair[1]].intercept, solver.grouping
         if settings.method == "k_fold_rows":
             fold = contiguous_folds(solver.trial_order(), settings.folds)
+            left_out, stimuli_count = solver.n // settings.folds + 1, len(grouping.counts)
             kept = 0 if solver.dual else settings.folds  # covariances
-            fitted = solver.fitted(solver.n // settings.folds + 1, folds=True, kept=kept)
+            squares = 20 * stimuli_count**2 + 16 * left_out * stimuli_count  # of errors in float64, their factor
+            fitted = solver.fitted(left_out, folds=True, kept=kept, beside=squares)
             whole: Any = fitted.ridge_system(intercept=intercept)
             errors = cross_validation.k_fold_errors(whole, alphas, fold, grouping, intercept)
             for partition in missing:  # nothing holds a matrix while the next is made
